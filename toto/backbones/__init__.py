@@ -1,0 +1,1 @@
+"""Backbones: causal sequence models over embedded tokens. `config` is torch-free."""

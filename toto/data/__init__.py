@@ -1,0 +1,1 @@
+"""Data: pictures and videos to shards, and shards to batches in a pure order."""

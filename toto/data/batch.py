@@ -1,0 +1,54 @@
+"""What the loader hands to a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T frames, as pixels or as a tokenizer's codes: exactly one of the two is set.
+
+    Attributes:
+        pixels_BTCHW: uint8 RGB frames, square.
+        codes_BTHW: int64 codes from 0, without the offset of the special ids.
+        is_image_B: bool; True for T separate images, False for T frames of one video.
+        source_B: int64 index into the recipe's sources.
+        position_B: int64 global position in the stream, which names the sample.
+        label_B: int64 class of the first frame's sample, -1 without a label.
+    """
+
+    pixels_BTCHW: Tensor | None
+    codes_BTHW: Tensor | None
+    is_image_B: Tensor
+    source_B: Tensor
+    position_B: Tensor
+    label_B: Tensor
+
+    def __post_init__(self) -> None:
+        if (self.pixels_BTCHW is None) == (self.codes_BTHW is None):
+            raise ValueError("a Batch holds pixels or codes, one of the two")
+
+    def __len__(self) -> int:
+        return len(self.is_image_B)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return type(self)(**{field.name: moved.get(field.name) for field in fields(self)})
+
+    def frames(self) -> Tensor:
+        """Whichever of pixels and codes is set; both begin with `BT`."""
+        frames = self.pixels_BTCHW if self.pixels_BTCHW is not None else self.codes_BTHW
+        assert frames is not None
+        return frames

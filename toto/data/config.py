@@ -1,0 +1,49 @@
+"""What a recipe says of its data. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from toto.registry import Config
+
+__all__ = ["ClipConfig", "DataConfig", "SourceConfig"]
+
+
+class ClipConfig(Config):
+    """How a sequence is cut out of a source (paper §3.4: 16 frames, every 4th, 128 px)."""
+
+    frames: PositiveInt = Field(16, description="T frames a sequence: of one video, or T images")
+    stride: PositiveInt = Field(4, description="every stride-th decoded frame of a video")
+    resolution: PositiveInt = Field(128, description="side of the square crop in pixels")
+
+    @property
+    def span(self) -> int:
+        """Decoded frames that one clip covers."""
+        return (self.frames - 1) * self.stride + 1
+
+
+class SourceConfig(Config):
+    """One dataset of the mixture."""
+
+    path: str = Field(description="a packed dataset, relative to data.root")
+    validation: str | None = Field(None, description="the held-out dataset, never trained on")
+    weight: PositiveFloat = Field(1.0, description="share of the sequences of every batch")
+    stride: PositiveInt | None = Field(None, description="instead of clip.stride")
+
+
+class DataConfig(Config):
+    """The mixture and how it is read."""
+
+    root: str = Field("data", description="folder of the datasets")
+    make: str | None = Field(None, description="`samples`: make these datasets if root lacks them")
+    tokens: Literal["in_run", "once"] = Field(
+        "in_run",
+        description="tokenize pictures in the run, or once before it into token shards under root",
+    )
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    workers: NonNegativeInt = Field(0, description="loader processes; the order does not depend")
+    max_broken: NonNegativeFloat = Field(
+        0.01, le=1.0, description="share of undecodable units that stops the run"
+    )

@@ -1,0 +1,61 @@
+"""What a recipe says of a pooling head. No torch here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveInt
+
+from toto.registry import Component, Registry
+
+if TYPE_CHECKING:
+    from toto.heads.base import Head
+
+__all__ = ["HEADS", "AttentionConfig", "AverageConfig", "HeadConfig"]
+
+HEADS: Registry[HeadConfig] = Registry("head", builtins="toto.heads.config")
+
+
+class HeadConfig(Component, ABC):
+    """Base of every pooling head's Config: `[B, L, D]` → `[B, D]`; a linear classifier follows."""
+
+    @abstractmethod
+    def num_params(self, width: int) -> int:
+        """Parameters of the pooling for features of that width, without the classifier."""
+
+    @abstractmethod
+    def build(self, width: int) -> Head:
+        """Make the head for features of that width."""
+
+
+@HEADS.register("average")
+class AverageConfig(HeadConfig):
+    """The mean over all tokens (paper §3.5)."""
+
+    def num_params(self, width: int) -> int:
+        """Nothing to learn."""
+        return 0
+
+    def build(self, width: int) -> Head:
+        """Make the average pooling."""
+        from toto.heads.average import AveragePooling
+
+        return AveragePooling(self, width)
+
+
+@HEADS.register("attention")
+class AttentionConfig(HeadConfig):
+    """One learned query attends to all tokens through learned W_k and W_v (paper §3.5, Table 5)."""
+
+    num_heads: PositiveInt = 1
+
+    def num_params(self, width: int) -> int:
+        """W_k, W_v and the query."""
+        return 2 * width**2 + width
+
+    def build(self, width: int) -> Head:
+        """Make the attention pooling."""
+        from toto.heads.attention import AttentionPooling
+
+        return AttentionPooling(self, width)

@@ -1,0 +1,64 @@
+"""The contract of a tokenizer: `encode` pictures to a TokenGrid, `decode` back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from toto.tokenizers.config import TokenizerConfig
+
+__all__ = ["PatchGrid", "TokenGrid", "Tokenizer"]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Discrete tokens of B pictures: `codes_BHW` int64, each from 0 to codebook_size-1."""
+
+    codes_BHW: Tensor
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Continuous tokens of B pictures.
+
+    `patches_BHWC` float32, normalised; `mean_BHW1` and `std_BHW1` undo the normalisation.
+    """
+
+    patches_BHWC: Tensor
+    mean_BHW1: Tensor
+    std_BHW1: Tensor
+
+
+class Tokenizer(nn.Module, ABC):
+    """Turns pictures into grids of tokens and back. Frozen while a backbone trains."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def encode(self, pixels_BCHW: Tensor) -> TokenGrid | PatchGrid:
+        """Tokens of RGB pictures: float32 in [0, 1], square, of a size that `config.grid` takes."""
+
+    @abstractmethod
+    def decode(self, grid: TokenGrid | PatchGrid) -> Tensor:
+        """The pictures that the tokens stand for: `BCHW` float32 in [0, 1]."""
+
+    def fingerprint(self) -> str:
+        """A hash of the config and every weight: equal only if the tokens mean the same.
+
+        The config's `weights` field says where weights were found, not what they are, and stays
+        out.
+        """
+        digest = hashlib.sha256()
+        config = self.config.model_dump_json(exclude={"weights"})
+        digest.update(config.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

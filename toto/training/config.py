@@ -1,0 +1,48 @@
+"""What a recipe says of a training run. No torch here. Defaults are the paper's (§3.2, P§4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from toto.registry import Config
+
+__all__ = ["OptimizerConfig", "ScheduleConfig", "TrainingConfig"]
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2017); no decay on norms, biases and embeddings."""
+
+    lr: PositiveFloat = Field(3e-4, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    grad_clip: PositiveFloat = Field(1.0, description="largest norm of the whole gradient")
+
+
+class ScheduleConfig(Config):
+    """Linear warm-up, then cosine down to `final_fraction` of the peak."""
+
+    warmup_steps: NonNegativeInt = 2_000
+    final_fraction: float = Field(0.1, ge=0.0, le=1.0)
+
+
+class TrainingConfig(Config):
+    """Length, batch and machine of a run."""
+
+    steps: PositiveInt = Field(description="optimizer steps")
+    batch_tokens: PositiveInt = Field(2**20, description="visual tokens a step")
+    micro_batch: PositiveInt = Field(1, description="sequences in one forward and backward pass")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast where the device has it; resolved before the run"
+    )
+    compile: bool = Field(
+        True, description="torch.compile by block; off where there is no C++ compiler"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: PositiveInt = 10
+    eval_every: PositiveInt = 500
+    eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")
+    save_every: PositiveInt = 500
+    keep: PositiveInt = Field(2, description="checkpoints kept, the newest")

@@ -1,0 +1,1 @@
+"""Recipes: YAML read strictly, overridden, checked as a whole, before any weight is made."""

@@ -1,0 +1,5 @@
+"""`python -m toto.cli`: the same as `toto`."""
+
+from toto.cli.main import main
+
+main()

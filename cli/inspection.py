@@ -1,0 +1,67 @@
+"""Commands that look: list, show, check."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from toto.cli.options import ImportOption, RecipeArgument, SetOption
+
+__all__ = ["add_to"]
+
+
+class Family(StrEnum):
+    """What `toto list` lists."""
+
+    TOKENIZERS = "tokenizers"
+    BACKBONES = "backbones"
+    HEADS = "heads"
+    TASKS = "tasks"
+    RECIPES = "recipes"
+
+
+class Part(StrEnum):
+    """What `toto check` checks."""
+
+    TOKENIZER = "tokenizer"
+    BACKBONE = "backbone"
+    HEAD = "head"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands into the application."""
+    app.command("list")(list_)
+    app.command()(show)
+    app.command()(check)
+
+
+def list_(family: Annotated[Family, typer.Argument()], imports: ImportOption = None) -> None:
+    """List the components or recipes that there are, plug-ins included."""
+    from toto.jobs.inspect import list_family
+
+    list_family(family.value, imports=imports or [])
+
+
+def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Print the resolved recipe and the numbers that follow from it."""
+    from toto.jobs.inspect import show_recipe
+
+    show_recipe(recipe, overrides or [])
+
+
+def check(
+    part: Annotated[Part, typer.Argument()],
+    component: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="a name, or the mapping of a recipe: '{name: mine, size: 8}'"
+        ),
+    ],
+    imports: ImportOption = None,
+) -> None:
+    """Run the contract on a component, yours or toto's."""
+    from toto.jobs.check import check_component
+
+    check_component(part.value, component, imports=imports or [])

@@ -1,0 +1,41 @@
+"""`toto`: the commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from toto.cli import data, inspection, models, tokenizers
+from toto.errors import TotoError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="toto",
+    help="Autoregressive pre-training on images and video: pack, train, probe, generate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+models.add_to(app)
+tokenizers.add_to(app)
+data.add_to(app)
+inspection.add_to(app)
+
+
+def main() -> None:
+    """Entry point: what toto reports itself is one message without a traceback.
+
+    Exit codes: 0 done (a run that a signal stopped and saved too), 1 a run that had to stop,
+    2 the user's mistake.
+    """
+    try:
+        app()
+    except TotoError as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(error.exit_code)

@@ -1,0 +1,140 @@
+"""Commands about models: train, finetune, probe, generate, report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from toto.cli.options import (
+    ImportOption,
+    OutputOption,
+    RecipeArgument,
+    ResumeOption,
+    RunArgument,
+    SetOption,
+)
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands into the application."""
+    for command in (train, finetune, probe, generate, report):
+        app.command()(command)
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Train the model of a recipe."""
+    from toto.jobs.train import start_training
+
+    start_training(recipe, overrides or [], output=output, resume=resume)
+
+
+def finetune(
+    run: RunArgument = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="the new token grid, for example 32x32"),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="frames a sequence; else as many as keep the trained context's length"
+        ),
+    ] = None,
+    rope_base: Annotated[
+        float | None, typer.Option(min=1.0, help="RoPE's base; the paper takes 50000 for 32x32")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps")] = None,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    imports: ImportOption = None,
+) -> None:
+    """Go on training a model, at another resolution or RoPE base; next-token loss only for now."""
+    from toto.jobs.finetune import FinetuneRequest, start_finetuning
+
+    request = FinetuneRequest(
+        run=run, resolution=resolution, frames=frames, rope_base=rope_base, steps=steps,
+        overrides=tuple(overrides or ()), output=output, resume=resume,
+        imports=tuple(imports or ()),
+    )  # fmt: skip
+    start_finetuning(request)
+
+
+def probe(
+    run: RunArgument = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pool",
+            metavar="HEAD",
+            help="pooling head; repeatable; average and attention unless given",
+        ),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="all, or a list such as 0,3,6; negatives count from the end")
+    ] = "all",
+    source: Annotated[
+        str | None, typer.Option(help="which labelled source of the run's recipe to probe on")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="any field of the probe's settings"),
+    ] = None,
+    imports: ImportOption = None,
+) -> None:
+    """Train probes on every layer of a frozen model, on the run's own labelled data."""
+    from toto.jobs.probe import start_probing
+
+    start_probing(
+        run,
+        heads=pool or ["average", "attention"],
+        layers=layers,
+        source=source,
+        overrides=overrides or [],
+        imports=imports or [],
+    )
+
+
+def generate(
+    run: RunArgument = None,
+    frames: Annotated[int, typer.Option(min=1, help="frames to generate")] = 8,
+    prompt_frames: Annotated[
+        int | None, typer.Option(min=1, help="frames given; half of the trained ones unless set")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="how many videos to continue")] = 3,
+    source: Annotated[
+        str | None, typer.Option(help="which source of the run's recipe the prompts come from")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="keep the k likeliest; 0 keeps all")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="keep this much mass")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the first video; the next take the next")] = 0,
+    imports: ImportOption = None,
+) -> None:
+    """Continue held-out videos of the run's data, and show real beside generated."""
+    from toto.jobs.generate import GenerateRequest, start_generating
+
+    request = GenerateRequest(
+        run=run, frames=frames, prompt_frames=prompt_frames, samples=samples, source=source,
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        imports=tuple(imports or ()),
+    )  # fmt: skip
+    start_generating(request)
+
+
+def report(
+    run: RunArgument = None,
+    imports: ImportOption = None,
+) -> None:
+    """Write RUN/report.html: one page with curves, probes, reconstructions and continuations."""
+    from toto.jobs.report import start_report
+
+    start_report(run, imports=imports or [])

@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="a run directory or checkpoint; without it the newest complete next-token "
+        "checkpoint under ./runs",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="replace a value of the recipe; repeatable"),
+]
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE|FILE.py",
+        help="import your plug-ins first; a checkpoint never imports code by itself",
+    ),
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", help="the run directory, instead of the recipe's")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="go on from the newest checkpoint, exactly")
+]

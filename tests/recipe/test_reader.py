@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from toto.errors import RecipeError, UserError
+from toto.recipe.reader import check_recipe, find_recipe, list_recipes, merge, read_recipe
+from toto.recipe.yaml_reader import dump_yaml
+
+GOOD = {
+    "verb": "train",
+    "name": "good",
+    "output": "runs/good",
+    "tokenizer": {"name": "dvae", "weights": "random:0", "num_codes": 16, "width": 8},
+    "backbone": {"name": "llama", "preset": "tiny"},
+    "clip": {"frames": 2, "stride": 1, "resolution": 16},
+    "data": {"sources": {"digits": {"path": "a"}}},
+    "schedule": {"warmup_steps": 1},
+    "training": {"steps": 4, "batch_tokens": 32, "micro_batch": 2},
+}
+
+
+def wrong(**changes):
+    return merge(json.loads(json.dumps(GOOD)), changes)
+
+
+def problems_of(raw):
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(raw, "r.yaml")
+    return {problem.path: problem for problem in caught.value.problems}
+
+
+def test_a_good_recipe_round_trips_through_json_and_yaml(tmp_path):
+    recipe = check_recipe(GOOD, "r.yaml")
+    dumped = recipe.model_dump(mode="json")
+    assert check_recipe(json.loads(json.dumps(dumped)), "r") == recipe
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_yaml(dumped))
+    assert read_recipe(str(path)) == recipe
+    assert dumped["tokenizer"]["name"] == "dvae"
+    assert dumped["backbone"]["ffn_dim"] == 192, "a preset is resolved into numbers"
+
+
+ERRORS = [
+    ({"tokenizer": {"num_cods": 4}}, "tokenizer.num_cods", "unknown key", "Did you mean num_codes?"),
+    ({"tokenizer": {"num_codes": "many"}}, "tokenizer.num_codes", "'many' does not fit", "Change"),
+    ({"tokenizer": {"name": "dvea"}}, "tokenizer", "unknown tokenizer 'dvea'", ""),
+    ({"tokenizer": {"weights": None}}, "tokenizer.weights", "missing", "toto:dvae-tiny"),
+    ({"tokenizer": {"weights": "w.pkl"}}, "tokenizer.weights", "names no weights", ""),
+    ({"backbone": {"preset": "lage"}}, "backbone", "unknown preset 'lage'", ""),
+    ({"backbone": {"num_heads": 5}}, "backbone", "does not divide by num_heads 5", ""),
+    ({"trainig": {}}, "trainig", "unknown key", "Did you mean training?"),
+    ({"training": {"batch_tokens": 30}}, "training.batch_tokens", "no multiple of the 8", "Take 32"),
+    ({"training": {"micro_batch": 5}}, "training.micro_batch", "a step has 4", "Take 4"),
+    ({"training": {"precision": "fp16"}}, "training.precision", "does not fit", "Change"),
+    ({"schedule": {"warmup_steps": 9}}, "schedule.warmup_steps", "run of 4", "fewer"),
+    ({"clip": {"resolution": 20}}, "clip.resolution", "no multiple of 8 px", "Change it"),
+    ({"task": {"name": "dvae"}}, "task.name", "no task of `verb: train`", "toto list tasks"),
+    (
+        {"data": {"sources": {"digits": {"validation": "a"}}}},
+        "data.sources.digits.validation",
+        "also trained on",
+        "Hold out",
+    ),
+    ({"data": {"sources": {"digits": {"pth": "b"}}}}, "data.sources.digits.pth", "unknown key", "path"),
+    (
+        {"tokenizer": {"name": "patch", "patch_size": 8}, "data": {"tokens": "once"}},
+        "data.tokens",
+        "gives patches",
+        "in_run",
+    ),
+    ({"optimizer": {"lr": -1}}, "optimizer.lr", "greater than 0", "Change"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "path", "what", "mend"), ERRORS)
+def test_each_mistake_says_where_what_and_the_mend(change, path, what, mend):
+    problem = problems_of(wrong(**change))[path]
+    assert what in problem.what
+    assert mend in problem.mend
+
+
+def test_all_mistakes_come_at_once_those_across_sections_too():
+    raw = wrong(
+        optimizer={"lr": "fast"},
+        training={"batch_tokens": 30},
+        tokenizer={"num_cods": 4},
+        schedule={"warmup_steps": 100},
+        task={"name": "dvae"},
+    )
+    raw["tokenizer"]["extra"] = 1
+    paths = set(problems_of(raw))
+    assert paths >= {"optimizer.lr", "tokenizer.num_cods", "tokenizer.extra"}
+    assert paths >= {"schedule.warmup_steps", "task.name"}
+
+
+def test_a_missing_section_is_named_with_its_meaning():
+    raw = wrong()
+    del raw["training"]
+    del raw["data"]["sources"]["digits"]["path"]
+    found = problems_of(raw)
+    assert found["training"].what == "missing"
+    assert "a packed dataset" in found["data.sources.digits.path"].mend
+
+
+def test_an_unknown_verb_lists_the_verbs():
+    assert "train, tokenizer" in problems_of(wrong(verb="trian"))["verb"].mend
+
+
+def write(path, value):
+    path.write_text(dump_yaml(value))
+    return str(path)
+
+
+def test_base_is_merged_and_a_renamed_component_replaces_the_section(tmp_path):
+    write(tmp_path / "base.yaml", GOOD)
+    over = {
+        "base": "base.yaml",
+        "name": "over",
+        "tokenizer": {"name": "patch", "patch_size": 8},
+        "training": {"steps": 7},
+    }
+    recipe = read_recipe(write(tmp_path / "over.yaml", over))
+    assert recipe.tokenizer.registered_name == "patch"
+    assert recipe.training.steps == 7
+    assert recipe.training.batch_tokens == 32
+
+
+def test_a_base_of_a_base_is_refused(tmp_path):
+    write(tmp_path / "a.yaml", GOOD)
+    write(tmp_path / "b.yaml", {"base": "a.yaml"})
+    path = write(tmp_path / "c.yaml", {"base": "b.yaml"})
+    with pytest.raises(RecipeError, match="One level"):
+        read_recipe(path)
+
+
+def test_overrides_are_yaml_and_checked_like_the_file(tmp_path):
+    path = write(tmp_path / "good.yaml", GOOD)
+    recipe = read_recipe(path, ["optimizer.lr=3e-3", "training.steps=9", "backbone.num_layers=1"])
+    assert (recipe.optimizer.lr, recipe.training.steps, recipe.backbone.num_layers) == (3e-3, 9, 1)
+    with pytest.raises(RecipeError, match=r"training\.step: unknown key.*Did you mean steps\?"):
+        read_recipe(path, ["training.step=9"])
+    with pytest.raises(RecipeError, match="key=value"):
+        read_recipe(path, ["training.steps"])
+
+
+def test_an_override_reaches_into_a_component_written_as_a_bare_name(tmp_path):
+    raw = wrong()
+    raw["tokenizer"] = "patch"
+    path = write(tmp_path / "good.yaml", raw)
+    recipe = read_recipe(path, ["tokenizer.patch_size=8"])
+    assert recipe.tokenizer.patch_size == 8
+
+
+def test_names_fall_back_to_the_shipped_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("recipes/quickstart.yaml") == find_recipe("quickstart")
+    with pytest.raises(UserError, match="Did you mean quickstart"):
+        find_recipe("quikstart")
+
+
+def test_every_shipped_recipe_is_sound_and_has_a_title():
+    listed = list_recipes()
+    assert listed
+    for entry in listed:
+        recipe = read_recipe(str(entry.path))
+        assert entry.title
+        assert recipe.layout.num_visual > 0
+
+
+def test_a_missing_import_is_refused(tmp_path):
+    path = write(tmp_path / "r.yaml", GOOD | {"imports": ["./mine.py"]})
+    with pytest.raises(UserError, match="no file"):
+        read_recipe(path)
+    path = write(tmp_path / "r.yaml", GOOD | {"imports": ["no_such_module_here"]})
+    with pytest.raises(UserError, match="no module"):
+        read_recipe(path)

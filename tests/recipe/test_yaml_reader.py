@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from toto.errors import RecipeError
+from toto.recipe.yaml_reader import dump_yaml, parse_value, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("1e6", 1e6),
+        ("-2.5E+3", -2500.0),
+        (".5", 0.5),
+        ("10", 10),
+        ("1:30", "1:30"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("true", True),
+        ("null", None),
+        ("0o7", "0o7"),
+        ("[1, 2e-3]", [1, 2e-3]),
+        ("1.2.3", "1.2.3"),
+        ("5YkINInb29k", "5YkINInb29k"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    parsed = parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_a_duplicate_key_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("a: 1\nb:\n  c: 1\n  c: 2\n")
+    with pytest.raises(RecipeError, match=r"line 4: the key 'c' stands twice"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="not a mapping"):
+        read_yaml(path)
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("a: 1\nb: [1, 2\nc: 3\n")
+    with pytest.raises(RecipeError, match="line 3"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("number", [1e-8, 3e-4, 1e20, 0.1, 5.0])
+def test_floats_survive_a_dump(tmp_path, number):
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_yaml({"x": number}))
+    assert read_yaml(path) == {"x": number}

@@ -1,0 +1,32 @@
+"""What users import: the bases to build parts of their own, and how to register them.
+
+    from toto.api import TokenGrid, Tokenizer, TokenizerConfig, register_tokenizer
+"""
+
+from __future__ import annotations
+
+from toto.backbones.base import Backbone, resolve_layers
+from toto.backbones.config import BACKBONES, BackboneConfig
+from toto.heads.base import Head
+from toto.heads.config import HEADS, HeadConfig
+from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
+from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Head",
+    "HeadConfig",
+    "PatchGrid",
+    "TokenGrid",
+    "Tokenizer",
+    "TokenizerConfig",
+    "register_backbone",
+    "register_head",
+    "register_tokenizer",
+    "resolve_layers",
+]
+
+register_tokenizer = TOKENIZERS.register
+register_backbone = BACKBONES.register
+register_head = HEADS.register

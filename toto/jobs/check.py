@@ -1,0 +1,41 @@
+"""`toto check`: the contract, run on one component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+from toto.backbones.config import BACKBONES
+from toto.heads.config import HEADS
+from toto.jobs.component import parse_component
+from toto.jobs.console import say
+from toto.registry import import_plugin
+from toto.testing import check_backbone, check_head, check_tokenizer
+from toto.tokenizers.config import TOKENIZERS
+
+__all__ = ["check_component"]
+
+
+def check_component(part: str, text: str, *, imports: Sequence[str]) -> None:
+    """Run the contract on a component and print what holds.
+
+    Args:
+        part: tokenizer, backbone or head.
+        text: its name, or its mapping as YAML.
+        imports: plug-ins to import first.
+
+    Raises:
+        UserError: an unknown component, or a broken contract.
+    """
+    for reference in imports:
+        import_plugin(reference, Path.cwd())
+    if part == "tokenizer":
+        lines = check_tokenizer(parse_component(TOKENIZERS, text))
+    elif part == "backbone":
+        lines = check_backbone(parse_component(BACKBONES, text))
+    else:
+        lines = check_head(parse_component(HEADS, text))
+    say(f"{part} {text}")
+    for line in lines:
+        say(f"  holds: {line}")

@@ -1,0 +1,61 @@
+"""`toto list` and `toto show`: what there is, and what a recipe comes to. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toto.backbones.config import BACKBONES
+from toto.heads.config import HEADS
+from toto.jobs.console import say
+from toto.recipe.derived import describe
+from toto.recipe.reader import list_recipes, read_recipe
+from toto.recipe.yaml_reader import dump_yaml
+from toto.registry import Registry, import_plugin
+from toto.tasks.config import TASKS
+from toto.tokenizers.config import TOKENIZERS
+
+__all__ = ["REGISTRIES", "list_family", "show_recipe"]
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "tokenizers": TOKENIZERS,
+    "backbones": BACKBONES,
+    "heads": HEADS,
+    "tasks": TASKS,
+}
+
+
+def list_family(family: str, *, imports: Sequence[str]) -> None:
+    """Print the names of a family, each with the first line of its description.
+
+    Args:
+        family: a key of REGISTRIES, or `recipes`.
+        imports: plug-ins to import first.
+    """
+    for reference in imports:
+        import_plugin(reference, Path.cwd())
+    if family == "recipes":
+        rows = [(entry.path.stem, entry.verb, entry.title) for entry in list_recipes()]
+    else:
+        registry = REGISTRIES[family]
+        rows = [(name, "", _first_line(registry.get(name))) for name in registry.names()]
+    width = max((len(row[0]) for row in rows), default=0)
+    for name, verb, text in rows:
+        say(f"{name:<{width}}  {verb + '  ' if verb else ''}{text}".rstrip())
+
+
+def show_recipe(name: str, overrides: Sequence[str]) -> None:
+    """Print the resolved recipe as YAML, then the derived numbers as comments.
+
+    Raises:
+        RecipeError: every mistake of the recipe.
+    """
+    recipe = read_recipe(name, overrides)
+    say(dump_yaml(recipe.model_dump(mode="json")).rstrip())
+    for what, value in describe(recipe):
+        say(f"# {what}: {value}")
+
+
+def _first_line(component: type[Any]) -> str:
+    return (component.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,196 @@
+"""From a file and overrides to a checked recipe, or to one message that names every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from toto.errors import Problem, RecipeError, UserError
+from toto.recipe.messages import explain
+from toto.recipe.rules import broken_rules
+from toto.recipe.schemas import SCHEMAS, Recipe
+from toto.recipe.yaml_reader import parse_value, read_yaml
+from toto.registry import import_plugin, nearest
+
+__all__ = [
+    "ListedRecipe",
+    "check_recipe",
+    "find_recipe",
+    "list_recipes",
+    "merge",
+    "read_recipe",
+    "shipped_recipes",
+]
+
+
+def shipped_recipes() -> Path:
+    """The folder of the recipes that come with toto."""
+    spec = importlib.util.find_spec("toto.recipes")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The file that `recipes/x.yaml`, `x.yaml` or `x` means: yours first, then the shipped one.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    given = Path(name)
+    shipped = shipped_recipes() / given.with_suffix(".yaml").name
+    for path in (given, given.with_suffix(".yaml"), shipped):
+        if path.is_file():
+            return path
+    stems = [listed.path.stem for listed in list_recipes()]
+    guess = nearest(given.stem, stems)
+    hint = f"Did you mean {guess}?" if guess else "`toto list recipes` shows those that come along"
+    raise UserError(f"no recipe {name}. {hint}")
+
+
+@dataclass(frozen=True)
+class ListedRecipe:
+    """A line of `toto list recipes`."""
+
+    path: Path
+    verb: str
+    title: str
+
+
+def list_recipes() -> list[ListedRecipe]:
+    """The shipped recipes, by name."""
+    listed = []
+    for path in sorted(shipped_recipes().glob("*.yaml")):
+        raw = _read_with_base(path)
+        listed.append(ListedRecipe(path, str(raw.get("verb", "")), str(raw.get("title", ""))))
+    return listed
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        name: path or name, as `find_recipe` takes it.
+        overrides: `a.b=value` with the value as YAML, applied in order.
+
+    Raises:
+        UserError: no such recipe, or an `imports:` entry that is not there.
+        RecipeError: its mistakes, all of them.
+    """
+    path = find_recipe(name)
+    raw = _read_with_base(path)
+    for override in overrides:
+        _override(raw, override, str(path))
+    raw.setdefault("name", path.stem)
+    raw.setdefault("output", f"runs/{raw['name']}")
+    raw["imports"] = [
+        str((path.parent / entry).resolve()) if str(entry).endswith(".py") else entry
+        for entry in raw.get("imports") or []
+    ]
+    return check_recipe(raw, str(path))
+
+
+def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """Make the recipe that a mapping describes.
+
+    Args:
+        raw: the mapping, with `verb`, `name` and `output`.
+        where: what messages call it.
+
+    Raises:
+        UserError: an `imports:` entry that is not there.
+        RecipeError: its mistakes, all of them.
+    """
+    verb = raw.get("verb")
+    if verb not in SCHEMAS:
+        what = "missing" if verb is None else f"unknown verb {verb!r}"
+        problem = Problem("verb", what, f"Write one of {', '.join(SCHEMAS)}")
+        raise RecipeError(where, [problem])
+    for reference in raw.get("imports") or []:
+        import_plugin(str(reference), Path.cwd())
+    schema = SCHEMAS[verb]
+    try:
+        recipe = schema.model_validate(raw)
+    except ValidationError as error:
+        problems = explain(error, schema, raw)
+        partial, unsound = _sound_sections(schema, raw)
+        raise RecipeError(where, problems + broken_rules(partial, unsound)) from None
+    problems = broken_rules(recipe, set())
+    if problems:
+        raise RecipeError(where, problems)
+    return recipe
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` upon `base`, mapping by mapping; a section with another `name` replaces it whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            renamed = "name" in value and value["name"] != old.get("name")
+            merged[key] = value if renamed else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_with_base(path: Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if "base" not in raw:
+        return raw
+    base_path = path.parent / str(raw.pop("base"))
+    if not base_path.is_file():
+        problem = Problem("base", f"no file {base_path}", "Write its path relative to the recipe")
+        raise RecipeError(str(path), [problem])
+    base = read_yaml(base_path)
+    if "base" in base:
+        problem = Problem("base", f"{base_path.name} has a base itself", "One level is all there is")
+        raise RecipeError(str(path), [problem])
+    return merge(base, raw)
+
+
+def _override(raw: dict[str, Any], override: str, where: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        problem = Problem(f"--set {override}", "no `key=value`", "Write --set training.steps=100")
+        raise RecipeError(where, [problem])
+    try:
+        value = parse_value(text)
+    except yaml.YAMLError as error:
+        problem = Problem(f"--set {dotted}", f"{text!r} is no YAML value", "Quote it")
+        raise RecipeError(where, [problem]) from error
+    *parents, last = dotted.split(".")
+    section: Any = raw
+    for parent in parents:
+        if isinstance(section.get(parent), str):
+            section[parent] = {"name": section[parent]}
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            problem = Problem(f"--set {dotted}", f"{parent} is no section", "Set it as a whole")
+            raise RecipeError(where, [problem])
+    section[last] = value
+
+
+def _sound_sections(schema: type[Recipe], raw: dict[str, Any]) -> tuple[Recipe, set[str]]:
+    """The sections that validate on their own, in a recipe without the others."""
+    sound: dict[str, Any] = {}
+    unsound: set[str] = set()
+    for name, field in schema.model_fields.items():
+        if name not in raw:
+            if field.is_required():
+                unsound.add(name)
+            else:
+                sound[name] = field.get_default(call_default_factory=True)
+            continue
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else None
+        try:
+            sound[name] = TypeAdapter(annotation or field.annotation).validate_python(raw[name])
+        except ValidationError:
+            unsound.add(name)
+    return schema.model_construct(**sound), unsound

@@ -1,0 +1,134 @@
+"""Rules across sections: what each section allows, but not together. No torch here.
+
+A rule names the sections that it reads and yields Problems; it runs when those sections are sound,
+so that one reading of a recipe reports every mistake that can be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from toto.errors import Problem
+from toto.recipe.schemas import Recipe, TrainRecipe
+
+__all__ = ["broken_rules"]
+
+R = TypeVar("R", bound=Recipe)
+Rule = Callable[[R], Iterator[Problem]]
+
+MAX_STORED_CODE = 2**16 - 1
+
+
+def broken_rules(recipe: Recipe, unsound: set[str]) -> list[Problem]:
+    """The Problems of all rules whose sections are sound.
+
+    Args:
+        recipe: may lack the sections named in `unsound`.
+        unsound: top-level sections that did not validate.
+    """
+    problems: list[Problem] = []
+    for sections, rule in _RULES:
+        if not unsound & set(sections):
+            problems += rule(recipe)
+    if isinstance(recipe, TrainRecipe):
+        for sections, train_rule in _TRAIN_RULES:
+            if not unsound & set(sections):
+                problems += train_rule(recipe)
+    return problems
+
+
+def _grid_fits(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        recipe.tokenizer.grid(recipe.clip.resolution)
+    except ValueError as error:
+        yield Problem("clip.resolution", str(error), "Change it, or take another tokenizer")
+
+
+def _batch_fits(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        per_sequence = recipe.layout.num_visual
+    except ValueError:
+        return  # _grid_fits reports it
+    tokens = recipe.training.batch_tokens
+    if tokens % per_sequence:
+        nearest = max(round(tokens / per_sequence), 1) * per_sequence
+        layout = recipe.layout
+        yield Problem(
+            "training.batch_tokens",
+            f"{tokens} is no multiple of the {per_sequence} visual tokens of a sequence "
+            f"({layout.frames} × {layout.height} × {layout.width})",
+            f"Take {nearest}",
+        )
+    elif recipe.training.micro_batch > tokens // per_sequence:
+        yield Problem(
+            "training.micro_batch",
+            f"{recipe.training.micro_batch} sequences, but a step has {tokens // per_sequence}",
+            f"Take {tokens // per_sequence} or fewer, or raise training.batch_tokens",
+        )
+
+
+def _warmup_ends(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.schedule.warmup_steps >= recipe.training.steps:
+        yield Problem(
+            "schedule.warmup_steps",
+            f"{recipe.schedule.warmup_steps} steps of warm-up in a run of {recipe.training.steps}",
+            f"Take fewer, for example {recipe.training.steps // 10}",
+        )
+
+
+def _task_is_of_verb(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.task.verb != recipe.verb:
+        yield Problem(
+            "task.name",
+            f"{recipe.task.registered_name} is no task of `verb: {recipe.verb}`",
+            "See `toto list tasks`",
+        )
+
+
+def _datasets_differ(recipe: Recipe) -> Iterator[Problem]:
+    trained = {source.path: name for name, source in recipe.data.sources.items()}
+    for name, source in recipe.data.sources.items():
+        if source.validation in trained:
+            yield Problem(
+                f"data.sources.{name}.validation",
+                f"{source.validation} is also trained on, by source {trained[source.validation]}",
+                "Hold out another dataset",
+            )
+
+
+def _weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:
+    missing = recipe.tokenizer.missing_weights
+    if missing:
+        yield Problem("tokenizer.weights", "missing", missing)
+
+
+def _tokens_can_be_stored(recipe: TrainRecipe) -> Iterator[Problem]:
+    if recipe.data.tokens == "in_run":
+        return
+    if recipe.tokenizer.output == "patches":
+        yield Problem(
+            "data.tokens",
+            f"tokenizer {recipe.tokenizer.registered_name} gives patches, which token shards "
+            "do not hold",
+            "Write tokens: in_run",
+        )
+    elif recipe.tokenizer.codebook_size - 1 > MAX_STORED_CODE:
+        yield Problem(
+            "data.tokens",
+            f"token shards hold 16-bit codes, and there are {recipe.tokenizer.codebook_size}",
+            "Write tokens: in_run",
+        )
+
+
+_RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
+    (("tokenizer", "clip"), _grid_fits),
+    (("tokenizer", "clip", "training"), _batch_fits),
+    (("schedule", "training"), _warmup_ends),
+    (("task",), _task_is_of_verb),
+    (("data",), _datasets_differ),
+]
+_TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
+    (("tokenizer",), _weights_are_named),
+    (("tokenizer", "data"), _tokens_can_be_stored),
+]

@@ -1,0 +1,66 @@
+"""The recipes: one schema a verb. Every field is described where it is declared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from toto.backbones.config import BACKBONES, BackboneConfig
+from toto.data.config import ClipConfig, DataConfig
+from toto.registry import Config
+from toto.sequence import SequenceLayout
+from toto.tasks.config import TASKS, DvaeTaskConfig, NextTokenConfig, TaskConfig
+from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
+from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+__all__ = ["SCHEMAS", "Recipe", "TokenizerRecipe", "TrainRecipe"]
+
+
+class Recipe(Config):
+    """What every recipe that trains something has."""
+
+    verb: str
+    name: str = Field(description="of the run; the file's name unless it is given")
+    title: str = Field("", description="one line for `toto list recipes`")
+    output: str = Field(description="the run directory; runs/NAME unless it is given")
+    imports: tuple[str, ...] = Field((), description="modules or .py files that register plug-ins")
+    seed: NonNegativeInt = 0
+    tokenizer: Annotated[TokenizerConfig, TOKENIZERS]
+    task: Annotated[TaskConfig, TASKS]
+    clip: ClipConfig = ClipConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+
+    @property
+    def layout(self) -> SequenceLayout:
+        """Frames and token grid of one sequence."""
+        return SequenceLayout(self.clip.frames, *self.tokenizer.grid(self.clip.resolution))
+
+    @property
+    def batch_sequences(self) -> int:
+        """B, sequences an optimizer step."""
+        return self.training.batch_tokens // self.layout.num_visual
+
+
+class TrainRecipe(Recipe):
+    """`toto train`: a backbone on the tokens of pictures and videos."""
+
+    verb: Literal["train"] = "train"
+    backbone: Annotated[BackboneConfig, BACKBONES]
+    task: Annotated[TaskConfig, TASKS] = NextTokenConfig()
+    init_from: str | None = Field(
+        None, description="run or checkpoint whose weights the training starts from"
+    )
+
+
+class TokenizerRecipe(Recipe):
+    """`toto tokenizer train`: a tokenizer on pictures and frames."""
+
+    verb: Literal["tokenizer"] = "tokenizer"
+    task: Annotated[TaskConfig, TASKS] = DvaeTaskConfig()
+
+
+SCHEMAS: dict[str, type[Recipe]] = {"train": TrainRecipe, "tokenizer": TokenizerRecipe}

@@ -1,0 +1,105 @@
+"""YAML as people expect it: 3e-4 is a number, `off` is a word, a key stands once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toto.errors import Problem, RecipeError
+
+__all__ = ["dump_yaml", "parse_value", "read_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with the scalars of YAML 1.2's core schema, and duplicate keys refused."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice; keep one of the two, line {line}",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_FIRST_OF_NUMBER = list("-+0123456789.")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
+        r"|^\.(?:nan|NaN|NAN)$"
+    ),
+    _FIRST_OF_NUMBER,
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        RecipeError: unreadable, not YAML, a duplicate key, or not a mapping.
+    """
+    try:
+        value = _load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [Problem("(file)", str(error), "Check the path")]) from error
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "(file)"
+        problem = Problem(where, str(error.problem), "Mend the YAML there")
+        raise RecipeError(str(path), [problem]) from error
+    if not isinstance(value, dict):
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        problem = Problem("(file)", f"holds {found}, not a mapping", "Write `key: value` lines")
+        raise RecipeError(str(path), [problem])
+    return value
+
+
+def parse_value(text: str) -> Any:
+    """One value as `--set key=value` gives it, read as YAML.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML value.
+    """
+    return _load(text)
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """YAML text that `read_yaml` reads back to the same value; keys keep their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats with a point, so that every YAML reader sees a number."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)

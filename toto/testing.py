@@ -1,0 +1,183 @@
+"""The contracts, as checks that every component must pass: toto's own and yours.
+
+`toto check tokenizer NAME` runs them from the shell. Each check raises ContractError with what was
+expected and what came.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from toto.backbones.config import BackboneConfig
+from toto.errors import UserError
+from toto.heads.config import HeadConfig
+from toto.tokenizers.base import PatchGrid, TokenGrid
+from toto.tokenizers.config import TokenizerConfig
+
+__all__ = ["ContractError", "check_backbone", "check_head", "check_tokenizer"]
+
+
+class ContractError(UserError):
+    """A component that does not keep its contract."""
+
+
+def check_tokenizer(config: TokenizerConfig, *, resolution: int = 64) -> list[str]:
+    """Check shapes, dtypes, ranges, determinism, independence of frames, and the round trip.
+
+    Args:
+        config: with weights, real or random.
+        resolution: side of the test pictures; must suit `config.grid`.
+
+    Returns:
+        What was checked, a line each.
+
+    Raises:
+        ContractError: the first breach.
+    """
+    try:
+        height, width = config.grid(resolution)
+    except ValueError as error:
+        raise ContractError(f"grid({resolution}): {error}. Check at another resolution") from error
+    tokenizer = config.build().eval()
+    pixels_BCHW = torch.rand(3, 3, resolution, resolution, generator=_generator())
+    with torch.no_grad():
+        grid, again = tokenizer.encode(pixels_BCHW), tokenizer.encode(pixels_BCHW)
+        alone = tokenizer.encode(pixels_BCHW[1:2])
+        decoded_BCHW = tokenizer.decode(grid)
+    if config.output == "codes":
+        _expect(isinstance(grid, TokenGrid), f"encode gives a TokenGrid, not {type(grid).__name__}")
+        assert isinstance(grid, TokenGrid)
+        codes = grid.codes_BHW
+        _expect(codes.dtype == torch.int64, f"codes are int64, not {codes.dtype}")
+        low, high = int(codes.min()), int(codes.max())
+        _expect(
+            low >= 0 and high < config.codebook_size,
+            f"codes lie in 0..{config.codebook_size - 1}, not {low}..{high}",
+        )
+    else:
+        _expect(isinstance(grid, PatchGrid), f"encode gives a PatchGrid, not {type(grid).__name__}")
+        assert isinstance(grid, PatchGrid)
+        dim = grid.patches_BHWC.shape[-1]
+        _expect(dim == config.patch_dim, f"patches have {config.patch_dim} values, not {dim}")
+        _expect(_close(decoded_BCHW, pixels_BCHW), "decode undoes encode, as no code is lost")
+    tokens, tokens_again, token_alone = _tokens(grid), _tokens(again), _tokens(alone)
+    _expect(
+        tokens.shape[:3] == (3, height, width),
+        f"tokens are [3, {height}, {width}], as grid({resolution}) says, "
+        f"not {list(tokens.shape[:3])}",
+    )
+    _expect(torch.equal(tokens, tokens_again), "encode gives the same tokens twice")
+    same = (tokens[1:2] == token_alone).float().mean().item()
+    _expect(same > 0.999, f"a picture's tokens do not depend on its batch ({same:.2%} agree)")
+    _expect(
+        decoded_BCHW.shape == pixels_BCHW.shape,
+        f"decode gives {list(pixels_BCHW.shape)}, not {list(decoded_BCHW.shape)}",
+    )
+    inside = bool(((decoded_BCHW >= -1e-4) & (decoded_BCHW <= 1 + 1e-4)).all())
+    _expect(inside or config.output == "patches", "decoded pixels lie in [0, 1]")
+    _expect(
+        tokenizer.fingerprint() == config.build().fingerprint(),
+        "built twice, the fingerprint is the same",
+    )
+    return [
+        f"encode: {config.output} [B, {height}, {width}] at {resolution} px",
+        "deterministic, and independent of the batch around a picture",
+        "decode: pixels of the same size in [0, 1]",
+        "fingerprint: stable",
+    ]
+
+
+def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
+    """Check shapes, the parameter count, roles, layer semantics, causality and gradients.
+
+    Args:
+        config: of any size; small is quick.
+        length: L of the test sequences.
+
+    Returns:
+        What was checked, a line each.
+
+    Raises:
+        ContractError: the first breach.
+    """
+    torch.manual_seed(0)
+    backbone = config.build().eval()
+    real = sum(parameter.numel() for parameter in backbone.parameters())
+    _expect(real == config.num_params(), f"num_params() says {config.num_params()}, it has {real}")
+    names, roles = {name for name, _ in backbone.named_parameters()}, backbone.param_roles()
+    _expect(
+        names == set(roles), f"param_roles() names every parameter; differs: {names ^ set(roles)}"
+    )
+    x_BLD = torch.randn(2, length, config.width, generator=_generator())
+    changed_BLD = x_BLD.clone()
+    changed_BLD[:, length // 2 :] += 1.0
+    with torch.no_grad():
+        out_BLD, changed_out_BLD = backbone(x_BLD), backbone(changed_BLD)
+        features = backbone.features(x_BLD, [0, 1, -1])
+    _expect(out_BLD.shape == x_BLD.shape, f"forward keeps [B, L, D], got {list(out_BLD.shape)}")
+    before = slice(None, length // 2)
+    _expect(
+        torch.allclose(out_BLD[:, before], changed_out_BLD[:, before], atol=1e-5),
+        "causality: a change at t must not move the output before t",
+    )
+    _expect(
+        not torch.allclose(out_BLD[:, -1], changed_out_BLD[:, -1]), "the output depends on the input"
+    )
+    _expect(set(features) == {0, 1, -1}, f"features are keyed as asked for, not {set(features)}")
+    _expect(torch.equal(features[0], x_BLD), "layer 0 is the embedding itself")
+    last = backbone.features(x_BLD, [config.num_layers])[config.num_layers]
+    _expect(_close(features[-1], last), "layer -1 is the last block")
+    backbone.train()
+    backbone(x_BLD).square().sum().backward()
+    dead = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+    _expect(not dead, f"every parameter gets a gradient; none: {dead}")
+    return [
+        f"forward: [B, L, {config.width}], {real:,} parameters as num_params() says",
+        "causal, layers 0..L as agreed, gradients everywhere, a role for every parameter",
+    ]
+
+
+def check_head(config: HeadConfig, *, width: int = 32) -> list[str]:
+    """Check the shape, the parameter count, masking and gradients of a pooling head.
+
+    Args:
+        config: the head's.
+        width: D of the test features.
+
+    Returns:
+        What was checked, a line each.
+
+    Raises:
+        ContractError: the first breach.
+    """
+    torch.manual_seed(0)
+    head = config.build(width)
+    real = sum(parameter.numel() for parameter in head.parameters())
+    said = config.num_params(width)
+    _expect(real == said, f"num_params({width}) says {said}, it has {real}")
+    features_BLD = torch.randn(2, 10, width, generator=_generator(), requires_grad=True)
+    pooled_BD = head(features_BLD)
+    _expect(pooled_BD.shape == (2, width), f"pools to [B, D], got {list(pooled_BD.shape)}")
+    valid_BL = torch.arange(10).expand(2, 10) < 6
+    masked = head(features_BLD, valid_BL)
+    _expect(_close(masked, head(features_BLD[:, :6])), "masked tokens take no part")
+    pooled_BD.square().sum().backward()
+    _expect(features_BLD.grad is not None, "gradients reach the features")
+    return [f"pools [B, L, {width}] to [B, {width}], {real:,} parameters, masks, gradients"]
+
+
+def _tokens(grid: TokenGrid | PatchGrid) -> torch.Tensor:
+    return grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.allclose(first, second, atol=1e-4, rtol=1e-4)
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ContractError(f"contract broken: {what}")
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

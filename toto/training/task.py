@@ -1,20 +1,23 @@
 """The contract between the training loop and what is trained: a Task is a batch in, a loss out.
 
-The loop and the engines know neither model nor data; they call `forward`, `num_targets` and
-`at_step`, and read the roles of the parameters.
+The loop and the engines know neither model nor data; they call `forward`, `num_targets`,
+`at_step` and `compile_blocks`, and read the roles of the parameters.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from toto.backbones.base import ParamRole
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-__all__ = ["Mean", "Task", "TaskOutput"]
+    from toto.backbones.base import ParamRole
+
+__all__ = ["Mean", "Task", "TaskOutput", "sum_metrics"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,27 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> Tensor:
-        """total / count; NaN where nothing was counted."""
+        """`total / count`; NaN where nothing was counted."""
         return self.total / self.count
+
+
+def sum_metrics(parts: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
+    """The metrics of several batches as those of one: means weigh by their counts."""
+    summed: dict[str, Mean] = {}
+    for part in parts:
+        for name, mean in part.items():
+            summed[name] = summed[name] + mean if name in summed else mean
+    return summed
 
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """`loss`: the mean over this batch's targets, differentiable. `metrics`: detached."""
+    """What a task says of one micro-batch.
+
+    Attributes:
+        loss: the mean over the batch's targets, differentiable: what is minimised.
+        metrics: detached; the scalar "loss" among them is the loss that runs report.
+    """
 
     loss: Tensor
     metrics: dict[str, Mean]
@@ -47,7 +64,12 @@ B = TypeVar("B")
 
 
 class Task(nn.Module, ABC, Generic[B]):
-    """What the engine wraps. Frozen parts (a tokenizer) are kept out of `parameters()`' grads."""
+    """What the engine wraps: a module over a trainable part and, perhaps, frozen ones."""
+
+    @property
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The part that is trained and that checkpoints hold; everything else is frozen."""
 
     @abstractmethod
     def forward(self, batch: B) -> TaskOutput:
@@ -59,7 +81,15 @@ class Task(nn.Module, ABC, Generic[B]):
 
     @abstractmethod
     def param_roles(self) -> dict[str, ParamRole]:
-        """The role of every trainable parameter, by its name in `named_parameters()`."""
+        """The role of every parameter of `trainable`, by its name in `named_parameters()`."""
+
+    def compile_blocks(self) -> None:
+        """Compile the costly parts in place, block by block; a task that has none stays eager.
+
+        The keys of `trainable.state_dict()` must not change. Whole models are not compiled:
+        that is not deterministic on a CPU.
+        """
+        return
 
     def at_step(self, step: int) -> None:
         """Called before each optimizer step (from 0); schedules of the loss read it."""

@@ -1,0 +1,109 @@
+"""Run `toto` as a user does, on the tiny datasets."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from toto.cli.main import main
+
+from toto.recipe.yaml_reader import dump_yaml
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def tiny_recipe(data_root: Path, **training) -> dict:
+    return {
+        "verb": "train",
+        "seed": 3,
+        "tokenizer": {
+            "name": "dvae",
+            "weights": "random:0",
+            "num_codes": 32,
+            "width": 8,
+            "blocks_per_group": 1,
+            "decoder_stem": 8,
+        },
+        "backbone": {"name": "llama", "preset": "tiny", "num_layers": 1},
+        "clip": {"frames": 4, "stride": 2, "resolution": 32},
+        "data": {
+            "root": str(data_root),
+            "sources": {
+                "videos": {"path": "videos-train", "validation": "videos-val", "weight": 3},
+                "pictures": {"path": "pictures", "weight": 1},
+            },
+        },
+        "schedule": {"warmup_steps": 1},
+        "training": {
+            "steps": 8,
+            "batch_tokens": 4 * 4 * 16,
+            "micro_batch": 2,
+            "precision": "fp32",
+            "compile": False,
+            "log_every": 1,
+            "eval_every": 4,
+            "eval_sequences": 4,
+            "save_every": 3,
+        }
+        | training,
+    }
+
+
+def write_recipe(folder: Path, recipe: dict, name: str = "tiny.yaml") -> Path:
+    path = folder / name
+    path.write_text(dump_yaml(recipe))
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    stdout: str
+    stderr: str
+
+
+def toto(*arguments: object, cwd: Path, code: int = 0) -> Outcome:
+    """Run the command in this process, as `toto` would, and check its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        chdir(cwd),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["toto", *map(str, arguments)]),
+        pytest.raises(SystemExit) as stop,
+    ):
+        main()
+    outcome = Outcome(out.getvalue(), err.getvalue())
+    assert (stop.value.code or 0) == code, f"{stop.value.code}\n{outcome.stdout}\n{outcome.stderr}"
+    return outcome
+
+
+def toto_process(*arguments: object, cwd: Path, code: int = 0) -> Outcome:
+    """The same in a process of its own; nothing that toto reports has a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "toto.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return Outcome(done.stdout, done.stderr)
+
+
+def start_toto(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "toto.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -1,0 +1,98 @@
+"""A killed run that is resumed is the undisturbed run: weights, optimizer, metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import start_toto, tiny_recipe, toto, toto_process, write_recipe
+
+from toto.errors import RunError
+from toto.recipe.reader import check_recipe
+
+TIMES = ("seconds", "tokens_per_s", "data_wait")
+
+
+def digests(run: Path) -> dict[str, str]:
+    latest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in latest.glob("*.safetensors")
+    }
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
+
+
+def kill_after(process, step: int, sign: signal.Signals) -> str:
+    """Send the signal once the step has been printed; what was printed until the end."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith(f"step {step}/"):
+            process.send_signal(sign)
+    process.wait(timeout=60)
+    return "".join(printed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_after_sigkill_is_exact(tmp_path, tiny_datasets, precision):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, precision=precision))
+    toto_process("train", recipe, "--output", "runs/whole", cwd=tmp_path)
+    killed_at = random.randint(1, 7)
+    process = start_toto("train", recipe, "--output", "runs/killed", cwd=tmp_path)
+    kill_after(process, killed_at, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    # Workers load ahead in processes of their own: the order must not depend on them.
+    toto_process(
+        "train", recipe, "--output", "runs/killed", "--resume", "--set", "data.workers=2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert digests(tmp_path / "runs/killed") == digests(tmp_path / "runs/whole"), killed_at
+    assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), killed_at
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=400, save_every=400))
+    process = start_toto("train", recipe, cwd=tmp_path)
+    printed = kill_after(process, 5, signal.SIGTERM)
+    assert process.returncode == 0, printed
+    assert "stopped by a signal after step" in printed
+    assert "--resume" in printed
+    assert len(list((tmp_path / "runs/tiny/checkpoints").glob("step-*"))) == 1
+
+
+def test_a_run_that_exists_is_refused_with_the_command_to_type(tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=3))
+    toto("train", recipe, cwd=tmp_path)
+    before = digests(tmp_path / "runs/tiny")
+    done = toto("train", recipe, cwd=tmp_path, code=2)
+    assert f"toto train {recipe} --resume" in done.stderr
+    done = toto("train", recipe, "--resume", "--set", "optimizer.lr=1e-5", cwd=tmp_path, code=2)
+    assert "optimizer.lr: 0.0003 before, 1e-05 now" in done.stderr
+    assert digests(tmp_path / "runs/tiny") == before
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, tiny_datasets, monkeypatch):
+    from toto.jobs.train import run_training
+    from toto.training import checkpoint
+
+    raw = tiny_recipe(tiny_datasets) | {"name": "full", "output": str(tmp_path / "full")}
+    write = checkpoint._write
+
+    def full_from_step_6(partial, state, meta):
+        write(partial, state, meta)
+        if meta.step >= 6:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full_from_step_6)
+    with pytest.raises(RunError, match="No space left"):
+        run_training(check_recipe(raw, "full"), resume=False)
+    left = sorted(path.name for path in (tmp_path / "full/checkpoints").iterdir())
+    assert left == ["latest", "step-00000003"]

@@ -1,0 +1,139 @@
+"""Every verb once, in order, as a user types them; and what bad input is answered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from command_line import tiny_recipe, toto, toto_process, write_recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_datasets):
+    """A folder in which `toto train` ran."""
+    folder = tmp_path_factory.mktemp("user")
+    recipe = write_recipe(folder, tiny_recipe(tiny_datasets, steps=4))
+    toto("train", recipe, cwd=folder)
+    return folder
+
+
+def test_probe_generate_and_report_take_the_newest_run(trained):
+    done = toto("probe", "--pool", "attention", "--set", "epochs=1", cwd=trained)
+    assert "taking the newest next-token checkpoint: runs/tiny/checkpoints" in done.stdout
+    rows = [json.loads(row) for row in (trained / "runs/tiny/probe/results.jsonl").open()]
+    assert {row["layer"] for row in rows} == {0, 1}
+    assert {row["head"] for row in rows} == {"attention"}
+    toto("generate", "--frames", "2", "--samples", "2", cwd=trained)
+    assert (trained / "runs/tiny/generated/sample-1.gif").is_file()
+    toto("report", cwd=trained)
+    page = (trained / "runs/tiny/report.html").read_text()
+    assert "not run" not in page
+
+
+def test_finetune_at_another_grid_and_rope_base(trained):
+    done = toto(
+        "finetune", "--resolution", "8x8", "--rope-base", "50000", "--steps", "2", cwd=trained
+    )
+    assert "next-token loss only" in done.stdout
+    assert "1 frames × 8 × 8 tokens = 64 a sequence, where 64 were trained" in done.stdout
+    text = (trained / "runs/tiny-finetune/recipe.yaml").read_text()
+    assert "rope_base: 50000.0" in text
+    assert "resolution: 64" in text
+    shutil.rmtree(trained / "runs/tiny-finetune")
+
+
+def test_patches_train_and_refuse_to_generate(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=3)
+    raw["tokenizer"] = {"name": "patch", "patch_size": 8}
+    toto("train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    toto("probe", "--set", "epochs=1", cwd=tmp_path)
+    done = toto("generate", cwd=tmp_path, code=2)
+    assert "patch inputs" in done.stderr
+    toto("report", cwd=tmp_path)
+
+
+def test_a_users_parts_train_from_a_recipe(tmp_path, tiny_datasets, request):
+    plugin = request.path.parents[1] / "plugins" / "parts.py"
+    (tmp_path / "parts.py").write_text(plugin.read_text())
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    raw["imports"] = ["parts.py"]
+    raw["tokenizer"] = {"name": "grey"}
+    raw["backbone"] = {"name": "running_mean", "width": 16, "num_layers": 2}
+    toto_process("train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    done = toto_process("probe", cwd=tmp_path, code=2)
+    assert "unknown tokenizer 'grey'" in done.stderr, "a checkpoint imports no code by itself"
+    toto("probe", "--pool", "max", "--set", "epochs=1", "--import", "parts.py", cwd=tmp_path)
+    toto("generate", "--frames", "1", "--import", "parts.py", cwd=tmp_path)
+
+
+def test_token_shards_made_once_train_like_tokenizing_in_the_run(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=3)
+    raw["data"]["root"] = str(tmp_path / "data")
+    shutil.copytree(tiny_datasets, tmp_path / "data")
+    raw["data"]["sources"] = {"videos": raw["data"]["sources"]["videos"]}
+    recipe = write_recipe(tmp_path, raw)
+    toto("train", recipe, "--output", "runs/in-run", cwd=tmp_path)
+    toto("train", recipe, "--output", "runs/once", "--set", "data.tokens=once", cwd=tmp_path)
+    first, second = (
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").open() if '"train"' in line]
+        for run in ("runs/in-run", "runs/once")
+    )  # fmt: skip
+    assert first == pytest.approx(second, rel=1e-6), "frames of 32 px have one crop"
+    toto("tokenize", "data/videos-val", "data/mine", "--recipe", recipe, cwd=tmp_path)
+    other = ["--set", "tokenizer.weights=random:1", "--set", "data.sources.videos.path=mine"]
+    done = toto("train", recipe, "--output", "runs/x", *other, cwd=tmp_path, code=2)
+    assert "tokens of another tokenizer" in done.stderr
+
+
+def test_a_tokenizer_is_trained_and_then_used(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=3)
+    del raw["backbone"]
+    raw["verb"] = "tokenizer"
+    raw["tokenizer"] |= {"weights": None}
+    done = toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    assert "PSNR" in done.stdout
+    use = tiny_recipe(tiny_datasets, steps=2)
+    use["tokenizer"]["weights"] = "runs/tiny/tokenizer.safetensors"
+    toto("train", write_recipe(tmp_path, use, "use.yaml"), cwd=tmp_path)
+    done = toto("train", tmp_path / "tiny.yaml", "--output", "x", cwd=tmp_path, code=2)
+    assert "toto tokenizer train" in done.stderr
+
+
+def test_a_missing_run_names_those_that_exist(trained, tmp_path):
+    done = toto("probe", "runs/tinny", cwd=trained, code=2)
+    assert "no run at runs/tinny" in done.stderr
+    assert "runs/tiny" in done.stderr
+    done = toto("report", cwd=tmp_path, code=2)
+    assert "no complete next-token checkpoint under runs/" in done.stderr
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(trained, tmp_path):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (path,) = (tmp_path / "runs/tiny/checkpoints").glob("step-00000004/checkpoint.json")
+    path.write_text(path.read_text().replace("random:0", "random:1"))
+    done = toto("generate", cwd=tmp_path, code=2)
+    assert "was trained with another tokenizer" in done.stderr
+
+
+def test_bad_folders_are_answered_with_the_mend(tmp_path, tiny_folders):
+    (tmp_path / "empty").mkdir()
+    done = toto("pack", "empty", "out", cwd=tmp_path, code=2)
+    assert "empty" in done.stderr
+    shutil.copytree(tiny_folders / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures/broken.png").write_bytes(b"no picture")
+    done = toto("pack", "pictures", "out", cwd=tmp_path, code=2)
+    assert "broken.png" in done.stderr
+    assert "--skip-broken" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pictures"]
+    done = toto("pack", "pictures", "out", "--skip-broken", cwd=tmp_path)
+    assert "left out broken.png" in done.stdout
+    assert "7 pictures" in done.stdout
+
+
+def test_short_videos_are_answered_with_the_mend(tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
+    done = toto("train", recipe, "--set", "clip.stride=4", cwd=tmp_path, code=2)
+    assert "clip.stride" in done.stderr
+    assert "12" in done.stderr
+    assert not (tmp_path / "runs/tiny/checkpoints").exists()

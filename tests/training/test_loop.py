@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from rich.console import Console
+from toy_training import ToyTask, digest, toy_batches, toy_engine, toy_settings, toy_train
+
+from toto.errors import RunError, UserError
+from toto.training.checkpoint import find_checkpoint, load_state, read_meta
+from toto.training.loop import step_seed
+
+TIMINGS = ("tokens_per_s", "data_wait", "seconds")
+
+
+def lines(run):
+    found = []
+    for text in (run / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        found.append({key: value for key, value in line.items() if key not in TIMINGS})
+    return found
+
+
+def test_a_run_records_evaluates_and_saves_when_due(tmp_path):
+    engine = toy_engine()
+    result = toy_train(tmp_path, engine, toy_settings(steps=11))
+    assert (result.step, result.interrupted) == (11, False)
+    steps = {
+        kind: [x["step"] for x in lines(tmp_path) if x["kind"] == kind]
+        for kind in ("train", "eval")
+    }
+    assert steps == {"train": [2, 4, 6, 8, 10, 11], "eval": [5, 10, 11]}
+    assert lines(tmp_path)[0]["tokens"] == 200
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step*")) == ["step-00000008", "step-00000011"]
+    assert result.checkpoint == find_checkpoint(tmp_path) == folder / "step-00000011"
+    meta = read_meta(result.checkpoint)
+    assert (meta.step, meta.tokens, meta.recipe) == (11, 1100, {"name": "toy"})
+    assert meta.versions["torch"] == torch.__version__
+    assert 0 < meta.seconds <= result.seconds
+
+
+def test_the_loss_falls(tmp_path):
+    toy_train(
+        tmp_path, toy_engine(steps=200), toy_settings(steps=200, save_every=200, eval_every=100)
+    )
+    losses = [line["loss"] for line in lines(tmp_path) if line["kind"] == "train"]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+class Killed(BaseException):
+    """What a SIGKILL leaves behind: nothing is saved, nothing is closed in order."""
+
+
+def batches_until(stop_at):
+    def batches(start, stop):
+        for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
+            if step == stop_at:
+                raise Killed
+            yield micro_batches
+
+    return batches
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("killed_at", [1, 4, 7, 10, 19])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, precision, killed_at):
+    whole = toy_engine(precision=precision)
+    toy_train(tmp_path / "whole", whole, toy_settings())
+    with pytest.raises(Killed):
+        toy_train(
+            tmp_path / "cut",
+            toy_engine(precision=precision),
+            toy_settings(),
+            batches=batches_until(killed_at),
+        )
+    torch.manual_seed(99)
+    resumed = toy_engine(precision=precision)
+    toy_train(tmp_path / "cut", resumed, toy_settings(), resume=True)
+    assert digest(resumed.state()) == digest(whole.state())
+    assert digest(load_state(find_checkpoint(tmp_path / "cut"))) == digest(whole.state())
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_the_noise_of_a_step_depends_on_seed_and_step_alone(tmp_path):
+    assert step_seed(1, 2) == step_seed(1, 2)
+    assert len({step_seed(a, b) for a in range(20) for b in range(20)}) == 400
+    without = toy_engine(ToyTask(noise=0))
+    with_noise = toy_engine()
+    toy_train(tmp_path / "a", without, toy_settings())
+    toy_train(tmp_path / "b", with_noise, toy_settings())
+    assert digest(without.state()) != digest(with_noise.state())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_can_be_resumed(tmp_path, number):
+    def batches(start, stop):
+        for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
+            if step == 9:
+                os.kill(os.getpid(), number)
+            yield micro_batches
+
+    before = signal.getsignal(number)
+    result = toy_train(tmp_path / "cut", toy_engine(), toy_settings(), batches=batches)
+    assert (result.step, result.interrupted) == (10, True)
+    assert result.checkpoint.name == "step-00000010"
+    assert signal.getsignal(number) is before
+    # Step 10 is due for an evaluation; the resumed run makes it.
+    resumed, whole = toy_engine(), toy_engine()
+    assert not toy_train(tmp_path / "cut", resumed, toy_settings(), resume=True).interrupted
+    toy_train(tmp_path / "whole", whole, toy_settings())
+    assert digest(resumed.state()) == digest(whole.state())
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
+    def batches(start, stop):
+        for micro_batches in toy_batches(start, stop):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            yield micro_batches
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(tmp_path, toy_engine(), toy_settings(), batches=batches)
+
+
+def test_it_runs_outside_the_main_thread(tmp_path):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(toy_train(tmp_path, toy_engine(), toy_settings(steps=2)))
+    )
+    thread.start()
+    thread.join()
+    assert results[0].step == 2
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    result = toy_train(tmp_path, toy_engine(), toy_settings())
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = toy_train(tmp_path, toy_engine(), toy_settings(), resume=True)
+    assert (again.step, again.checkpoint) == (20, result.checkpoint)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    toy_train(tmp_path, toy_engine(), toy_settings(steps=8))
+    with pytest.raises(UserError, match=r"training\.steps is 5"):
+        toy_train(tmp_path, toy_engine(), toy_settings(steps=5), resume=True)
+
+
+def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(tmp_path):
+    def batches(start, stop):
+        for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
+            if step == 6:
+                micro_batches[0].x_BC[0, 0] = torch.inf
+            yield micro_batches
+
+    with pytest.raises(RunError, match="step 6: the loss is not finite"):
+        toy_train(tmp_path, toy_engine(), toy_settings(), batches=batches)
+    assert find_checkpoint(tmp_path).name == "step-00000004"
+
+
+def test_another_thread_count_is_warned_about_once(tmp_path):
+    toy_train(tmp_path, toy_engine(), toy_settings(steps=4))
+    threads = torch.get_num_threads()
+
+    def resumed(steps):
+        console = Console(file=io.StringIO(), width=300)
+        toy_train(tmp_path, toy_engine(), toy_settings(steps=steps), resume=True, console=console)
+        return console.file.getvalue()
+
+    assert "resuming on another" not in resumed(5)
+    torch.set_num_threads(threads + 1)
+    try:
+        text = resumed(6)
+    finally:
+        torch.set_num_threads(threads)
+    assert text.count(f"threads {threads} before, {threads + 1} now") == 1
+
+
+def test_too_few_batches_are_an_error_not_a_short_run(tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        toy_train(
+            tmp_path, toy_engine(), toy_settings(), batches=lambda a, b: toy_batches(a, b - 1)
+        )

@@ -1,0 +1,97 @@
+"""The task of the paper: predict each next token of a sequence (§3.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from toto.sequence import SequenceLayout
+from toto.tokenizers.base import TokenGrid
+from toto.training.task import Mean, Task, TaskOutput
+
+if TYPE_CHECKING:
+    from toto.backbones.base import ParamRole
+    from toto.data.batch import Batch
+    from toto.model import AutoregressiveModel
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["NextTokenTask"]
+
+
+class NextTokenTask(Task["Batch"]):
+    """A model that learns, over a frozen tokenizer that turns pixels into what it learns.
+
+    The trained loss is the mean over all targets, the end included. The metrics leave the end out,
+    as the paper's figures do: "loss", and "frame_loss" with one entry per frame; nats a token for
+    codes, mean squared error for patches.
+
+    Args:
+        model: what is trained.
+        tokenizer: the one the model was made for; batches that hold codes do not need it to run.
+    """
+
+    def __init__(self, model: AutoregressiveModel, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    def train(self, mode: bool = True) -> NextTokenTask:
+        """Training or evaluation mode of the model; the tokenizer always evaluates."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        """See the class."""
+        frames = self.tokens(batch)
+        losses_BL = self.model.losses(frames, batch.is_image_B)
+        visual_BL = losses_BL.detach()[:, : frames.shape[1:4].numel()].double()
+        by_frame_BTS = visual_BL.view(*frames.shape[:2], -1)
+        count_T = by_frame_BTS.new_full((frames.shape[1],), by_frame_BTS[:, 0].numel())
+        frame_loss = Mean(by_frame_BTS.sum((0, 2)), count_T)
+        return TaskOutput(
+            losses_BL.mean(),
+            {
+                "loss": Mean(frame_loss.total.sum(), frame_loss.count.sum()),
+                "frame_loss": frame_loss,
+            },
+        )
+
+    def num_targets(self, batch: Batch) -> int:
+        """Targets of all sequences: T·H·W each, and the end for codes."""
+        config = self.tokenizer.config
+        frames = batch.frames()
+        size = frames.shape[2:4]
+        if batch.pixels_BTCHW is not None:
+            size = torch.Size(config.grid(frames.shape[-1]))
+        layout = SequenceLayout(frames.shape[1], *size)
+        return len(batch) * (layout.length if config.output == "codes" else layout.num_visual)
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """The model's."""
+        return self.model.param_roles()
+
+    def compile_blocks(self) -> None:
+        """The model's blocks and its readout with the loss."""
+        self.model.compile_blocks()
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """What the model learns: `codes_BTHW`, or `patches_BTHWC`.
+
+        Pixels are tokenized in fp32 whatever the run's precision, so that the tokens do not depend
+        on it.
+        """
+        if batch.codes_BTHW is not None:
+            return batch.codes_BTHW
+        pixels_BTCHW = batch.frames()
+        with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
+            grid = self.tokenizer.encode(pixels_BTCHW.flatten(0, 1).float() / 255)
+        tokens = grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
+        return tokens.view(*pixels_BTCHW.shape[:2], *tokens.shape[1:])

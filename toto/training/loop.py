@@ -1,0 +1,267 @@
+"""The training loop, one for every task; it knows neither model nor data.
+
+After each step: record it, save, evaluate, each where it is due. Every step's noise comes from
+(seed, step), so a run that goes on from a checkpoint needs its step and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+
+from toto.errors import UserError
+from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, save_checkpoint
+from toto.training.engine import B, Engine, StepResult
+from toto.training.interrupt import Interrupt
+from toto.training.machine import versions
+from toto.training.metrics import (
+    EvalLine,
+    MetricsWriter,
+    TrainLine,
+    Values,
+    cut_back,
+    metric_values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from toto.training.config import TrainingConfig
+    from toto.training.progress import Display
+    from toto.training.rundir import RunDirectory
+
+__all__ = ["Description", "TrainResult", "train"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What checkpoints say of the run besides its progress.
+
+    Attributes:
+        recipe: the resolved recipe as plain JSON.
+        tokenizer: fingerprint of the tokenizer whose tokens are learned; None without one.
+    """
+
+    recipe: dict[str, Any]
+    tokenizer: str | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done.
+        seconds: wall time of the run, interruptions left out.
+        interrupted: by Ctrl-C or SIGTERM; the checkpoint holds every step that was done.
+        checkpoint: the last one.
+    """
+
+    step: int
+    seconds: float
+    interrupted: bool
+    checkpoint: Path
+
+
+def train(
+    engine: Engine[B],
+    settings: TrainingConfig,
+    *,
+    run: RunDirectory,
+    batches: Callable[[int, int], Iterable[Sequence[B]]],
+    evaluate: Callable[[], Mapping[str, Values]] | None,
+    tokens_per_step: int,
+    seed: int,
+    description: Description,
+    display: Display,
+) -> TrainResult:
+    """Train until `settings.steps`, from the beginning or from `run.checkpoint`.
+
+    Args:
+        engine: what is trained.
+        settings: number of steps, and how often to record, evaluate and save.
+        run: where to write and what to go on from.
+        batches: (first step, stop step) → the micro-batches of each of those steps, in order.
+        evaluate: → {source: metrics on its held-out data}; called every `eval_every` steps and at
+            the end. None: no evaluation.
+        tokens_per_step: visual tokens of one step.
+        seed: of the noise in each step.
+        description: goes into every checkpoint.
+        display: what the user sees.
+
+    Raises:
+        RunError: a loss or gradient that is not finite; a disk that is full.
+        UserError: the checkpoint is beyond `settings.steps`.
+        CheckpointError: the checkpoint is broken or of another model.
+    """
+    spent = _restore(engine, settings, run, display)
+    evaluated = cut_back(run.metrics, engine.steps_done)
+    first, steps = engine.steps_done, settings.steps
+    with Interrupt() as interrupt, MetricsWriter(run.metrics, first) as writer, display:
+        session = _Session(
+            engine, settings, run, evaluate, tokens_per_step, description, display, writer, spent
+        )
+        display.begin(first, steps)
+        if not evaluated and first and session.due(settings.eval_every):
+            session.evaluate()
+        stream = session.timed(batches(first, steps))
+        for step, micro_batches in zip(range(first, steps), stream, strict=True):
+            torch.manual_seed(step_seed(seed, step))
+            session.record(engine.step(micro_batches))
+            if interrupt.requested:
+                break
+            # Saved first: an evaluation that is cut short is made by the resumed run.
+            if session.due(settings.save_every):
+                session.save()
+            if session.due(settings.eval_every):
+                session.evaluate()
+            if interrupt.requested:
+                break
+        checkpoint = session.save()
+    return TrainResult(engine.steps_done, session.seconds(), interrupt.requested, checkpoint)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's noise, the same on every machine: 64 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8], "big")
+
+
+class _Session(Generic[B]):
+    """One process's part of a run: its clock, and what is due after a step."""
+
+    def __init__(
+        self,
+        engine: Engine[B],
+        settings: TrainingConfig,
+        run: RunDirectory,
+        evaluate: Callable[[], Mapping[str, Values]] | None,
+        tokens_per_step: int,
+        description: Description,
+        display: Display,
+        writer: MetricsWriter,
+        spent: float,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._run = run
+        self._evaluate = evaluate
+        self._tokens_per_step = tokens_per_step
+        self._description = description
+        self._display = display
+        self._writer = writer
+        self._begun = time.perf_counter() - spent
+        self._saved: tuple[int, Path] | None = None
+        if run.checkpoint is not None:
+            self._saved = (engine.steps_done, run.checkpoint)
+        self._waited = self._worked = self._got = 0.0
+        self._interval = 0
+
+    def seconds(self) -> float:
+        """Wall time of the run."""
+        return time.perf_counter() - self._begun
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        step = self._engine.steps_done
+        return step % every == 0 or step == self._settings.steps
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; measures the wait for each, and marks its arrival."""
+        iterator = iter(batches)
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - begun
+            self._got = time.perf_counter()
+            yield batch
+
+    def record(self, result: StepResult) -> None:
+        """Show the step that ends now, and write it down where that is due."""
+        self._worked += time.perf_counter() - self._got
+        self._interval += 1
+        step = self._engine.steps_done
+        self._display.step(step)
+        if not self.due(self._settings.log_every):
+            return
+        values = metric_values(result.metrics)
+        scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
+        time_taken = self._waited + self._worked
+        line = TrainLine(
+            step=step,
+            tokens=step * self._tokens_per_step,
+            loss=scalars.pop("loss"),
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            tokens_per_s=self._interval * self._tokens_per_step / time_taken,
+            data_wait=self._waited / time_taken,
+            seconds=self.seconds(),
+            metrics=scalars,
+        )
+        self._writer.train(line)
+        self._display.train(line)
+        self._waited = self._worked = 0.0
+        self._interval = 0
+
+    def evaluate(self) -> None:
+        """Evaluate, show and record."""
+        if self._evaluate is None:
+            return
+        step = self._engine.steps_done
+        line = EvalLine(step, step * self._tokens_per_step, self._evaluate())
+        self._writer.evaluation(line)
+        self._display.evaluation(line)
+
+    def save(self) -> Path:
+        """Save, unless this step is saved already."""
+        step = self._engine.steps_done
+        if self._saved is not None and self._saved[0] == step:
+            return self._saved[1]
+        meta = CheckpointMeta(
+            step=step,
+            tokens=step * self._tokens_per_step,
+            seconds=self.seconds(),
+            recipe=self._description.recipe,
+            tokenizer=self._description.tokenizer,
+            versions=versions(),
+        )
+        state = self._engine.state()
+        path = save_checkpoint(self._run.checkpoints, state, meta, keep=self._settings.keep)
+        self._saved = (step, path)
+        return path
+
+
+def _restore(
+    engine: Engine[B], settings: TrainingConfig, run: RunDirectory, display: Display
+) -> float:
+    """Load the run's checkpoint, if it has one; the seconds that the run has taken so far."""
+    if run.checkpoint is None:
+        return 0.0
+    meta = read_meta(run.checkpoint)
+    if meta.step > settings.steps:
+        raise UserError(
+            f"training.steps is {settings.steps}, and {run.checkpoint} has {meta.step} steps "
+            "already. Raise training.steps, or begin another run"
+        )
+    engine.load_state(load_state(run.checkpoint))
+    now = versions()
+    changes = [
+        f"{name} {meta.versions.get(name)} before, {now[name]} now"
+        for name in ("threads", "torch", "cpu", "gpu")
+        if meta.versions.get(name) != now[name]
+    ]
+    if changes:
+        display.say(
+            f"resuming on another machine or setting ({'; '.join(changes)}): sums of floats round "
+            "differently, so the run goes on, but not bit for bit as it would have"
+        )
+    return meta.seconds

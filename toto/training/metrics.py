@@ -1,0 +1,167 @@
+"""What a run records: metrics.jsonl, which the report reads, and TensorBoard beside it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from toto.training.files import disk_errors, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from toto.training.task import Mean
+
+__all__ = ["EvalLine", "MetricsWriter", "TrainLine", "cut_back", "metric_values", "read_lines"]
+
+Values = dict[str, float | list[float]]
+"""Metrics as plain numbers: scalars, or one number per frame."""
+
+
+@dataclass(frozen=True)
+class TrainLine:
+    """One optimizer step.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: visual tokens seen.
+        loss: the reported loss of this step's batch; a pure function of the step.
+        lr: learning rate.
+        grad_norm: before clipping.
+        tokens_per_s: visual tokens a second since the line before, evaluations and saves left out.
+        data_wait: share of that time spent waiting for batches, 0 to 1.
+        seconds: wall time of the run so far.
+        metrics: the task's other scalars.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+    data_wait: float
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalLine:
+    """One evaluation: for each source its metrics on held-out data."""
+
+    step: int
+    tokens: int
+    sources: Mapping[str, Values]
+
+
+def metric_values(metrics: Mapping[str, Mean]) -> Values:
+    """Means as plain numbers: a float for a scalar, a list for a vector."""
+    return {name: mean.value().tolist() for name, mean in metrics.items()}
+
+
+class MetricsWriter:
+    """Appends whole lines to `metrics.jsonl`, and the scalars to TensorBoard.
+
+    Args:
+        path: metrics.jsonl; TensorBoard's files go to `tensorboard/` beside it.
+        step: steps done when the writing begins; TensorBoard hides what an earlier process wrote
+            of later ones.
+
+    Raises:
+        RunError: (any method) the disk is full or refuses.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = path
+        with disk_errors(path):
+            # Unbuffered: a line is with the system once it is written, and closing cannot fail.
+            self._file = path.open("ab", buffering=0)
+            self._board = SummaryWriter(path.parent / "tensorboard", purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        with disk_errors(self._path.parent):
+            self._board.close()
+
+    def train(self, line: TrainLine) -> None:
+        """Record a step."""
+        values = asdict(line)
+        extra = values.pop("metrics")
+        scalars = {name: values[name] for name in values if name not in ("step", "tokens")}
+        self._write("train", values | ({"metrics": extra} if extra else {}))
+        self._draw({f"train/{name}": value for name, value in (scalars | extra).items()}, line.step)
+
+    def evaluation(self, line: EvalLine) -> None:
+        """Record an evaluation."""
+        self._write("eval", asdict(line))
+        scalars = {
+            f"{name}/{source}": value
+            for source, values in line.sources.items()
+            for name, value in values.items()
+            if not isinstance(value, list)
+        }
+        self._draw(scalars, line.step)
+
+    def _write(self, kind: str, values: dict[str, Any]) -> None:
+        line = json.dumps({"kind": kind} | _plain(values), allow_nan=False) + "\n"
+        with disk_errors(self._path):
+            written = self._file.write(line.encode())
+            if written != len(line):  # half of it fitted; json escapes all but ASCII
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _draw(self, scalars: Mapping[str, float], step: int) -> None:
+        with disk_errors(self._path.parent):
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was torn by a kill is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def cut_back(path: Path, step: int) -> bool:
+    """Drop the lines after `step`, and a torn last line, so that a resumed run doubles none.
+
+    Returns:
+        Whether an evaluation of that very step is among the lines kept.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    if path.is_file():
+        with disk_errors(path):
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return any(line["kind"] == "eval" and line["step"] == step for line in kept)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value

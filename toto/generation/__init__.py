@@ -1,0 +1,1 @@
+"""Generation: sampling tokens, continuing videos, and the pictures that show them."""

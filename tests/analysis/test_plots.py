@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from toy_run import write_run
+
+from toto.analysis import plots
+from toto.analysis.runs import RunRecord, read_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    write_run(tmp_path / "run", source="$x$ <b>")
+    return read_run(tmp_path / "run")
+
+
+def all_panels(record: RunRecord) -> list[plots.Panel]:
+    return [
+        plots.training_loss(record.train, "nats/token"),
+        plots.validation_loss(record.evals, "$x$ <b>", "nats/token"),
+        plots.loss_by_frame(record.evals[-1].sources["$x$ <b>"], "$x$ <b>", "nats/token"),
+        plots.accuracy_by_layer(record.probes),
+        *plots.training_curves(record.train),
+    ]
+
+
+def texts(panel: plots.Panel) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", panel.svg)
+
+
+def test_every_axis_has_a_label_with_its_unit(record: RunRecord) -> None:
+    loss, validation, frames, accuracy, rate, norm, speed = map(texts, all_panels(record))
+    tokens = "visual tokens seen (thousands)"
+    for panel in (loss, validation, rate, norm, speed):
+        assert tokens in panel
+    for panel in (loss, validation, frames):
+        assert "loss (nats/token)" in panel
+    assert "frame of the sequence" in frames
+    assert {"layer (0 is the embedding)", "accuracy"} <= set(accuracy)
+    assert "thousand visual tokens/s" in speed
+
+
+def test_the_legends_name_every_line(record: RunRecord) -> None:
+    loss, validation, frames, accuracy = map(texts, all_panels(record)[:4])
+    assert {"as logged", "smoothed"} <= set(loss)
+    for panel in (validation, frames):
+        assert {"model", "copy last frame", "unigram"} <= set(panel)
+    assert {
+        "attention: best 39.9% at layer 2",
+        "average: best 29.9% at layer 2",
+        "chance 10.0%",
+    } <= set(accuracy)
+
+
+def test_a_panel_is_an_svg_element_in_the_colours_and_the_font_of_the_page(
+    record: RunRecord,
+) -> None:
+    for panel in all_panels(record):
+        root = ElementTree.fromstring(panel.svg.replace("xlink:href", "href"))
+        assert root.tag == "svg"
+        assert root.attrib["viewBox"].startswith("0 0 302.4 ")
+        assert "width" not in root.attrib
+        assert not re.findall(r"#[0-9a-f]{6}\b|http|font-family|<style|<metadata", panel.svg)
+        assert "var(--ink)" in panel.svg
+
+
+def test_ids_are_not_shared_between_panels(record: RunRecord) -> None:
+    ids = [set(re.findall(r' id="([^"]+)"', panel.svg)) for panel in all_panels(record)]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    for panel, own in zip(all_panels(record), ids, strict=True):
+        assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', panel.svg)) <= {
+            pair for name in own for pair in ((name, ""), ("", name))
+        }
+
+
+def test_figures_are_the_same_twice(record: RunRecord) -> None:
+    assert all_panels(record) == all_panels(record)
+
+
+def test_without_baselines_only_the_model_is_drawn(record: RunRecord) -> None:
+    from toto.analysis.runs import Evaluation, SourceLoss
+
+    loss = SourceLoss(0.5, [0.6, 0.4])
+    for panel in (
+        plots.loss_by_frame(loss, "photos", "squared error"),
+        plots.validation_loss([Evaluation(1, 64, {"photos": loss})], "photos", "squared error"),
+    ):
+        assert "model" in texts(panel)
+        assert not {"unigram", "copy last frame"} & set(texts(panel))
+
+
+def test_smoothing_keeps_straight_lines_and_ends() -> None:
+    line = np.linspace(5.0, 2.0, 31)
+    assert plots.smooth(line, 4) == pytest.approx(line)
+    noisy = np.random.default_rng(0).normal(size=200)
+    smoothed = plots.smooth(noisy, 5)
+    assert smoothed[100] == pytest.approx(noisy[95:106].mean())
+    assert smoothed[[0, -1]] == pytest.approx(noisy[[0, -1]])
+    assert np.array_equal(plots.smooth(noisy, 0), noisy)

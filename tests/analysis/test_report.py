@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from toy_run import eval_line, train_line, write_lines, write_run
+
+from toto.analysis.report import (
+    DataSource,
+    Reconstructions,
+    ReportContent,
+    psnr,
+    write_report,
+)
+from toto.analysis.runs import read_run
+from toto.analysis.summary import probe_table, summary, validation_table
+from toto.errors import RunError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def content(folder: Path, name: str = "quick") -> ReportContent:
+    original_NHWC = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    return ReportContent(
+        name=name,
+        record=read_run(folder),
+        command="toto train recipes/quickstart.yaml",
+        recipe=f"name: {name}\nseed: 0\n",
+        sources=[DataSource(name, "samples/digits", 0.6, 1234, 200)],
+        reconstructions=Reconstructions(original_NHWC, original_NHWC // 2),
+        facts={"parameters": "3.1 M"},
+        versions={"torch": "2.13.0"},
+        machine={"processor": "2 cores"},
+    )
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, its tags and its text, and checks that tags close."""
+
+    VOID = ("meta", "img", "link", "br", "path", "use")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "data", "srcset", "action")
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def render(content: ReportContent, folder: Path) -> Page:
+    write_report(folder / "report.html", content)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_full_run_shows_every_part(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = render(content(tmp_path), tmp_path)
+    assert page.tags.count("svg") == 1 + 1 + 1 + 3 + 1
+    assert page.tags.count("img") == 3
+    assert "Not run" not in page.text
+    for shown in ("quick", "1,234", "60.0%", "toto train recipes/quickstart.yaml", "seed: 0"):
+        assert shown in page.text
+    assert "the validation loss on digits is 2.75 nats/token, 0.25 below copying" in page.text
+
+
+def test_missing_parts_say_what_to_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run / "metrics.jsonl", [])
+    page = render(dataclasses.replace(content(run), reconstructions=None), run)
+    assert page.tags.count("svg") == 0
+    assert page.tags.count("img") == 0
+    for command in ("toto train recipes/quickstart.yaml", f"toto probe {run}", f"generate {run}"):
+        assert re.search(f"Not run: (toto )?{re.escape(command)}", page.text)
+    assert "no validation pictures could be decoded" in page.text
+
+
+def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", [train_line(1)])
+    page = render(content(tmp_path), tmp_path)
+    assert page.tags.count("svg") == 1 + 3
+    assert "No evaluation stands yet." in page.text
+
+
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = render(content(tmp_path), tmp_path)
+    assert len(page.loads) > 10
+    assert all(load.startswith(("data:image/", "#")) for load in page.loads)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    html = (tmp_path / "report.html").read_text()
+    assert not re.search(r"@import|url\((?!#)|https?://", html)
+
+
+def test_names_cannot_inject_html(tmp_path: Path) -> None:
+    write_run(tmp_path, source=HOSTILE)
+    page = render(content(tmp_path, name=HOSTILE), tmp_path)
+    assert "script" not in page.tags
+    assert page.text.count(HOSTILE) > 5
+
+
+def test_an_older_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(RunError, match=r"report\.html cannot be written"):
+        write_report(tmp_path / "report.html", content(tmp_path))
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_psnr_follows_its_formula() -> None:
+    black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 51, np.uint8)
+    assert psnr(black, grey) == pytest.approx(20 * np.log10(5))
+    assert psnr(grey, black) == psnr(black, grey)
+    assert psnr(grey, grey) == float("inf")
+
+
+def test_summary_and_tables(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    record = read_run(tmp_path)
+    assert summary(record, "nats/token") == [
+        "After 100,000 visual tokens (100 steps), the validation loss on digits is 2.75 nats/token"
+        ", 0.25 below copying the last frame (3.00) and 2.25 below unigram (5.00).",
+        "The best probe reads the label from layer 2 with attention pooling: 39.9% right "
+        "(95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
+        "1 video of digits was continued by 2 frames after 2 real ones.",
+    ]
+    assert validation_table(record) == [["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"]]
+    assert [row[:4] for row in probe_table(record)] == [
+        ["attention", "2", "0.001", "39.9%"],
+        ["average", "2", "0.001", "29.9%"],
+    ]
+
+
+def test_a_model_above_its_baseline_is_called_so(tmp_path: Path) -> None:
+    worse = {"loss": 3.2, "copy": 3.0, "frame_loss": [3.2]}
+    write_lines(tmp_path / "metrics.jsonl", [eval_line(1, {"clips": worse})])
+    record = read_run(tmp_path)
+    assert (
+        "3.20 nats/token, 0.20 above copying the last frame (3.00)."
+        in summary(record, "nats/token")[0]
+    )
+    assert validation_table(record) == [["clips", "3.200", "3.000", "–", "+0.200", "–"]]

@@ -1,0 +1,91 @@
+"""A run directory as `toto train`, `probe` and `generate` leave it, with made-up numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toto.generation.media import continuation_sheet, side_by_side, write_gif, write_png
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FRAMES = 4
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def train_line(step: int) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "step": step,
+        "tokens": step * 1000,
+        "loss": 5.0 - step / 100,
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "tokens_per_s": 2000.0,
+        "data_wait": 0.01,
+        "seconds": step / 2,
+    }
+
+
+def source_loss(loss: float) -> dict[str, Any]:
+    return {
+        "loss": loss,
+        "unigram": 5.0,
+        "copy": 3.0,
+        "frame_loss": [loss] * FRAMES,
+        "frame_unigram": [5.0] * FRAMES,
+        "frame_copy": [5.0] + [2.5] * (FRAMES - 1),
+    }
+
+
+def eval_line(step: int, sources: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "tokens": step * 1000, "sources": sources}
+
+
+def probe_row(layer: int, head: str, lr: float, accuracy: float) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "head": head,
+        "lr": lr,
+        "accuracy": accuracy,
+        "low": accuracy - 0.05,
+        "high": accuracy + 0.05,
+        "loss": 1.0,
+        "chance": 0.1,
+    }
+
+
+def write_run(folder: Path, source: str = "digits") -> None:
+    """Metrics, probes and one generated video; the model's last loss is 2.75."""
+    evals = [eval_line(step, {source: source_loss(4.0 - step / 80)}) for step in (50, 100)]
+    write_lines(folder / "metrics.jsonl", [*map(train_line, range(10, 101, 10)), *evals])
+    write_lines(
+        folder / "probe" / "results.jsonl",
+        [
+            probe_row(layer, head, lr, 0.2 + 0.1 * layer * (1 if head == "attention" else 0.5) - lr)
+            for head in ("average", "attention")
+            for layer in (0, 1, 2)
+            for lr in (0.01, 0.001)
+        ],
+    )
+    generated = folder / "generated"
+    generated.mkdir()
+    video_THWC = np.random.default_rng(0).integers(0, 255, (FRAMES, 16, 16, 3), dtype=np.uint8)
+    write_gif(generated / "0.gif", side_by_side(video_THWC, video_THWC[::-1], prompt_frames=2))
+    write_png(generated / "0.png", continuation_sheet(video_THWC, video_THWC, prompt_frames=2))
+    record = {
+        "prompt_frames": 2,
+        "frames": 2,
+        "samples": [{"gif": "0.gif", "sheet": "0.png"}],
+        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "source": source,
+        "seed": 0,
+    }
+    (generated / "generated.json").write_text(json.dumps(record))

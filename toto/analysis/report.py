@@ -1,0 +1,204 @@
+"""The report of a run: one HTML page with its figures, pictures, recipe and versions inside.
+
+The page asks for nothing outside itself: styles and figures are inline, pictures are data URIs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from toto.analysis import plots
+from toto.analysis.summary import probe_table, summary, validation_table
+from toto.generation.files import replacing
+from toto.generation.media import pixel_scale, sheet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from toto.analysis.runs import Generated, RunRecord
+
+__all__ = ["DataSource", "Reconstructions", "ReportContent", "psnr", "write_report"]
+
+LARGEST_PIXEL = 255
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source of the mixture: where it lies, its share of the sequences, what it holds."""
+
+    name: str
+    path: str
+    share: float
+    samples: int
+    validation_samples: int
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Pictures and what the tokenizer makes of them: uint8 RGB `NHWC`, in the same order."""
+
+    originals_NHWC: NDArray[np.uint8]
+    decoded_NHWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report shows, in plain values.
+
+    Attributes:
+        name: of the run.
+        record: what the run wrote; parts that are missing are named as not run.
+        command: the command that trained the run.
+        recipe: the resolved recipe as YAML text.
+        sources: the mixture.
+        reconstructions: None where none could be made.
+        loss_unit: "nats/token", or what the loss of the run is measured in.
+        facts: sizes worth reading first, for example {"parameters": "3.1 M"}.
+        versions: package → version.
+        machine: for example {"processor": ..., "precision": "bf16"}.
+    """
+
+    name: str
+    record: RunRecord
+    command: str
+    recipe: str
+    sources: list[DataSource]
+    reconstructions: Reconstructions | None = None
+    loss_unit: str = "nats/token"
+    facts: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures beside each other and how to read them, or the command that would make them."""
+
+    title: str
+    caption: str
+    panels: list[plots.Panel]
+    command: str
+
+
+def write_report(out: Path, content: ReportContent) -> None:
+    """Write the page to `out`; an older one is replaced only when the new one is complete."""
+    page = _render(content)
+    with replacing(out) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def psnr(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit pictures; infinite where they are equal."""
+    error = original.astype(np.float64) - decoded.astype(np.float64)
+    mean_square = float(np.square(error).mean())
+    return float(10 * np.log10(LARGEST_PIXEL**2 / mean_square)) if mean_square else float("inf")
+
+
+def _render(content: ReportContent) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["svg"] = lambda panel: Markup(panel.svg)  # escaped by matplotlib
+    template = resources.files("toto.analysis").joinpath("report.html").read_text(encoding="utf-8")
+    record = content.record
+    return environment.from_string(template).render(
+        content=content,
+        run=record.folder,
+        summary=summary(record, content.loss_unit),
+        validation=validation_table(record),
+        probes=probe_table(record),
+        loss_sections=_loss_sections(content),
+        probe_section=_probe_section(record),
+        reconstructions=_reconstruction_sheet(content.reconstructions),
+        generated=record.generated,
+        samples=_samples(record.generated, record.generated_folder),
+    )
+
+
+def _loss_sections(content: ReportContent) -> list[Section]:
+    record, unit = content.record, content.loss_unit
+    last = record.evals[-1].sources if record.evals else {}
+    training = [plots.training_loss(record.train, unit)] if record.train else []
+    validation = [plots.validation_loss(record.evals, source, unit) for source in last]
+    return [
+        Section(
+            "Loss against tokens",
+            "Lower is better: the curve of the model should fall below both lines. Copying "
+            "predicts each token from the same place of the frame before, the unigram from the "
+            "token's frequency alone.",
+            training + validation,
+            content.command,
+        ),
+        Section(
+            "Loss by frame",
+            "The last evaluation, frame by frame: a curve that falls from left to right means that "
+            "the model uses the frames it has seen.",
+            [plots.loss_by_frame(loss, source, unit) for source, loss in last.items()],
+            content.command,
+        ),
+        Section(
+            "The course of the training",
+            "The learning rate follows its schedule, the gradient's norm should stay bounded, and "
+            "the speed even.",
+            plots.training_curves(record.train) if record.train else [],
+            content.command,
+        ),
+    ]
+
+
+def _probe_section(record: RunRecord) -> Section:
+    return Section(
+        "Accuracy by layer",
+        "How well a linear classifier reads the label from each layer of the frozen model, at its "
+        "best learning rate: the band is the 95% interval that the number of samples leaves, the "
+        "ring the best layer. Layer and learning rate were chosen on the very split that is shown, "
+        "so the best value leans high.",
+        [plots.accuracy_by_layer(record.probes)] if record.probes else [],
+        f"toto probe {record.folder}",
+    )
+
+
+def _reconstruction_sheet(pictures: Reconstructions | None) -> dict[str, str] | None:
+    """The pictures above their reconstructions, as a data URI, and the mean PSNR."""
+    if pictures is None:
+        return None
+    pairs = zip(pictures.originals_NHWC, pictures.decoded_NHWC, strict=True)
+    values = [psnr(original, decoded) for original, decoded in pairs]
+    image_HWC = sheet(
+        {"original": pictures.originals_NHWC, "decoded": pictures.decoded_NHWC},
+        [f"{value:.1f} dB" for value in values],
+        scale=pixel_scale(pictures.originals_NHWC.shape[1]),
+    )
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, format="PNG", optimize=True)
+    return {"image": _data_uri(file.getvalue(), ".png"), "psnr": f"{np.mean(values):.1f}"}
+
+
+def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
+    """The pictures of each generated video as data URIs."""
+    if generated is None:
+        return []
+    return [
+        {name: _embed(folder / path) for name, path in (("gif", one.gif), ("sheet", one.sheet))}
+        for one in generated.samples
+    ]
+
+
+def _embed(path: Path) -> str:
+    return _data_uri(path.read_bytes(), path.suffix)
+
+
+def _data_uri(data: bytes, suffix: str) -> str:
+    kind = {".gif": "image/gif", ".png": "image/png"}[suffix]
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

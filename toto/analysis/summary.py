@@ -1,0 +1,105 @@
+"""The numbers of a run that a reader wants first, as sentences and as rows of tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toto.analysis.runs import peaks
+
+if TYPE_CHECKING:
+    from toto.analysis.runs import RunRecord
+
+__all__ = ["probe_table", "summary", "validation_table"]
+
+NO_VALUE = "–"
+
+
+def summary(record: RunRecord, unit: str) -> list[str]:
+    """What came out, in one sentence for each validation source, the probes and the videos."""
+    return [
+        *_validation_sentences(record, unit),
+        _probe_sentence(record),
+        _generation_sentence(record),
+    ]
+
+
+def validation_table(record: RunRecord) -> list[list[str]]:
+    """Source, model, copying, unigram, and how far below each the model is; the last evaluation."""
+    if not record.evals:
+        return []
+    return [
+        [
+            source,
+            f"{loss.loss:.3f}",
+            _number(loss.copy),
+            _number(loss.unigram),
+            _gap(loss.loss, loss.copy),
+            _gap(loss.loss, loss.unigram),
+        ]
+        for source, loss in record.evals[-1].sources.items()
+    ]
+
+
+def probe_table(record: RunRecord) -> list[list[str]]:
+    """Pooling, best layer, learning rate, accuracy, its interval, chance; best pooling first."""
+    return [
+        [
+            row.head,
+            str(row.layer),
+            f"{row.lr:g}",
+            f"{row.accuracy:.1%}",
+            f"{row.low:.1%} to {row.high:.1%}",
+            f"{row.chance:.1%}",
+        ]
+        for row in peaks(record.probes)
+    ]
+
+
+def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
+    if not record.evals:
+        return ["No evaluation stands yet."]
+    last = record.evals[-1]
+    opening = f"After {last.tokens:,} visual tokens ({last.step:,} steps), the validation loss"
+    sentences = []
+    for source, loss in last.sources.items():
+        against = [
+            f"{abs(loss.loss - value):.2f} {'below' if loss.loss < value else 'above'} "
+            f"{name} ({value:.2f})"
+            for name, value in (("copying the last frame", loss.copy), ("unigram", loss.unigram))
+            if value is not None
+        ]
+        comparison = f", {' and '.join(against)}" if against else ""
+        sentences.append(f"{opening} on {source} is {loss.loss:.2f} {unit}{comparison}.")
+        opening = "The validation loss"
+    return sentences
+
+
+def _probe_sentence(record: RunRecord) -> str:
+    if not record.probes:
+        return "The features have not been probed."
+    best = peaks(record.probes)[0]
+    return (
+        f"The best probe reads the label from layer {best.layer} with {best.head} pooling: "
+        f"{best.accuracy:.1%} right (95% interval {best.low:.1%} to {best.high:.1%}), "
+        f"{best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
+    )
+
+
+def _generation_sentence(record: RunRecord) -> str:
+    generated = record.generated
+    if generated is None:
+        return "No video has been generated."
+    count = len(generated.samples)
+    return (
+        f"{count} {'video' if count == 1 else 'videos'} of {generated.source} "
+        f"{'was' if count == 1 else 'were'} continued by {generated.frames} frames after "
+        f"{generated.prompt_frames} real ones."
+    )
+
+
+def _number(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:.3f}"
+
+
+def _gap(loss: float, baseline: float | None) -> str:
+    return NO_VALUE if baseline is None else f"{loss - baseline:+.3f}".replace("-", "−")

@@ -1,0 +1,96 @@
+"""Continue videos frame by frame: plain decoding, one full pass of the model for each token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from toto.generation.sampling import sample_codes, sequence_generators
+from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from toto.generation.config import SamplingConfig
+
+__all__ = ["NextTokenModel", "continue_video", "first_context_frame"]
+
+
+class NextTokenModel(Protocol):
+    """What generation asks of a model."""
+
+    def next_logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits `BV` of the id that follows the input ids."""
+
+
+def first_context_frame(frame: int, context_frames: int) -> int:
+    """The oldest frame that the model sees while it predicts `frame`, both counted from 0.
+
+    Whenever `context_frames` frames stand, the oldest half of them is dropped (the larger half of
+    an odd number). The answer depends on the frame alone, so a video that was continued in two goes
+    saw the same contexts as in one.
+    """
+    dropped = (context_frames + 1) // 2
+    return dropped * max(0, (frame - context_frames) // dropped + 1)
+
+
+@torch.inference_mode()
+def continue_video(
+    model: NextTokenModel,
+    prompt_codes_BTHW: Tensor,
+    is_image_B: Tensor,
+    *,
+    frames: int,
+    context_frames: int,
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Append `frames` sampled frames to each video.
+
+    The model reads `start` and then the frames of its context, always from position 0: when the
+    context is full, the oldest half of its frames is dropped and the rest is read anew. Nothing
+    computed before could be reused there, since what a kept frame holds depends on those dropped.
+    The cost is frames · H · W passes over up to context_frames · H · W tokens. The caller sets the
+    model's mode, its device and autocast.
+
+    Args:
+        model: gives the logits of the next id.
+        prompt_codes_BTHW: int64 codes of a tokenizer, from 0; T may be 0: nothing to begin with.
+        is_image_B: bool; True makes the start id that of separate images.
+        frames: number of frames to append.
+        context_frames: frames that the model was trained on.
+        sampling: temperature, top-k and top-p.
+        seeds: one a sequence; the same seed and prompt give the same frames in any batch, as far as
+            the model's logits do not depend on the batch.
+        progress: called after each token with the tokens done and to be done in each sequence.
+
+    Returns:
+        int64 codes `B, T + frames, H, W`, the prompt first.
+
+    Raises:
+        ValueError: frames or context_frames below 1, or another number of seeds than sequences.
+        RunError: the model gives NaN or infinite logits.
+    """
+    batch, prompt_frames, height, width = prompt_codes_BTHW.shape
+    if frames < 1 or context_frames < 1 or len(seeds) != batch:
+        raise ValueError(
+            f"frames ({frames}) and context_frames ({context_frames}) must be 1 or more, and "
+            f"seeds ({len(seeds)}) as many as sequences ({batch})"
+        )
+    layout = SequenceLayout(prompt_frames + frames, height, width)
+    start_B1 = layout.start_ids(is_image_B)[:, None]
+    codes_BL = prompt_codes_BTHW.new_empty(batch, layout.num_visual)
+    first = prompt_frames * layout.tokens_per_frame
+    codes_BL[:, :first] = prompt_codes_BTHW.flatten(1)
+    generators = sequence_generators(seeds)
+    for index in range(first, layout.num_visual):
+        oldest_frame = first_context_frame(layout.frame_of_visual(index), context_frames)
+        oldest = oldest_frame * layout.tokens_per_frame
+        ids_BL = torch.cat([start_B1, codes_BL[:, oldest:index] + NUM_SPECIAL_IDS], dim=1)
+        codes_BL[:, index] = sample_codes(model.next_logits(ids_BL), sampling, generators)
+        if progress is not None:
+            progress(index + 1 - first, layout.num_visual - first)
+    return layout.visual_to_grid(codes_BL)

@@ -1,0 +1,211 @@
+"""Pictures for people: labelled sheets and animations of uint8 RGB frames, as PNG, GIF and MP4.
+
+Frames are numpy arrays `THWC` (uint8 RGB). Small frames are enlarged with nearest neighbour, so
+that every pixel stays visible.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from toto.generation.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = [
+    "continuation_sheet",
+    "pixel_scale",
+    "sheet",
+    "side_by_side",
+    "write_gif",
+    "write_mp4",
+    "write_png",
+]
+
+Pixels = NDArray[np.uint8]
+
+BACKGROUND = (27, 31, 38)
+TEXT = (236, 239, 244)
+FRAME = (240, 165, 0)  # around what was given to the model
+FONT_SIZE = 14
+STRIP = 22  # height of a strip of labels, in pixels
+GAP = 6
+BORDER = 3
+
+
+def pixel_scale(side: int, target: int = 128) -> int:
+    """How many times frames of `side` pixels are enlarged to come near `target` pixels."""
+    return max(1, round(target / side))
+
+
+def sheet(
+    rows: Mapping[str, Pixels],
+    captions: Sequence[str],
+    *,
+    columns: int = 8,
+    scale: int = 1,
+    framed: int = 0,
+) -> Pixels:
+    """Rows of frames above each other, each with its label, wrapped after `columns` frames.
+
+    Args:
+        rows: label → frames `THWC`, all of one size; a shorter row ends in empty places.
+        captions: one text above each column of frames.
+        columns: frames beside each other before a new band of rows begins.
+        scale: enlargement of the frames.
+        framed: the first so many frames get a coloured frame.
+
+    Returns:
+        One picture `HWC`.
+    """
+    frames = [_enlarge(row_THWC, scale) for row_THWC in rows.values()]
+    height, width = frames[0].shape[1:3]
+    gutter = GAP + max(_text_width(label) for label in rows) + GAP
+    columns = min(columns, len(captions))
+    bands = -(-len(captions) // columns)
+    band_height = STRIP + len(rows) * (height + GAP)
+    canvas = Image.new(
+        "RGB", (gutter + columns * (width + GAP), bands * band_height + GAP), BACKGROUND
+    )
+    draw = ImageDraw.Draw(canvas)
+    for index, caption in enumerate(captions):
+        band, column = divmod(index, columns)
+        left, top = gutter + column * (width + GAP), band * band_height
+        _write(draw, (left + width // 2, top + STRIP // 2), caption, anchor="mm")
+        for row, row_THWC in enumerate(frames):
+            corner = (left, top + STRIP + row * (height + GAP))
+            if index < len(row_THWC):
+                _paste(canvas, row_THWC[index], corner, framed=index < framed)
+    for band in range(bands):
+        for row, label in enumerate(rows):
+            middle = band * band_height + STRIP + row * (height + GAP) + height // 2
+            _write(draw, (GAP, middle), label, anchor="lm")
+    return np.asarray(canvas)
+
+
+def continuation_sheet(
+    real_THWC: Pixels, generated_THWC: Pixels, *, prompt_frames: int, scale: int = 1
+) -> Pixels:
+    """The real video's frames above the generated ones, numbered from 1, the prompt framed."""
+    captions = [
+        "prompt" if index < prompt_frames else str(index + 1)
+        for index in range(len(generated_THWC))
+    ]
+    rows = {"real": real_THWC, "generated": generated_THWC}
+    return sheet(rows, captions, scale=scale, framed=prompt_frames)
+
+
+def side_by_side(
+    real_THWC: Pixels, generated_THWC: Pixels, *, prompt_frames: int, scale: int = 1
+) -> Pixels:
+    """An animation of the real video beside the generated one.
+
+    The first `prompt_frames` generated frames are what the model was given; they are framed and
+    labelled as the prompt. Where the real video ends first, its place stays empty.
+
+    Returns:
+        Frames `THWC`, as many as were generated, of even height and width.
+    """
+    left_THWC, right_THWC = _enlarge(real_THWC, scale), _enlarge(generated_THWC, scale)
+    height, width = right_THWC.shape[1:3]
+    second = 2 * GAP + width
+    size = (_even(second + width + GAP), _even(STRIP + height + STRIP))
+    pictures = []
+    for index, generated_HWC in enumerate(right_THWC):
+        given = index < prompt_frames
+        canvas = Image.new("RGB", size, BACKGROUND)
+        draw = ImageDraw.Draw(canvas)
+        label = "prompt" if given else "generated"
+        _write(draw, (GAP + width // 2, STRIP // 2), "real", anchor="mm")
+        _write(draw, (second + width // 2, STRIP // 2), label, anchor="mm")
+        counter = f"frame {index + 1} of {len(right_THWC)}"
+        _write(draw, (size[0] // 2, size[1] - STRIP // 2), counter, anchor="mm")
+        if index < len(left_THWC):
+            _paste(canvas, left_THWC[index], (GAP, STRIP), framed=given)
+        _paste(canvas, generated_HWC, (second, STRIP), framed=given)
+        pictures.append(np.asarray(canvas))
+    return np.stack(pictures)
+
+
+def write_png(path: Path, image_HWC: Pixels) -> None:
+    """Write one picture."""
+    with replacing(path) as part:
+        Image.fromarray(image_HWC).save(part, format="PNG", optimize=True)
+
+
+def write_gif(path: Path, frames_THWC: Pixels, *, frame_seconds: float = 0.25) -> None:
+    """Write an animation that repeats for ever, in 256 colours that all its frames share.
+
+    A palette of its own for each frame would let still parts of the picture flicker.
+    """
+    palette = Image.fromarray(np.concatenate(frames_THWC)).quantize(256)
+    pictures = [
+        Image.fromarray(frame_HWC).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame_HWC in frames_THWC
+    ]
+    with replacing(path) as part:
+        pictures[0].save(
+            part,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=round(1000 * frame_seconds),
+            loop=0,
+        )
+
+
+def write_mp4(path: Path, frames_THWC: Pixels, *, frame_seconds: float = 0.25) -> None:
+    """Write an H.264 video (4:2:0, which every browser plays).
+
+    Raises:
+        ValueError: the height or the width is odd, which 4:2:0 cannot hold.
+    """
+    import av
+
+    height, width = frames_THWC.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"frames of {width} × {height} px: both must be even for H.264 4:2:0")
+    rate = Fraction(1 / frame_seconds).limit_denominator(1000)
+    with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame_HWC in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _enlarge(frames_THWC: Pixels, scale: int) -> Pixels:
+    return frames_THWC.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _even(size: int) -> int:
+    return size + size % 2
+
+
+def _text_width(text: str) -> int:
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    return round(ruler.textlength(text, font=ImageFont.load_default(FONT_SIZE)))
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, *, anchor: str) -> None:
+    draw.text(at, text, fill=TEXT, font=ImageFont.load_default(FONT_SIZE), anchor=anchor)
+
+
+def _paste(canvas: Image.Image, frame_HWC: Pixels, at: tuple[int, int], *, framed: bool) -> None:
+    canvas.paste(Image.fromarray(frame_HWC), at)
+    if framed:
+        # Drawn around the frame, in the gap, so that it hides nothing.
+        box = (
+            at[0] - BORDER,
+            at[1] - BORDER,
+            at[0] + frame_HWC.shape[1] + BORDER - 1,
+            at[1] + frame_HWC.shape[0] + BORDER - 1,
+        )
+        ImageDraw.Draw(canvas).rectangle(box, outline=FRAME, width=BORDER)

@@ -80,4 +80,5 @@ class SequenceLayout:
 
     def visual_to_grid(self, x_BLD: Tensor) -> Tensor:
         """`[B, T·H·W, ...]` → `[B, T, H, W, ...]`."""
-        return x_BLD.unflatten(1, (self.frames, self.height, self.width))
+        batch, _, *rest = x_BLD.shape
+        return x_BLD.reshape(batch, self.frames, self.height, self.width, *rest)

@@ -6,13 +6,17 @@ expected and what came.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from toto.backbones.config import BackboneConfig
 from toto.errors import UserError
-from toto.heads.config import HeadConfig
 from toto.tokenizers.base import PatchGrid, TokenGrid
-from toto.tokenizers.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from toto.backbones.config import BackboneConfig
+    from toto.heads.config import HeadConfig
+    from toto.tokenizers.config import TokenizerConfig
 
 __all__ = ["ContractError", "check_backbone", "check_head", "check_tokenizer"]
 
@@ -121,7 +125,8 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
         "causality: a change at t must not move the output before t",
     )
     _expect(
-        not torch.allclose(out_BLD[:, -1], changed_out_BLD[:, -1]), "the output depends on the input"
+        not torch.allclose(out_BLD[:, -1], changed_out_BLD[:, -1]),
+        "the output depends on the input",
     )
     _expect(set(features) == {0, 1, -1}, f"features are keyed as asked for, not {set(features)}")
     _expect(torch.equal(features[0], x_BLD), "layer 0 is the embedding itself")

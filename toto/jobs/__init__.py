@@ -1,1 +1,1 @@
-"""Jobs: one module a verb, from a recipe or request to files on disk. The CLI calls nothing else."""
+"""Jobs: one module a verb, from a recipe or request to files. The CLI calls nothing else."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
+from typing import TYPE_CHECKING
 
 from toto.backbones.config import BACKBONES
 from toto.heads.config import HEADS
@@ -13,6 +12,9 @@ from toto.jobs.console import say
 from toto.registry import import_plugin
 from toto.testing import check_backbone, check_head, check_tokenizer
 from toto.tokenizers.config import TOKENIZERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["check_component"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toto.backbones.config import BACKBONES
 from toto.heads.config import HEADS
@@ -15,6 +14,9 @@ from toto.recipe.yaml_reader import dump_yaml
 from toto.registry import Registry, import_plugin
 from toto.tasks.config import TASKS
 from toto.tokenizers.config import TOKENIZERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["REGISTRIES", "list_family", "show_recipe"]
 

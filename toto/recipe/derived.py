@@ -76,7 +76,10 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
                 f"embedding {numbers['params_embedding']:,}, "
                 f"readout {numbers['params_readout']:,}",
             ),
-            ("vocabulary", f"{numbers['vocab_size']:,}" if numbers["vocab_size"] else "none: patches"),
+            (
+                "vocabulary",
+                f"{numbers['vocab_size']:,}" if numbers["vocab_size"] else "none: patches",
+            ),
             (
                 "compute",
                 f"{numbers['forward_macs_per_sequence']:.3g} MACs a sequence forward, "
@@ -88,7 +91,5 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _mixture(recipe: Recipe) -> str:
     total = sum(source.weight for source in recipe.data.sources.values())
-    shares = (
-        f"{name} {source.weight / total:.0%}" for name, source in recipe.data.sources.items()
-    )
+    shares = (f"{name} {source.weight / total:.0%}" for name, source in recipe.data.sources.items())
     return ", ".join(shares)

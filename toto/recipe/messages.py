@@ -15,8 +15,17 @@ __all__ = ["explain"]
 
 
 def explain(error: ValidationError, schema: type[Config], raw: dict[str, Any]) -> list[Problem]:
-    """One Problem for each of pydantic's findings."""
-    return [_explain_one(detail, schema, raw) for detail in error.errors(include_url=False)]
+    """One Problem for each of pydantic's findings, but for those that follow from another."""
+    details = error.errors(include_url=False)
+    return [
+        _explain_one(detail, schema, raw)
+        for detail in details
+        if not any(_is_inside(other["loc"], detail["loc"]) for other in details)
+    ]
+
+
+def _is_inside(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _explain_one(detail: ErrorDetails, schema: type[Config], raw: dict[str, Any]) -> Problem:
@@ -36,8 +45,8 @@ def _explain_one(detail: ErrorDetails, schema: type[Config], raw: dict[str, Any]
         meaning = f" ({field.description})" if field and field.description else ""
         return Problem(path, "missing", f"Add `{loc[-1]}: ...`{meaning}")
     if detail["type"] in ("value_error", "component_unknown", "component_unnamed"):
-        message = detail["msg"].removeprefix("Value error, ")
-        return Problem(path, message.rstrip(". "), "Change it so")
+        what, _, mend = detail["msg"].removeprefix("Value error, ").partition("; ")
+        return Problem(path, what.rstrip(". "), mend[:1].upper() + mend[1:] or "Change it")
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return Problem(path, f"{value!r} does not fit: {message}", "Change the value")
 
@@ -55,9 +64,7 @@ def _model_at(schema: type[Config], raw: Any, loc: tuple[int | str, ...]) -> typ
             if field is None:
                 return None
             registry = next((m for m in field.metadata if isinstance(m, Registry)), None)
-            annotation = (
-                _component(registry, raw) if registry else _without_none(field.annotation)
-            )
+            annotation = _component(registry, raw) if registry else _without_none(field.annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
         elif get_origin(annotation) not in (dict, list, tuple):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from toto.errors import Problem, RecipeError, UserError
 from toto.recipe.messages import explain
+from toto.recipe.overrides import apply_override
 from toto.recipe.rules import broken_rules
 from toto.recipe.schemas import SCHEMAS, Recipe
-from toto.recipe.yaml_reader import parse_value, read_yaml
+from toto.recipe.yaml_reader import read_yaml
 from toto.registry import import_plugin, nearest
 
 __all__ = [
@@ -86,7 +86,7 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name)
     raw = _read_with_base(path)
     for override in overrides:
-        _override(raw, override, str(path))
+        apply_override(raw, override, str(path))
     raw.setdefault("name", path.stem)
     raw.setdefault("output", f"runs/{raw['name']}")
     raw["imports"] = [
@@ -150,31 +150,11 @@ def _read_with_base(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), [problem])
     base = read_yaml(base_path)
     if "base" in base:
-        problem = Problem("base", f"{base_path.name} has a base itself", "One level is all there is")
+        problem = Problem(
+            "base", f"{base_path.name} has a base itself", "One level is all there is"
+        )
         raise RecipeError(str(path), [problem])
     return merge(base, raw)
-
-
-def _override(raw: dict[str, Any], override: str, where: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        problem = Problem(f"--set {override}", "no `key=value`", "Write --set training.steps=100")
-        raise RecipeError(where, [problem])
-    try:
-        value = parse_value(text)
-    except yaml.YAMLError as error:
-        problem = Problem(f"--set {dotted}", f"{text!r} is no YAML value", "Quote it")
-        raise RecipeError(where, [problem]) from error
-    *parents, last = dotted.split(".")
-    section: Any = raw
-    for parent in parents:
-        if isinstance(section.get(parent), str):
-            section[parent] = {"name": section[parent]}
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            problem = Problem(f"--set {dotted}", f"{parent} is no section", "Set it as a whole")
-            raise RecipeError(where, [problem])
-    section[last] = value
 
 
 def _sound_sections(schema: type[Recipe], raw: dict[str, Any]) -> tuple[Recipe, set[str]]:
@@ -188,9 +168,11 @@ def _sound_sections(schema: type[Recipe], raw: dict[str, Any]) -> tuple[Recipe, 
             else:
                 sound[name] = field.get_default(call_default_factory=True)
             continue
-        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else None
+        annotation: Any = field.annotation
+        if field.metadata:
+            annotation = Annotated[annotation, *field.metadata]
         try:
-            sound[name] = TypeAdapter(annotation or field.annotation).validate_python(raw[name])
+            sound[name] = TypeAdapter[Any](annotation).validate_python(raw[name])
         except ValidationError:
             unsound.add(name)
     return schema.model_construct(**sound), unsound

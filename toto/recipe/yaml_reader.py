@@ -16,12 +16,13 @@ __all__ = ["dump_yaml", "parse_value", "read_yaml"]
 class _Loader(yaml.SafeLoader):
     """PyYAML with the scalars of YAML 1.2's core schema, and duplicate keys refused."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    # Begins empty: PyYAML's own resolvers are those of YAML 1.1.
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.MarkedYAMLError(
@@ -88,7 +89,7 @@ def dump_yaml(value: dict[str, Any]) -> str:
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 class _Dumper(yaml.SafeDumper):

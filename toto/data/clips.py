@@ -1,0 +1,96 @@
+"""Clips by sample number, for evaluations: labelled samples, and any stretch of a video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toto.data.decode import UndecodableError, decode_frames
+from toto.data.loader import collate
+from toto.data.stream import DrawnSequence
+from toto.data.transforms import CENTRE, square
+from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from toto.data.batch import Batch
+    from toto.data.config import ClipConfig
+    from toto.data.index import Dataset
+
+__all__ = ["LabelledDataset", "read_clip"]
+
+
+def read_clip(
+    dataset: Dataset, sample: int, start: int, clip: ClipConfig
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """`clip.frames` frames of one sample from decoded frame `start`, in their centre square.
+
+    Returns:
+        uint8 `[T, R, R, 3]` pixels, or uint16 `[T, H, W]` codes from token shards.
+
+    Raises:
+        DataError: the sample cannot be decoded.
+    """
+    if dataset.form == "tokens":
+        return dataset.read_codes(sample, start, clip.frames, clip.stride)
+    payload = dataset.read(sample)
+    try:
+        frames = decode_frames(dataset.kind, payload, start, clip.frames, clip.stride)
+    except UndecodableError as error:
+        raise DataError(
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
+            "the file and pack its folder again"
+        ) from error
+    return square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
+
+
+class LabelledDataset:
+    """One clip of each labelled sample: a picture alone, or the middle of a video.
+
+    Args:
+        dataset: with labels, raw or tokens.
+        clip: of a video; a picture is one frame whatever it says.
+
+    Raises:
+        DataError: no labels, or a video that is shorter than the clip.
+    """
+
+    def __init__(self, dataset: Dataset, clip: ClipConfig) -> None:
+        if not dataset.classes:
+            raise DataError(
+                f"{dataset.path} has no labels. Pack a folder with one sub-folder a class"
+            )
+        self._dataset = dataset
+        self._is_image = dataset.kind == "images"
+        self._clip = clip.model_copy(update={"frames": 1}) if self._is_image else clip
+        lengths = [dataset.frames(sample) for sample in range(len(self))]
+        short = [sample for sample, length in enumerate(lengths) if length < self._clip.span]
+        if short:
+            raise DataError(
+                f"{dataset.path}: {len(short)} videos are shorter than a clip of "
+                f"{self._clip.span} frames, such as {dataset.origin(short[0])} with "
+                f"{lengths[short[0]]}. Lower frames"
+            )
+
+    def __len__(self) -> int:
+        return self._dataset.num_samples
+
+    def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
+        """The samples of these numbers, in this order, `size` a batch; the last may be smaller."""
+        for first in range(0, len(order), size):
+            yield collate([self._sequence(sample) for sample in order[first : first + size]])
+
+    def _sequence(self, sample: int) -> DrawnSequence:
+        start = (self._dataset.frames(sample) - self._clip.span) // 2
+        return DrawnSequence(
+            frames=read_clip(self._dataset, sample, start, self._clip),
+            is_image=self._is_image,
+            source=0,
+            position=sample,
+            label=self._dataset.label(sample),
+            drawn=1,
+            broken=(),
+        )

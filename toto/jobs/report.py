@@ -1,0 +1,131 @@
+"""`toto report`: what a run wrote, as one HTML page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from toto.analysis.report import DataSource, Reconstructions, ReportContent, write_report
+from toto.analysis.runs import read_run
+from toto.data.clips import read_clip
+from toto.data.index import Dataset
+from toto.jobs.console import say
+from toto.jobs.setup import RECIPE_FILE, RUN_FILE
+from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
+from toto.recipe.derived import derived_numbers
+from toto.recipe.yaml_reader import dump_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.recipe.schemas import TrainRecipe
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["start_report"]
+
+PICTURES_PER_SOURCE = 4
+
+
+def start_report(run: str | None, *, imports: Sequence[str]) -> None:
+    """Write RUN/report.html.
+
+    Raises:
+        UserError: no such run.
+        DataError: a record of the run that cannot be read.
+    """
+    import_all(imports)
+    found = resolve_run(run)
+    record = read_run(found.run)
+    started = _started(found)
+    recipe = found.recipe
+    numbers = derived_numbers(recipe)
+    content = ReportContent(
+        name=recipe.name,
+        record=record,
+        command=started["command"],
+        recipe=dump_yaml(recipe.model_dump(mode="json")),
+        sources=_data_sources(recipe),
+        reconstructions=_reconstructions(recipe, build_tokenizer(found)),
+        loss_unit="nats/token" if recipe.tokenizer.output == "codes" else "squared error",
+        facts={
+            "parameters": f"{numbers['params_total'] / 1e6:.2f} M",
+            "sequence": f"{recipe.layout.frames} × {recipe.layout.height} × {recipe.layout.width} "
+            f"= {recipe.layout.num_visual:,} tokens",
+            "trained": f"{found.meta.step:,} steps, {found.meta.tokens:,} tokens",
+            "training time": f"{found.meta.seconds:.0f} s",
+        },
+        versions={
+            name: str(value)
+            for name, value in started["versions"].items()
+            if name in ("toto", "torch", "python")
+        },
+        machine={
+            name: str(value)
+            for name, value in started["versions"].items()
+            if name in ("platform", "cpu", "gpu", "threads") and value
+        }
+        | {
+            "precision": recipe.training.precision,
+            "blocks": "compiled" if recipe.training.compile else "eager",
+        },
+    )
+    out = found.run / "report.html"
+    write_report(out, content)
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _started(found: FoundRun) -> dict[str, Any]:
+    """What the run wrote down when it began; its checkpoint knows the versions too."""
+    path = found.run / RUN_FILE
+    if not path.is_file():
+        return {"command": f"toto train {RECIPE_FILE}", "versions": found.meta.versions}
+    started: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return started
+
+
+def _data_sources(recipe: TrainRecipe) -> list[DataSource]:
+    total = sum(source.weight for source in recipe.data.sources.values())
+    rows = []
+    for name, source in recipe.data.sources.items():
+        root = Path(recipe.data.root)
+        held_out = Dataset.open(root / source.validation).num_samples if source.validation else 0
+        rows.append(
+            DataSource(
+                name=name,
+                path=str(root / source.path),
+                share=source.weight / total,
+                samples=Dataset.open(root / source.path).num_samples,
+                validation_samples=held_out,
+            )
+        )
+    return rows
+
+
+def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructions | None:
+    """Held-out frames of each source that is stored as pictures, and what their tokens hold."""
+    originals: list[npt.NDArray[np.uint8]] = []
+    clip = recipe.clip.model_copy(update={"frames": 1})
+    for source in recipe.data.sources.values():
+        if source.validation is None:
+            continue
+        dataset = Dataset.open(Path(recipe.data.root) / source.validation)
+        if dataset.form == "tokens":
+            continue
+        count = min(PICTURES_PER_SOURCE, dataset.num_samples)
+        for index in range(count):
+            sample = index * dataset.num_samples // count
+            frame = read_clip(dataset, sample, dataset.frames(sample) // 2, clip)[0]
+            originals.append(frame.astype(np.uint8))
+    if not originals:
+        return None
+    originals_NHWC = np.stack(originals)
+    pixels_BCHW = torch.from_numpy(originals_NHWC).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        decoded_BCHW = tokenizer.eval().decode(tokenizer.encode(pixels_BCHW))
+    decoded = (decoded_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return Reconstructions(originals_NHWC, decoded)

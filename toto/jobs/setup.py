@@ -1,0 +1,128 @@
+"""What every training verb does before its first step: recipe, machine, run directory, records."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from toto.errors import Problem, RecipeError, UserError
+from toto.jobs.console import say
+from toto.recipe.derived import describe
+from toto.recipe.reader import read_recipe
+from toto.recipe.schemas import Recipe
+from toto.recipe.yaml_reader import dump_yaml
+from toto.training.checkpoint import read_meta
+from toto.training.machine import resolve_machine, versions
+from toto.training.rundir import RunDirectory, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["RECIPE_FILE", "RUN_FILE", "begin_run", "read_recipe_for"]
+
+RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
+
+# What may differ when a run is resumed: none of it changes a number.
+FREE_TO_CHANGE = {
+    "title",
+    "output",
+    "imports",
+    "data.root",
+    "data.workers",
+    "data.max_broken",
+    "training.log_every",
+    "training.eval_every",
+    "training.save_every",
+    "training.keep",
+}
+
+R = TypeVar("R", bound=Recipe)
+
+
+def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output: str | None) -> R:
+    """Read the recipe of a verb.
+
+    Args:
+        schema: of the verb.
+        name: path or name of the recipe.
+        overrides: `a.b=value`.
+        output: the run directory, instead of the recipe's.
+
+    Raises:
+        RecipeError: its mistakes, or it is a recipe of another verb.
+    """
+    overrides = [*overrides, *([f"output={json.dumps(output)}"] if output else [])]
+    recipe = read_recipe(name, overrides)
+    if not isinstance(recipe, schema):
+        verb = schema.model_fields["verb"].default
+        command = "toto tokenizer train" if recipe.verb == "tokenizer" else f"toto {recipe.verb}"
+        mend = f"Run it with `{command} {name}`"
+        problem = Problem("verb", f"{recipe.verb!r} where {verb!r} is needed", mend)
+        raise RecipeError(name, [problem])
+    return recipe
+
+
+def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
+    """Settle the machine, open the run directory, write down what the run is, and say it.
+
+    Returns:
+        The recipe with nothing left at `auto`, and the directory.
+
+    Raises:
+        UserError: the directory exists and `resume` is not asked for; or the recipe differs from
+            that of the run to be resumed, in a way that changes results.
+    """
+    training, notes = resolve_machine(recipe.training)
+    recipe = recipe.model_copy(update={"training": training})
+    command = _command()
+    run = open_run(Path(recipe.output), resume=resume, command=command)
+    if run.checkpoint is not None:
+        _refuse_changes(recipe, read_meta(run.checkpoint).recipe, run)
+    run.write_text(RECIPE_FILE, dump_yaml(recipe.model_dump(mode="json")))
+    record = {"command": command, "versions": versions()}
+    run.write_text(RUN_FILE, json.dumps(record, indent=2) + "\n")
+    say(f"{recipe.name} → {run.path}")
+    for what, value in describe(recipe):
+        say(f"  {what}: {value}")
+    compiled = "compiled" if training.compile else "eager"
+    say(f"  machine: {training.device}, {training.precision}, {compiled}")
+    for note in notes:
+        say(f"  note: {note}")
+    if run.checkpoint is not None:
+        say(f"  resuming from {run.checkpoint}")
+    return recipe, run
+
+
+def _command() -> str:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["toto", *arguments])
+
+
+def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
+    now = _leaves(recipe.model_dump(mode="json"))
+    then = _leaves(before)
+    changed = sorted(
+        key for key in now.keys() | then.keys()
+        if now.get(key) != then.get(key) and key not in FREE_TO_CHANGE
+    )  # fmt: skip
+    if changed:
+        lines = [f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now" for key in changed]
+        raise UserError(
+            f"{run.path} was begun with another recipe, and a resumed run is the same run:\n"
+            + "\n".join(lines)
+            + f"\nResume with the values of {run.path / RECIPE_FILE}, or begin another run with "
+            "--output"
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, child in value.items():
+        leaves |= _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

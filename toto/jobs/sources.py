@@ -1,0 +1,117 @@
+"""From the data section of a recipe to open datasets: made, tokenized and checked as it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toto.data.index import Dataset
+from toto.data.samples import make_samples
+from toto.data.stream import StreamSource
+from toto.data.tokens import require_tokenizer, tokenize_dataset
+from toto.errors import DataError, UserError
+from toto.jobs.console import progress_bar, say
+
+if TYPE_CHECKING:
+    from toto.data.config import ClipConfig
+    from toto.recipe.schemas import Recipe
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["MAKERS", "Source", "open_sources"]
+
+MAKERS = {"samples": make_samples}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a recipe, opened.
+
+    Attributes:
+        name: in the recipe.
+        train: what is trained on.
+        validation: what is held out, or None.
+        weight: share in the mixture.
+        clip: the recipe's, with the source's own stride.
+    """
+
+    name: str
+    train: Dataset
+    validation: Dataset | None
+    weight: float
+    clip: ClipConfig
+
+    def stream_source(self) -> StreamSource:
+        """As the training stream takes it."""
+        return StreamSource(self.name, self.train, self.weight, self.clip.stride)
+
+
+def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
+    """Open every source; make the datasets and the token shards that the recipe asks for.
+
+    Args:
+        recipe: of any training verb.
+        tokenizer: whose codes token shards must hold; None where pixels are needed.
+
+    Raises:
+        DataError: a dataset that is missing, broken, or of another tokenizer.
+        UserError: `data.make` names no maker.
+    """
+    _make_if_missing(recipe)
+    sources = []
+    for name, config in recipe.data.sources.items():
+        stride = config.stride or recipe.clip.stride
+        sources.append(
+            Source(
+                name=name,
+                train=_open(recipe, config.path, tokenizer),
+                validation=(
+                    _open(recipe, config.validation, tokenizer) if config.validation else None
+                ),
+                weight=config.weight,
+                clip=recipe.clip.model_copy(update={"stride": stride}),
+            )
+        )
+    return sources
+
+
+def _make_if_missing(recipe: Recipe) -> None:
+    maker = recipe.data.make
+    root = Path(recipe.data.root)
+    if maker is None or root.exists():
+        return
+    if maker not in MAKERS:
+        raise UserError(f"data.make: unknown {maker!r}; there are {', '.join(MAKERS)}")
+    say(f"making the datasets {maker!r} in {root}")
+    with progress_bar(f"making {maker}") as progress:
+        MAKERS[maker](root, progress=progress)
+
+
+def _open(recipe: Recipe, path: str, tokenizer: Tokenizer | None) -> Dataset:
+    root = Path(recipe.data.root)
+    dataset = Dataset.open(root / path)
+    if tokenizer is None:
+        if dataset.form == "tokens":
+            raise DataError(
+                f"{dataset.path} holds tokens, and a tokenizer is trained on pictures. Name the "
+                "packed pictures or videos"
+            )
+        return dataset
+    if recipe.data.tokens == "once" and dataset.form == "raw":
+        dataset = _tokenized(dataset, root / "tokens", recipe.clip.resolution, tokenizer)
+    if dataset.form == "tokens":
+        require_tokenizer(dataset, tokenizer)
+    return dataset
+
+
+def _tokenized(dataset: Dataset, folder: Path, resolution: int, tokenizer: Tokenizer) -> Dataset:
+    """The token shards of a dataset, made at the first use; their folder names the tokenizer."""
+    out = folder / f"{dataset.name}-{resolution}px-{tokenizer.fingerprint()[:12]}"
+    if not out.exists():
+        say(f"tokenizing {dataset.path} → {out}, once")
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress_bar(f"tokenizing {dataset.name}") as progress:
+            tokenize_dataset(
+                dataset, out, tokenizer=tokenizer, resolution=resolution, progress=progress
+            )
+    return Dataset.open(out)

@@ -1,0 +1,95 @@
+"""`toto tokenizer train`: a dVAE on pictures and frames, with PSNR and codebook use beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from toto.jobs.console import say
+from toto.jobs.setup import begin_run, read_recipe_for
+from toto.jobs.sources import open_sources
+from toto.jobs.train import make_engine, train_task, validation_batches
+from toto.recipe.schemas import TokenizerRecipe
+from toto.tasks.config import DvaeTaskConfig
+from toto.tasks.dvae import DvaeTask, codebook_stats
+from toto.tokenizers.dvae import Dvae
+from toto.tokenizers.weights import save_weights
+from toto.training.metrics import Values, metric_values
+from toto.training.task import sum_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run_tokenizer_training", "start_tokenizer_training"]
+
+WEIGHTS_FILE = "tokenizer.safetensors"
+
+
+def start_tokenizer_training(
+    name: str, overrides: Sequence[str], *, output: str | None, resume: bool
+) -> None:
+    """Read a recipe and train its tokenizer.
+
+    Raises:
+        RecipeError: its mistakes, all of them.
+        UserError: data or run directory do not fit.
+    """
+    recipe = read_recipe_for(TokenizerRecipe, name, overrides, output)
+    run_tokenizer_training(recipe, resume=resume)
+
+
+def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str, Values]:
+    """Train a tokenizer, and write RUN/tokenizer.safetensors and RUN/evaluation.json.
+
+    Returns:
+        The last evaluation: for each source loss, nll, kl, psnr, codebook_use and perplexity.
+    """
+    recipe, run = begin_run(recipe, resume=resume)
+    sources = open_sources(recipe, None)
+    torch.manual_seed(recipe.seed)
+    dvae = recipe.tokenizer.build()
+    assert isinstance(dvae, Dvae)
+    assert isinstance(recipe.task, DvaeTaskConfig)
+    engine = make_engine(recipe, DvaeTask(dvae, recipe.task))
+    held_out = {
+        source.name: validation_batches(recipe, source)
+        for source in sources
+        if source.validation is not None
+    }
+
+    def evaluate() -> dict[str, Values]:
+        """Each source alone, and `all` over them together."""
+        sums = {
+            name: sum_metrics(engine.evaluate(batch) for batch in batches)
+            for name, batches in held_out.items()
+        }
+        sums["all"] = sum_metrics(sums.values())
+        values = {}
+        for name, metrics in sums.items():
+            used, perplexity = codebook_stats(metrics.pop("codes").total)
+            values[name] = metric_values(metrics)
+            values[name] |= {"codebook_use": used, "perplexity": perplexity}
+        return values
+
+    result = train_task(
+        recipe,
+        engine,
+        sources,
+        run=run,
+        fingerprint=None,
+        evaluate=evaluate if held_out else None,
+    )
+    save_weights(dvae, run.path / WEIGHTS_FILE)
+    say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
+    if result.interrupted or not held_out:
+        return {}
+    final = evaluate()
+    run.write_text("evaluation.json", json.dumps(final, indent=2) + "\n")
+    for name, values in final.items():
+        say(
+            f"{name}: PSNR {values['psnr']:.2f} dB, {values['codebook_use']:.1%} of the codes "
+            f"used, perplexity {values['perplexity']:.0f}"
+        )
+    return final

@@ -1,0 +1,143 @@
+"""A trained run, found and loaded: what probe, generate, finetune and report begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from toto.errors import CheckpointError
+from toto.jobs.console import say
+from toto.model import AutoregressiveModel
+from toto.recipe.reader import check_recipe
+from toto.recipe.schemas import TrainRecipe
+from toto.registry import import_plugin
+from toto.training.checkpoint import (
+    CheckpointMeta,
+    complete_checkpoints,
+    find_checkpoint,
+    load_weights,
+    read_meta,
+)
+from toto.training.machine import resolve_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["FoundRun", "Trained", "build_tokenizer", "import_all", "load_trained", "resolve_run"]
+
+RUNS = Path("runs")
+NEXT_TOKEN_VERB = "train"
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A checkpoint of a next-token run, described but not loaded."""
+
+    checkpoint: Path
+    meta: CheckpointMeta
+    recipe: TrainRecipe
+
+    @property
+    def run(self) -> Path:
+        """The run directory that the checkpoint stands in."""
+        return self.checkpoint.parent.parent
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A loaded model with its tokenizer, in evaluation mode, on the device."""
+
+    found: FoundRun
+    model: AutoregressiveModel
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the run was trained in, where this machine has it."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def import_all(references: Sequence[str]) -> None:
+    """Import plug-ins named on the command line; a checkpoint never imports code by itself."""
+    for reference in references:
+        import_plugin(reference, Path.cwd())
+
+
+def resolve_run(run: str | None) -> FoundRun:
+    """The checkpoint that a RUN argument means; without one the newest of next-token runs.
+
+    Raises:
+        CheckpointError: there is none, or it is none of a next-token run.
+    """
+    checkpoint = find_checkpoint(Path(run)) if run is not None else _newest()
+    meta = read_meta(checkpoint)
+    if meta.recipe.get("verb") != NEXT_TOKEN_VERB:
+        raise CheckpointError(
+            f"{checkpoint} is of `verb: {meta.recipe.get('verb')}`, and a next-token run is "
+            "needed. Name one that `toto train` made"
+        )
+    raw = meta.recipe | {"imports": []}
+    recipe = check_recipe(raw, f"the recipe in {checkpoint}")
+    assert isinstance(recipe, TrainRecipe)
+    if run is None:
+        say(f"taking the newest next-token checkpoint: {checkpoint}")
+    return FoundRun(checkpoint, meta, recipe)
+
+
+def load_trained(found: FoundRun) -> Trained:
+    """Build the model and the tokenizer of a checkpoint, with its weights, strictly.
+
+    Raises:
+        CheckpointError: broken files, other weights, or another tokenizer than it was trained with.
+    """
+    settings = found.recipe.training.model_copy(update={"device": "auto"})
+    if settings.precision == "bf16":
+        settings = settings.model_copy(update={"precision": "auto"})
+    settings, _ = resolve_machine(settings)
+    assert settings.precision != "auto"
+    device = torch.device(settings.device)
+    tokenizer = build_tokenizer(found)
+    model = AutoregressiveModel(found.recipe.tokenizer, found.recipe.backbone)
+    load_weights(found.checkpoint, model)
+    model.to(device).eval()
+    tokenizer.to(device).eval()
+    return Trained(found, model, tokenizer, device, settings.precision)
+
+
+def build_tokenizer(found: FoundRun) -> Tokenizer:
+    """The tokenizer of a checkpoint, checked by its fingerprint.
+
+    Raises:
+        CheckpointError: the tokenizer's weights are not those the checkpoint was trained with.
+    """
+    tokenizer = found.recipe.tokenizer.build()
+    fingerprint = tokenizer.fingerprint()
+    if fingerprint != found.meta.tokenizer:
+        raise CheckpointError(
+            f"{found.checkpoint} was trained with another tokenizer: fingerprint "
+            f"{str(found.meta.tokenizer)[:12]}, and {found.recipe.tokenizer!r} has "
+            f"{fingerprint[:12]}. Put back the tokenizer weights of that run"
+        )
+    return tokenizer
+
+
+def _newest() -> Path:
+    found = [
+        checkpoint
+        for run in RUNS.glob("*")
+        for checkpoint in complete_checkpoints(run / "checkpoints")[-1:]
+        if read_meta(checkpoint).recipe.get("verb") == NEXT_TOKEN_VERB
+    ]
+    if not found:
+        raise CheckpointError(
+            f"no complete next-token checkpoint under {RUNS}/. Train one "
+            "(`toto train recipes/quickstart.yaml`), or name a run"
+        )
+    return max(found, key=lambda checkpoint: checkpoint.stat().st_mtime)

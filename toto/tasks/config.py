@@ -40,6 +40,9 @@ class DvaeTaskConfig(TaskConfig):
 
     kl_weight: NonNegativeFloat = Field(6.6, description="β at the end of its ramp from 0")
     kl_warmup_steps: PositiveInt = Field(5_000, description="steps of β's ramp")
+    usage_weight: NonNegativeFloat = Field(
+        0.0, description="of the KL of the batch's mean code distribution to uniform, beside β"
+    )
     temperature_start: PositiveFloat = Field(1.0, description="τ of the relaxation at step 0")
     temperature_end: PositiveFloat = Field(1 / 16, description="τ at the end of its ramp")
     temperature_steps: PositiveInt = Field(150_000, description="steps of τ's ramp")

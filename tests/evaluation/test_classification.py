@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from toy_clips import DEPTH, WIDTH, ToyModel, toy_clips
+
+from toto.errors import DataError, UserError
+from toto.evaluation.classification import epoch_order, run_probes, train_bank
+from toto.evaluation.config import ProbeSettings
+from toto.evaluation.features import FeatureCache, FeatureReader
+from toto.heads.config import HEADS, AttentionConfig, HeadConfig
+from toto.tasks.probe_bank import Probe, ProbeBank
+
+CLASSES = 3
+SETTINGS = ProbeSettings(
+    learning_rates=(3e-3, 3e-2), epochs=4, batch_size=16, feature_dtype="fp32", weight_decay=0.1
+)
+
+
+def settings(**changes):
+    return ProbeSettings(
+        **{**SETTINGS.model_dump(exclude={"heads"}), "heads": SETTINGS.heads, **changes}
+    )
+
+
+def probe(train, validation, chosen=SETTINGS, model=None, **more):
+    return run_probes(
+        model or ToyModel(),
+        nn.Identity(),
+        train,
+        validation,
+        settings=chosen,
+        num_classes=CLASSES,
+        precision="fp32",
+        **more,
+    )
+
+
+@pytest.fixture
+def train():
+    return toy_clips(40, CLASSES, seed=1)
+
+
+@pytest.fixture
+def validation():
+    return toy_clips(30, CLASSES, seed=2)
+
+
+def features_of(clips, layers):
+    reader = FeatureReader(
+        ToyModel(), nn.Identity(), clips, layers, CLASSES, "fp32", torch.float32, lambda: None
+    )
+    return FeatureCache(reader, range(len(clips)), 8)
+
+
+def plain_attention(head, x_BLD):
+    key_BLD, value_BLD = x_BLD @ head.key.weight.T, x_BLD @ head.value.weight.T
+    weights_BL = (key_BLD @ head.query / math.sqrt(WIDTH)).softmax(-1)
+    return torch.einsum("bl,bld->bd", weights_BL, value_BLD)
+
+
+def train_alone(probe, x_SLD, label_S, chosen):
+    """One probe trained by the book: BatchNorm, plain pooling, its own optimizer."""
+    norm = nn.BatchNorm1d(WIDTH, eps=1e-6, momentum=None, affine=False)
+    matrices = [p for p in probe.parameters() if p.ndim > 1]
+    vectors = [p for p in probe.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": chosen.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=probe.lr,
+    )
+    steps = chosen.epochs * math.ceil(len(label_S) / chosen.batch_size)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(chosen.epochs):
+        order = torch.tensor(epoch_order(range(len(label_S)), chosen.seed, epoch))
+        for rows in order.split(chosen.batch_size):
+            x_BLD = norm(x_SLD[rows].flatten(0, 1)).view_as(x_SLD[rows])
+            is_attention = isinstance(probe.head_config, AttentionConfig)
+            pooled = plain_attention(probe.head, x_BLD) if is_attention else x_BLD.mean(1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(probe.classifier(pooled), label_S[rows]).backward()
+            optimizer.step()
+            cosine.step()
+
+
+def test_bank_equals_probes_trained_alone(train):
+    layers = range(DEPTH + 1)
+    bank = ProbeBank(SETTINGS, layers=layers, width=WIDTH, num_classes=CLASSES, seed=0)
+    train_bank(bank, features_of(train, layers), range(len(train)), SETTINGS, lambda: None)
+    for trained in bank.members():
+        alone = Probe(
+            trained.layer, trained.head_config, trained.lr,
+            width=WIDTH, num_classes=CLASSES, seed=0,
+        )  # fmt: skip
+        start = [p.detach().clone() for p in alone.parameters()]
+        x_SLD = ToyModel().features(train.codes_STHW, None, [trained.layer])[trained.layer].detach()
+        train_alone(alone, x_SLD, train.label_S, SETTINGS)
+        got, want = list(trained.parameters()), list(alone.parameters())
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(start[-1], want[-1], atol=1e-3), "it learned something"
+
+
+def test_rows_of_a_bank_are_those_of_smaller_banks(train, validation):
+    rows = probe(train, validation).rows
+    some = [row for row in rows if (row.layer, row.head, row.lr) == (1, "attention", 3e-2)]
+    alone = settings(layers=(1,), heads=("attention",), learning_rates=(3e-2,))
+    (row,) = probe(train, validation, alone).rows
+    assert row.accuracy == some[0].accuracy
+    assert row.loss == pytest.approx(some[0].loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_streamed_equals_cached(train, validation, dtype):
+    cached = probe(train, validation, settings(feature_dtype=dtype))
+    assert train.reads == 40 + 1, "each sample once, and one to count its tokens"
+    streamed = probe(train, validation, settings(feature_dtype=dtype, cache_gb=0))
+    assert train.reads == 41 + 40 * SETTINGS.epochs + 1
+    for one, other in zip(cached.rows, streamed.rows, strict=True):
+        assert (one.layer, one.head, one.lr) == (other.layer, other.head, other.lr)
+        assert one.accuracy == other.accuracy
+        assert one.loss == pytest.approx(other.loss, abs=1e-5)
+
+
+def test_the_size_of_the_cache_decides_and_is_said(train, validation):
+    needed = FeatureCache.bytes_needed(40, DEPTH + 1, 18, WIDTH, torch.float32)
+    for budget, fits in ((needed, True), (needed - 1, False)):
+        said = []
+        train.reads = 0
+        probe(train, validation, settings(cache_gb=budget / 1e9), say=said.append)
+        assert (train.reads == 41) == fits
+        assert len(said) == 1
+        assert f"40 samples × 3 layers × 18 tokens take {needed / 1e9:.3g} GB" in said[0]
+        assert ("more than cache_gb" in said[0]) != fits
+
+
+def test_average_pooling_alone_caches_no_tokens(train, validation):
+    said = []
+    probe(train, validation, settings(heads=("average",)), say=said.append)
+    needed = FeatureCache.bytes_needed(40, DEPTH + 1, 18, WIDTH, None)
+    assert f"take {needed / 1e9:.3g} GB" in said[0]
+
+
+def test_separable_features_reach_all_and_attention_finds_the_token():
+    train, validation = toy_clips(400, CLASSES, seed=1), toy_clips(100, CLASSES, seed=2)
+    chosen = settings(epochs=20, learning_rates=(3e-2,), weight_decay=0.0)
+    results = probe(train, validation, chosen)
+    assert results.best("attention").accuracy == 1.0
+    assert results.best("attention").low > 0.95
+    assert results.best("average").accuracy > 0.9
+
+
+def test_random_labels_stay_near_chance():
+    train = toy_clips(60, CLASSES, seed=1, separable=False)
+    validation = toy_clips(400, CLASSES, seed=2, separable=False)
+    for row in probe(train, validation).rows:
+        assert row.chance == pytest.approx(1 / 3)
+        assert abs(row.accuracy - row.chance) < 0.1
+
+
+def test_the_same_digits_twice(train, validation):
+    torch.manual_seed(0)
+    first = probe(train, validation)
+    torch.manual_seed(1)
+    assert probe(train, validation) == first
+    assert probe(train, validation, settings(seed=1)) != first
+
+
+def test_layers_count_from_the_embedding_and_from_the_end(train, validation):
+    every = probe(train, validation).rows
+    assert sorted({row.layer for row in every}) == [0, 1, 2]
+    some = probe(train, validation, settings(layers=(-1, 0, 2))).rows
+    assert some == tuple(row for row in every if row.layer in (0, 2))
+
+
+def test_a_layer_that_does_not_exist_is_refused(train, validation):
+    with pytest.raises(UserError, match=r"layer 3 does not exist: there are 0\.\.2"):
+        probe(train, validation, settings(layers=(3,)))
+
+
+def test_max_samples_draws_from_all_classes_alike(train, validation):
+    results = probe(train, validation, settings(max_samples=20))
+    assert results.train_samples == 20
+    assert train.reads == 21
+
+
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_empty_data_are_refused(train, validation, which):
+    empty = toy_clips(0, CLASSES, seed=0)
+    pair = (empty, validation) if which == "training" else (train, empty)
+    with pytest.raises(DataError, match=f"the {which} data are empty"):
+        probe(*pair)
+
+
+def test_a_probe_that_diverges_is_named_and_harms_no_other(train, validation):
+    sound = probe(train, validation, settings(learning_rates=(3e-3,)))
+    both = probe(train, validation, settings(learning_rates=(3e-3, 1e30)))
+    beside = [row for row in both.rows if row.lr == 3e-3]
+    for one, other in zip(beside, sound.rows, strict=True):
+        assert one.accuracy == other.accuracy
+        assert one.loss == pytest.approx(other.loss, abs=1e-5)
+    assert any(row.loss is None for row in both.rows)
+
+
+def test_a_users_head_is_probed_by_its_name_and_options(train, validation):
+    @HEADS.register("test_last_frame")
+    class LastConfig(HeadConfig):
+        tokens: int = 4
+
+        def num_params(self, width):
+            return 0
+
+        def build(self, width):
+            return LastTokens(self.tokens)
+
+    class LastTokens(nn.Module):
+        def __init__(self, tokens):
+            super().__init__()
+            self.tokens = tokens
+
+        def forward(self, features_BLD, valid_BL=None):
+            return features_BLD[:, -self.tokens :].mean(1)
+
+    heads = ({"name": "test_last_frame", "tokens": 18}, "test_last_frame", "average")
+    results = probe(train, validation, settings(heads=heads))
+    assert results.heads == ["test_last_frame(tokens=18)", "test_last_frame", "average"]
+    by_head = [[r for r in results.rows if r.head == head] for head in results.heads]
+    for whole, average in zip(by_head[0], by_head[2], strict=True):
+        assert whole.loss == pytest.approx(average.loss, abs=2e-2), "18 tokens are all tokens"
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_progress_counts_up_to_its_total(train, validation, cache_gb):
+    seen = []
+    probe(train, validation, settings(cache_gb=cache_gb), progress=lambda *at: seen.append(at))
+    total = seen[-1][1]
+    assert seen == [(done + 1, total) for done in range(total)]
+
+
+def test_epochs_visit_every_sample_once_in_an_order_of_their_own():
+    orders = [epoch_order(range(5, 45), 0, epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(5, 45)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert epoch_order(range(5, 45), 0, 1) == orders[1]
+    assert epoch_order(range(5, 45), 1, 1) != orders[1]

@@ -8,8 +8,9 @@ from toy_clips import CODES, DEPTH, FRAMES, SIDE, WIDTH, ToyModel, toy_clips
 from toto.backbones.config import LlamaConfig
 from toto.data.batch import Batch
 from toto.errors import DataError, RunError
-from toto.evaluation.features import FeatureCache, FeatureReader, to_frames
+from toto.evaluation.features import FeatureCache, FeatureReader
 from toto.model import AutoregressiveModel
+from toto.tasks.next_token import to_frames
 from toto.tokenizers.base import TokenGrid
 from toto.tokenizers.config import DvaeConfig, PatchConfig
 

@@ -92,7 +92,9 @@ def test_all_mistakes_come_at_once_those_across_sections_too():
         task={"name": "dvae"},
     )
     raw["tokenizer"]["extra"] = 1
+    raw["clip"]["resolution"] = 20
     paths = set(problems_of(raw))
+    assert "clip.resolution" in paths, "an unknown key in tokenizer hides no mistake beside it"
     assert paths >= {"optimizer.lr", "tokenizer.num_cods", "tokenizer.extra"}
     assert paths >= {"schedule.warmup_steps", "task.name"}
 

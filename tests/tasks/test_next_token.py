@@ -9,7 +9,7 @@ from torch import nn
 from toto.backbones.config import LlamaConfig
 from toto.data.batch import Batch
 from toto.model import AutoregressiveModel
-from toto.tasks.next_token import NextTokenTask
+from toto.tasks.next_token import NextTokenTask, to_frames
 from toto.tokenizers.base import TokenGrid, Tokenizer
 from toto.tokenizers.config import PatchConfig, TokenizerConfig
 from toto.training.config import OptimizerConfig, ScheduleConfig
@@ -85,7 +85,7 @@ def test_the_loss_is_over_all_targets_and_the_metrics_leave_the_end_out():
     task = make_task(MeanCodesConfig())
     batch = make_batch(pixels=random_pixels())
     output = task(batch)
-    losses_BL = task.model.losses(task.tokens(batch), batch.is_image_B)
+    losses_BL = task.model.losses(to_frames(task.tokenizer, batch), batch.is_image_B)
     assert losses_BL.shape == (4, T * H * W + 1)
     torch.testing.assert_close(output.loss, losses_BL.mean())
     visual_BL = losses_BL[:, :-1].double()
@@ -99,7 +99,7 @@ def test_the_loss_is_over_all_targets_and_the_metrics_leave_the_end_out():
 def test_pixels_and_their_codes_give_the_same_and_pixels_arrive_in_0_to_1():
     task = make_task(MeanCodesConfig())
     pixels = random_pixels()
-    codes = task.tokens(make_batch(pixels=pixels))
+    codes = to_frames(task.tokenizer, make_batch(pixels=pixels))
     assert codes.shape == (4, T, H, W)
     seen_BCHW = task.tokenizer.seen[0]
     assert torch.equal(seen_BCHW, pixels.flatten(0, 1).float() / 255)
@@ -112,7 +112,10 @@ def test_the_number_of_targets():
     pixels = random_pixels()
     length = T * H * W + 1
     assert task.num_targets(make_batch(pixels=pixels)) == 4 * length
-    assert task.num_targets(make_batch(codes=task.tokens(make_batch(pixels=pixels)))) == 4 * length
+    assert (
+        task.num_targets(make_batch(codes=to_frames(task.tokenizer, make_batch(pixels=pixels))))
+        == 4 * length
+    )
     assert make_task(PatchConfig(patch_size=4)).num_targets(make_batch(pixels=pixels)) == 4 * T * 4
 
 
@@ -120,7 +123,7 @@ def test_patches_train_too():
     task = make_task(PatchConfig(patch_size=4))
     engine = make_engine(task)
     batch = make_batch(pixels=random_pixels())
-    assert task.tokens(batch).shape == (4, T, 2, 2, 48)
+    assert to_frames(task.tokenizer, batch).shape == (4, T, 2, 2, 48)
     first = engine.evaluate(batch)
     assert first["frame_loss"].value().shape == (T,)
     for _ in range(10):
@@ -144,9 +147,9 @@ def test_the_tokenizer_stays_frozen_and_out_of_the_trained_part():
 def test_tokens_do_not_depend_on_precision():
     task = make_task(MeanCodesConfig())
     batch = make_batch(pixels=random_pixels())
-    plain = task.tokens(batch)
+    plain = to_frames(task.tokenizer, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(task.tokens(batch), plain)
+        assert torch.equal(to_frames(task.tokenizer, batch), plain)
 
 
 def test_accumulated_gradients_equal_one_big_batch():

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from toto.errors import DataError, RunError
+from toto.tasks.next_token import to_frames
 from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures
-from toto.tokenizers.base import TokenGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toto.model import AutoregressiveModel
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["FeatureCache", "FeatureReader", "FeatureSource", "LabelledClips", "to_frames"]
+__all__ = ["FeatureCache", "FeatureReader", "FeatureSource", "LabelledClips"]
 
 
 class LabelledClips(Protocol):
@@ -149,17 +149,6 @@ def _keep(x_BLD: Tensor, dtype: torch.dtype | None) -> LayerFeatures:
     mean_BD = x_BLD.mean(1)
     var_BD = x_BLD.sub_(mean_BD[:, None]).square_().mean(1)
     return LayerFeatures(mean_BD, var_BD, x_BLD.shape[1], tokens_BLD)
-
-
-def to_frames(tokenizer: Tokenizer, batch: Batch) -> Tensor:
-    """What the model takes: the batch's codes, or its pixels' codes or patches, `[B, T, ...]`."""
-    if batch.codes_BTHW is not None:
-        return batch.codes_BTHW
-    assert batch.pixels_BTCHW is not None
-    pixels_BTCHW = batch.pixels_BTCHW
-    grid = tokenizer.encode(pixels_BTCHW.flatten(0, 1).float() / 255)
-    tokens = grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
-    return tokens.reshape(*pixels_BTCHW.shape[:2], *tokens.shape[1:])
 
 
 def check_labels(batch: Batch, num_classes: int) -> None:

@@ -21,7 +21,7 @@ from toto.training.rundir import RunDirectory, open_run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RECIPE_FILE", "RUN_FILE", "begin_run", "read_recipe_for"]
+__all__ = ["RECIPE_FILE", "RUN_FILE", "begin_run", "read_recipe_for", "record_run"]
 
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
@@ -67,7 +67,9 @@ def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output
 
 
 def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
-    """Settle the machine, open the run directory, write down what the run is, and say it.
+    """Settle the machine, open the run directory and say what the run is.
+
+    Nothing is written yet: a mistake found before the first step must not leave a run behind.
 
     Returns:
         The recipe with nothing left at `auto`, and the directory.
@@ -78,13 +80,9 @@ def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
     """
     training, notes = resolve_machine(recipe.training)
     recipe = recipe.model_copy(update={"training": training})
-    command = _command()
-    run = open_run(Path(recipe.output), resume=resume, command=command)
+    run = open_run(Path(recipe.output), resume=resume, command=_command())
     if run.checkpoint is not None:
         _refuse_changes(recipe, read_meta(run.checkpoint).recipe, run)
-    run.write_text(RECIPE_FILE, dump_yaml(recipe.model_dump(mode="json")))
-    record = {"command": command, "versions": versions()}
-    run.write_text(RUN_FILE, json.dumps(record, indent=2) + "\n")
     say(f"{recipe.name} → {run.path}")
     for what, value in describe(recipe):
         say(f"  {what}: {value}")
@@ -95,6 +93,13 @@ def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
     if run.checkpoint is not None:
         say(f"  resuming from {run.checkpoint}")
     return recipe, run
+
+
+def record_run(recipe: Recipe, run: RunDirectory) -> None:
+    """Write RUN/recipe.yaml, resolved, and RUN/run.json: the command and the versions."""
+    run.write_text(RECIPE_FILE, dump_yaml(recipe.model_dump(mode="json")))
+    record = {"command": _command(), "versions": versions()}
+    run.write_text(RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def _command() -> str:

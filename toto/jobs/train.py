@@ -12,13 +12,13 @@ from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError
 from toto.jobs.console import console, say
-from toto.jobs.setup import begin_run, read_recipe_for
+from toto.jobs.setup import begin_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import resolve_run
 from toto.model import AutoregressiveModel
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
-from toto.tasks.next_token import NextTokenTask
+from toto.tasks.next_token import NextTokenTask, to_frames
 from toto.training.checkpoint import load_weights
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
@@ -131,6 +131,7 @@ def train_task(
             max_broken=recipe.data.max_broken,
         )
 
+    record_run(recipe, run)
     result = train(
         engine,
         recipe.training,
@@ -168,7 +169,7 @@ def _tokenized(task: NextTokenTask, batch: Batch) -> Batch:
     if task.tokenizer.config.output == "patches":
         return batch
     device = next(task.model.parameters()).device
-    codes_BTHW = task.tokens(batch.to(device)).cpu()
+    codes_BTHW = to_frames(task.tokenizer, batch.to(device)).cpu()
     return replace(batch, pixels_BTCHW=None, codes_BTHW=codes_BTHW)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from toto.model import AutoregressiveModel
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["NextTokenTask"]
+__all__ = ["NextTokenTask", "to_frames"]
 
 
 class NextTokenTask(Task["Batch"]):
@@ -50,7 +50,7 @@ class NextTokenTask(Task["Batch"]):
 
     def forward(self, batch: Batch) -> TaskOutput:
         """See the class."""
-        frames = self.tokens(batch)
+        frames = to_frames(self.tokenizer, batch)
         losses_BL = self.model.losses(frames, batch.is_image_B)
         visual_BL = losses_BL.detach()[:, : frames.shape[1:4].numel()].double()
         by_frame_BTS = visual_BL.view(*frames.shape[:2], -1)
@@ -82,16 +82,17 @@ class NextTokenTask(Task["Batch"]):
         """The model's blocks and its readout with the loss."""
         self.model.compile_blocks()
 
-    def tokens(self, batch: Batch) -> Tensor:
-        """What the model learns: `codes_BTHW`, or `patches_BTHWC`.
 
-        Pixels are tokenized in fp32 whatever the run's precision, so that the tokens do not depend
-        on it.
-        """
-        if batch.codes_BTHW is not None:
-            return batch.codes_BTHW
-        pixels_BTCHW = batch.frames()
-        with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
-            grid = self.tokenizer.encode(pixels_BTCHW.flatten(0, 1).float() / 255)
-        tokens = grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
-        return tokens.view(*pixels_BTCHW.shape[:2], *tokens.shape[1:])
+def to_frames(tokenizer: Tokenizer, batch: Batch) -> Tensor:
+    """What a model takes: the batch's codes, or its pixels as `codes_BTHW` or `patches_BTHWC`.
+
+    Pixels are tokenized in fp32 whatever the run's precision, so that the tokens do not depend
+    on it.
+    """
+    if batch.codes_BTHW is not None:
+        return batch.codes_BTHW
+    pixels_BTCHW = batch.frames()
+    with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
+        grid = tokenizer.encode(pixels_BTCHW.flatten(0, 1).float() / 255)
+    tokens = grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
+    return tokens.view(*pixels_BTCHW.shape[:2], *tokens.shape[1:])

@@ -1,0 +1,159 @@
+import json
+
+import pytest
+import webdataset
+from toy_data import moving_frames, png, random_picture
+
+from toto.data.encode import encode_h264
+from toto.data.index import Dataset
+from toto.data.pack import make_key, pack_folder
+from toto.errors import DataError
+
+
+def write(root, files):
+    for name, payload in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(payload)
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    names = ["cats/a b.png", "cats/ünï cödé.PNG", "dogs/deep/er/x.y.png", "dogs/a b.png"]
+    return write(tmp_path / "src", {name: png(random_picture(n)) for n, name in enumerate(names)})
+
+
+def test_pictures_are_kept_byte_for_byte_with_labels_and_origins(tmp_path, pictures):
+    report = pack_folder(pictures, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert (report.kind, report.num_samples, report.classes) == ("images", 4, ("cats", "dogs"))
+    assert dataset.classes == ("cats", "dogs")
+    origins = [dataset.origin(i) for i in range(4)]
+    assert len(set(origins)) == 4
+    for i, origin in enumerate(origins):
+        assert bytes(dataset.read(i)) == (pictures / origin).read_bytes()
+        assert dataset.classes[dataset.label(i)] == origin.split("/")[0]
+        assert dataset.key(i).startswith(f"{i:06d}_")
+
+
+def test_webdataset_reads_packed_files_with_odd_names(tmp_path, pictures):
+    pack_folder(pictures, tmp_path / "out")
+    read = list(webdataset.WebDataset(str(tmp_path / "out/shard-00000.tar"), shardshuffle=False))
+    assert len({sample["__key__"] for sample in read}) == 4
+    assert all({"png", "cls"} <= set(sample) for sample in read)
+
+
+def test_samples_are_not_ordered_by_class(tmp_path):
+    files = {f"{name}/{n}.png": png(random_picture(n)) for name in "ab" for n in range(20)}
+    pack_folder(write(tmp_path / "src", files), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    labels = [dataset.label(i) for i in range(40)]
+    assert labels != sorted(labels)
+
+
+def test_packing_twice_gives_equal_bytes(tmp_path, pictures):
+    for name in ("a", "b"):
+        pack_folder(pictures, tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_files_beside_folders_mean_no_labels(tmp_path, pictures):
+    write(pictures, {"top.png": png(random_picture(9))})
+    pack_folder(pictures, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.classes == ()
+    assert [dataset.label(i) for i in range(5)] == [-1] * 5
+
+
+def test_other_and_hidden_files_are_left_alone(tmp_path, pictures):
+    write(pictures, {"labels.csv": b"x", ".hidden/a.png": b"x", "cats/.b.png": b"x"})
+    report = pack_folder(pictures, tmp_path / "out")
+    assert (report.num_samples, report.ignored) == (4, 1)
+
+
+def test_videos_have_their_decoded_frames_counted(tmp_path):
+    files = {f"{n}.mp4": encode_h264(moving_frames(n), fps=25) for n in (1, 5, 37)}
+    report = pack_folder(write(tmp_path / "src", files), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert (report.kind, report.num_frames) == ("videos", 43)
+    assert {dataset.origin(i): dataset.frames(i) for i in range(3)} == {
+        "1.mp4": 1,
+        "5.mp4": 5,
+        "37.mp4": 37,
+    }
+
+
+def test_pictures_and_videos_together_are_refused(tmp_path, pictures):
+    write(pictures, {"cats/v.mp4": b""})
+    with pytest.raises(DataError, match="pack them apart"):
+        pack_folder(pictures, tmp_path / "out")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no pictures and no videos \(1 other files\)"):
+        pack_folder(write(tmp_path / "src", {"readme.txt": b""}), tmp_path / "out")
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no folder at"):
+        pack_folder(tmp_path / "none", tmp_path / "out")
+
+
+def test_an_existing_dataset_is_not_overwritten(tmp_path, pictures):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="exists already"):
+        pack_folder(pictures, tmp_path / "out")
+
+
+@pytest.fixture
+def partly_broken(pictures):
+    whole = png(random_picture(8, 40, 40))
+    return write(pictures, {"cats/none.png": b"", "dogs/half.png": whole[: len(whole) // 2]})
+
+
+def test_broken_pictures_are_named_and_nothing_is_left(tmp_path, partly_broken):
+    with pytest.raises(DataError, match=r"2 files cannot be decoded.*--skip-broken") as caught:
+        pack_folder(partly_broken, tmp_path / "out")
+    assert "cats/none.png" in str(caught.value)
+    assert "dogs/half.png" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_skipped_pictures_are_named_in_the_manifest(tmp_path, partly_broken):
+    report = pack_folder(partly_broken, tmp_path / "out", skip_broken=True)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert {file["path"] for file in manifest["skipped"]} == {"cats/none.png", "dogs/half.png"}
+    assert report.num_samples == Dataset.open(tmp_path / "out").num_samples == 4
+
+
+def test_videos_cut_short_are_named(tmp_path):
+    whole = encode_h264(moving_frames(20), fps=25)
+    files = {"good.mp4": whole, "cut.mp4": whole[: len(whole) // 2]}
+    with pytest.raises(DataError, match="1 file cannot be decoded") as caught:
+        pack_folder(write(tmp_path / "src", files), tmp_path / "out")
+    assert "cut.mp4" in str(caught.value)
+    assert "good.mp4" not in str(caught.value)
+
+
+def test_an_interrupted_pack_leaves_nothing(tmp_path, pictures):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_folder(pictures, tmp_path / "out", progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_progress_counts_the_files(tmp_path, pictures):
+    calls = []
+    pack_folder(
+        pictures, tmp_path / "out", progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_keys_are_plain_and_short():
+    assert make_key(7, "café 2.final") == "000007_cafe_2_final"
+    assert len(make_key(1, "x" * 300)) <= 80

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from toy_data import moving_frames, random_picture
+
+from toto.data.transforms import CENTRE, square
+
+
+def test_frames_of_the_right_size_are_unchanged():
+    frames = moving_frames(3, 16, 16)
+    for crop in (0.0, 0.37, 0.999):
+        assert np.array_equal(square(frames, 16, crop_y=crop, crop_x=crop), frames)
+
+
+def test_a_crop_without_resizing_is_exact_and_the_same_for_all_frames():
+    frames = moving_frames(4, 16, 40)
+    cut = square(frames, 16, crop_y=0.9, crop_x=0.5)
+    assert np.array_equal(cut, frames[:, :, 12:28])
+
+
+@pytest.mark.parametrize(("crop", "left"), [(0.0, 0), (CENTRE, 4), (0.999999, 8)])
+def test_the_crop_reaches_from_edge_to_edge(crop, left):
+    frames = random_picture(0, 18, 10)[None]
+    assert np.array_equal(square(frames, 10, crop_y=crop, crop_x=0.3), frames[:, left : left + 10])
+
+
+def test_every_pixel_position_is_as_likely():
+    frames = np.arange(12, dtype=np.uint8)[None, None, :, None].repeat(8, 1).repeat(3, 3)
+    lefts = [square(frames, 8, crop_y=0, crop_x=i / 1000)[0, 0, 0, 0] for i in range(1000)]
+    assert np.bincount(lefts).tolist() == [200] * 5
+
+
+def test_resizing_keeps_a_flat_picture_and_its_mean():
+    flat = np.full((1, 50, 70, 3), 93, np.uint8)
+    assert (square(flat, 16, crop_y=0.2, crop_x=0.2) == 93).all()
+    noise = random_picture(1, 128, 128)[None]
+    assert abs(square(noise, 32, crop_y=0, crop_x=0).mean() - noise.mean()) < 1
+
+
+def test_resizing_down_is_antialiased():
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    assert np.ptp(square(stripes, 16, crop_y=0, crop_x=0)[:, :, 2:-2]) < 20

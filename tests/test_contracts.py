@@ -1,0 +1,62 @@
+"""The contract of every registered component, and that the checks can fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toto.backbones.config import BACKBONES, LlamaConfig
+from toto.backbones.llama import Llama
+from toto.heads.config import HEADS
+from toto.testing import ContractError, check_backbone, check_head, check_tokenizer
+from toto.tokenizers.config import TOKENIZERS, PatchConfig
+from toto.tokenizers.patch import PatchTokenizer
+
+TOKENIZER_CONFIGS = {
+    "dvae": {"weights": "random:0", "num_codes": 64, "width": 8, "blocks_per_group": 1},
+    "patch": {"patch_size": 16},
+}
+BACKBONE_CONFIGS = {"llama": {"preset": "tiny"}}
+HEAD_CONFIGS = {"average": {}, "attention": {"num_heads": 2}}
+
+
+def test_no_component_is_left_out():
+    assert set(TOKENIZER_CONFIGS) == set(TOKENIZERS.names())
+    assert set(BACKBONE_CONFIGS) == set(BACKBONES.names())
+    assert set(HEAD_CONFIGS) == set(HEADS.names())
+
+
+@pytest.mark.parametrize("name", TOKENIZER_CONFIGS)
+def test_tokenizers(name):
+    assert check_tokenizer(TOKENIZERS.parse({"name": name, **TOKENIZER_CONFIGS[name]}))
+
+
+@pytest.mark.parametrize("name", BACKBONE_CONFIGS)
+def test_backbones(name):
+    assert check_backbone(BACKBONES.parse({"name": name, **BACKBONE_CONFIGS[name]}))
+
+
+@pytest.mark.parametrize("name", HEAD_CONFIGS)
+def test_heads(name):
+    assert check_head(HEADS.parse({"name": name, **HEAD_CONFIGS[name]}))
+
+
+def test_a_backbone_that_looks_ahead_is_caught(monkeypatch):
+    forward = Llama.forward
+    monkeypatch.setattr(Llama, "forward", lambda self, x: forward(self, x) + x.mean(1, True))
+    with pytest.raises(ContractError, match="causality"):
+        check_backbone(LlamaConfig(preset="tiny"))
+
+
+def test_a_wrong_parameter_count_is_caught(monkeypatch):
+    monkeypatch.setattr(LlamaConfig, "num_params", lambda self: 7)
+    with pytest.raises(ContractError, match="num_params"):
+        check_backbone(LlamaConfig(preset="tiny"))
+
+
+def test_a_tokenizer_that_is_not_deterministic_is_caught(monkeypatch):
+    encode = PatchTokenizer.encode
+    noisy = lambda self, pixels: encode(self, pixels + 0.1 * torch.rand_like(pixels))  # noqa: E731
+    monkeypatch.setattr(PatchTokenizer, "encode", noisy)
+    with pytest.raises(ContractError):
+        check_tokenizer(PatchConfig())

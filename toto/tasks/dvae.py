@@ -1,0 +1,172 @@
+"""Training a dVAE: reconstruct frames from relaxed codes, and keep the codes near uniform.
+
+Source: Ramesh et al. 2021 (arXiv 2102.12092), §2.1 and App. A.2, A.3. The loss is
+`(NLL summed over values + β · KL summed over tokens) / values`: a token stands for 8 × 8 × 3
+values, so β = 1 is the evidence lower bound.
+
+`usage_weight` is ours, and 0 by default. A token's KL to uniform is, on average, what the codes
+tell of the picture plus the KL of their mixture over the batch. The paper weighs both by β; short
+runs need more of the second, which spreads the codes and costs no information.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from toto.data.batch import Batch
+from toto.tokenizers.dvae import Dvae, map_pixels, reconstruction
+from toto.training.task import Mean, Task, TaskOutput
+
+if TYPE_CHECKING:
+    from toto.backbones.base import ParamRole
+    from toto.tasks.config import DvaeTaskConfig
+
+__all__ = ["DvaeTask", "codebook_stats", "cosine", "logit_laplace_nll"]
+
+
+class DvaeTask(Task[Batch]):
+    """The loss of a dVAE on the frames of a batch, each a picture of its own.
+
+    In training mode codes are relaxed by Gumbel-softmax, with noise from torch's global generator;
+    in evaluation mode they are the argmax, without noise, as `Dvae.encode` gives them.
+
+    Metrics: `loss` and `nll` (nats per value), `kl` (nats per token), `psnr` (dB, mean over
+    frames); in evaluation mode also `codes`, whose total counts how often each code was used.
+    """
+
+    def __init__(self, dvae: Dvae, config: DvaeTaskConfig) -> None:
+        super().__init__()
+        self.dvae = dvae
+        self.config = config
+        self.at_step(0)
+
+    @property
+    def trainable(self) -> Dvae:
+        """The whole dVAE, encoder and decoder."""
+        return self.dvae
+
+    def at_step(self, step: int) -> None:
+        """Set the temperature τ and the weight β of the KL for optimizer step `step`."""
+        config = self.config
+        self.temperature = cosine(
+            config.temperature_start, config.temperature_end, step / config.temperature_steps
+        )
+        self.kl_weight = cosine(0.0, config.kl_weight, step / config.kl_warmup_steps)
+
+    def num_targets(self, batch: Batch) -> int:
+        """Values, three a pixel."""
+        return _pixels(batch).numel()
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """The codes' vectors are `embed`, the two last convolutions `readout`, others `hidden`."""
+        return {name: _role(name) for name, _ in self.dvae.named_parameters()}
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        """Loss and metrics of one micro-batch.
+
+        Raises:
+            ValueError: the batch holds codes, not pixels.
+        """
+        pixels_BCHW = _pixels(batch).flatten(0, 1).float() / 255
+        logits_BVHW = self.dvae.encoder_logits(pixels_BCHW).float()
+        metrics: dict[str, Mean] = {}
+        if self.training:
+            z_BVHW = nn.functional.gumbel_softmax(logits_BVHW, tau=self.temperature, dim=1)
+            stats_BCHW = self.dvae.decoder_stats(z_BVHW).float()
+        else:
+            codes_BHW = logits_BVHW.argmax(dim=1)
+            stats_BCHW = self.dvae.code_stats(codes_BHW).float()
+            metrics["codes"] = _code_counts(codes_BHW, logits_BVHW.shape[1])
+        nll_BCHW = logit_laplace_nll(stats_BCHW, map_pixels(pixels_BCHW))
+        kl_BHW, usage_kl = kl_to_uniform(logits_BVHW)
+        penalty = self.kl_weight * kl_BHW.mean() + self.config.usage_weight * usage_kl
+        loss = nll_BCHW.mean() + penalty * kl_BHW.numel() / nll_BCHW.numel()
+        metrics["loss"] = _mean(loss, weight=nll_BCHW.numel())
+        metrics["nll"] = _mean(nll_BCHW)
+        metrics["kl"] = _mean(kl_BHW)
+        metrics["psnr"] = _mean(psnr(reconstruction(stats_BCHW), pixels_BCHW))
+        return TaskOutput(loss, metrics)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` at progress 0 to `end` at 1; constant outside."""
+    progress = min(max(progress, 0.0), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def logit_laplace_nll(stats_BCHW: Tensor, mapped_BCHW: Tensor) -> Tensor:
+    """-ln of the logit-Laplace density, per value.
+
+    `f(x | μ, b) = exp(-|logit x - μ| / b) / (2 b x (1 - x))` (Ramesh et al. 2021, App. A.3).
+
+    Args:
+        stats_BCHW: μ in the first three channels, ln b in the last three.
+        mapped_BCHW: pixels inside (0, 1), as `map_pixels` gives them.
+    """
+    mu_BCHW, ln_b_BCHW = stats_BCHW.chunk(2, dim=1)
+    deviation_BCHW = (torch.logit(mapped_BCHW) - mu_BCHW).abs() * torch.exp(-ln_b_BCHW)
+    jacobian_BCHW = torch.log(mapped_BCHW * (1 - mapped_BCHW))
+    return math.log(2) + ln_b_BCHW + jacobian_BCHW + deviation_BCHW
+
+
+def kl_to_uniform(logits_BVHW: Tensor) -> tuple[Tensor, Tensor]:
+    """KL to the uniform distribution over V codes, in nats: of each token, and of their mixture.
+
+    Returns:
+        Of each token's softmax, `BHW`, and of the mean softmax of all tokens, a scalar; the mean
+        of the first less the second is what the codes tell of the picture.
+    """
+    log_q_BVHW = nn.functional.log_softmax(logits_BVHW, dim=1)
+    q_BVHW = log_q_BVHW.exp()
+    ln_v = math.log(logits_BVHW.shape[1])
+    usage_kl = ln_v - torch.special.entr(q_BVHW.mean(dim=(0, 2, 3))).sum()
+    return (q_BVHW * log_q_BVHW).sum(dim=1) + ln_v, usage_kl
+
+
+def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pictures in [0, 1], in dB, `B`."""
+    mse_B = (first_BCHW - second_BCHW).square().mean(dim=(1, 2, 3))
+    return -10 * torch.log10(mse_B.clamp_min(1e-10))
+
+
+def codebook_stats(counts_V: Tensor) -> tuple[float, float]:
+    """What share of the codes was used at all, and the perplexity: exp of their entropy.
+
+    Args:
+        counts_V: how often each code was used.
+
+    Raises:
+        ValueError: nothing was counted.
+    """
+    total = counts_V.sum()
+    if total <= 0:
+        raise ValueError("no code was counted; the codebook's use needs at least one token")
+    p_V = counts_V.double() / total
+    entropy = torch.special.entr(p_V).sum()
+    return (counts_V > 0).double().mean().item(), entropy.exp().item()
+
+
+def _pixels(batch: Batch) -> Tensor:
+    if batch.pixels_BTCHW is None:
+        raise ValueError("a tokenizer is trained on pixels, and this batch holds codes")
+    return batch.pixels_BTCHW
+
+
+def _role(name: str) -> ParamRole:
+    if name.startswith("decoder.blocks.input."):
+        return "embed"
+    return "readout" if ".output." in name else "hidden"
+
+
+def _mean(values: Tensor, weight: int = 1) -> Mean:
+    total = values.detach().double().sum() * weight
+    return Mean(total, torch.full_like(total, values.numel() * weight))
+
+
+def _code_counts(codes_BHW: Tensor, num_codes: int) -> Mean:
+    counts_V = torch.bincount(codes_BHW.flatten(), minlength=num_codes).double()
+    return Mean(counts_V, torch.full_like(counts_V, codes_BHW.numel()))

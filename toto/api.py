@@ -1,6 +1,6 @@
 """What users import: the bases to build parts of their own, and how to register them.
 
-    from toto.api import TokenGrid, Tokenizer, TokenizerConfig, register_tokenizer
+from toto.api import TokenGrid, Tokenizer, TokenizerConfig, register_tokenizer
 """
 
 from __future__ import annotations

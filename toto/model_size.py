@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from toto.backbones.config import BackboneConfig
 from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
-from toto.tokenizers.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from toto.backbones.config import BackboneConfig
+    from toto.tokenizers.config import TokenizerConfig
 
 __all__ = ["ModelSize"]
 

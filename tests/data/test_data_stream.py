@@ -12,7 +12,7 @@ from toy_data import (
 )
 
 from toto.data.config import ClipConfig
-from toto.data.decode import decode_clip
+from toto.data.decode import iterate_video
 from toto.data.order import MAX_ATTEMPTS
 from toto.data.stream import SourceStream, Stream, StreamSource
 from toto.data.units import Units
@@ -46,17 +46,31 @@ def test_slots_divide_each_video(videos):
     assert units.per_shard.tolist() == [1 + 2 + 3, 6]
 
 
+def slot_of(frames, start, length=8):
+    """The slot of a video of `frames` that a clip from `start` on lies in."""
+    slots = max(1, frames // length)
+    return max(slot for slot in range(slots) if slot * frames // slots <= start)
+
+
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999999])
 def test_clips_stay_in_their_slot(videos, jitter):
     units = Units(videos, frames=4, stride=2)
-    for shard, count in enumerate(units.per_shard):
-        for unit in range(count):
-            sample, start = units.locate(shard, unit, jitter)
-            frames = videos.frames(sample)
-            slots = max(1, frames // 8)
-            slot = start * slots // frames
-            assert slot * frames // slots <= start
-            assert start + CLIP.span <= (slot + 1) * frames // slots
+    located = [
+        units.locate(shard, unit, jitter)
+        for shard, count in enumerate(units.per_shard)
+        for unit in range(count)
+    ]
+    expected = [
+        (sample, slot) for sample, slots in enumerate((1, 2, 3, 6)) for slot in range(slots)
+    ]
+    found = [(sample, slot_of(videos.frames(sample), start)) for sample, start in located]
+    ends = [
+        (slot_of(videos.frames(sample), start + CLIP.span - 1), start + CLIP.span)
+        for sample, start in located
+    ]
+    assert found == expected
+    assert [slot for slot, _ in ends] == [slot for _, slot in expected]
+    assert all(end <= videos.frames(s) for (_, end), (s, _) in zip(ends, located, strict=True))
 
 
 def test_jitter_reaches_every_start_of_a_slot(tmp_path):
@@ -78,8 +92,8 @@ def test_an_epoch_of_videos_holds_every_slot_once(tokens):
     drawn = [stream.sequence(n, source=0, position=n).frames for n in range(stream.num_units)]
     slots = []
     for frames in drawn:
-        sample, start = divmod(int(frames[0, 0, 0]), 1000)
-        slots.append((sample, start // 4 * max(1, (20, 7, 33)[sample] // 8) // (20, 7, 33)[sample]))
+        sample, place = divmod(int(frames[0, 0, 0]), 1000)
+        slots.append((sample, slot_of((20, 7, 33)[sample], place // 4)))
     assert sorted(slots) == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
@@ -93,16 +107,16 @@ def test_an_epoch_of_pictures_holds_each_once(pictures):
 
 
 def test_a_video_sequence_is_a_strided_clip_under_one_crop(videos):
-    stream = SourceStream.shuffled(videos, CLIP, seed=0, name="a")
     clip = ClipConfig(frames=4, stride=2, resolution=32)
     stream = SourceStream.shuffled(videos, clip, seed=0, name="a")
+    whole = [np.stack(list(iterate_video(videos.read(sample)))) for sample in range(4)]
     for number in range(6):
         frames = stream.sequence(number, source=0, position=0).frames
         assert frames.shape == (4, 32, 32, 3)
         assert any(
-            np.array_equal(frames, decode_clip(videos.read(sample), start, 4, 2)[:, :, x : x + 32])
-            for sample in range(4)
-            for start in range(videos.frames(sample) - 6)
+            np.array_equal(frames, video[start::2][:4, :, x : x + 32])
+            for video in whole
+            for start in range(len(video) - 6)
             for x in range(17)
         )
 
@@ -160,7 +174,7 @@ def test_raw_and_tokens_do_not_mix(pictures, tokens):
 
 
 def test_tokens_of_another_resolution_are_refused(tokens):
-    with pytest.raises(DataError, match="8 px frames, and clip.resolution is 16"):
+    with pytest.raises(DataError, match=r"8 px frames, and clip\.resolution is 16"):
         Stream([StreamSource("t", tokens)], CLIP.model_copy(update={"resolution": 16}), 0)
 
 

@@ -175,6 +175,18 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
     assert roles["encoder.blocks.input.w"] == "hidden"
 
 
+def test_initial_gain_scales_fresh_weights_and_no_others() -> None:
+    config = SHORT.model_copy(update={"initial_gain": 4.0})
+    names = ("encoder.blocks.output.conv.w", "decoder.blocks.input.w", "encoder.blocks.input.w")
+    for weights, gains in ((None, (4.0, 4.0, 1.0)), ("random:0", (1.0, 1.0, 1.0))):
+        dvae = TINY.model_copy(update={"weights": weights}).build()
+        assert isinstance(dvae, Dvae)
+        before = {name: dvae.get_parameter(name).clone() for name in names}
+        DvaeTask(dvae, config)
+        for name, gain in zip(names, gains, strict=True):
+            assert torch.equal(dvae.get_parameter(name), before[name] * gain)
+
+
 def test_a_few_steps_lower_the_loss() -> None:
     task, batch = make_task(), make_batch(4, 4)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from toto.backbones.config import BackboneConfig
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.backbones.config import BackboneConfig
 
 __all__ = ["Backbone", "ParamRole", "resolve_layers"]
 
@@ -41,6 +43,13 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter, by its name in `named_parameters()`."""
+
+    def compile_blocks(self) -> None:
+        """Compile in place, block by block; the names in `state_dict()` stay. Default: eager.
+
+        Compiling a whole model is not deterministic on CPU, block by block is.
+        """
+        return
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> dict[int, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Batch"]
 
@@ -45,7 +46,7 @@ class Batch:
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
         }
-        return type(self)(**{field.name: moved.get(field.name) for field in fields(self)})
+        return replace(self, **moved)
 
     def frames(self) -> Tensor:
         """Whichever of pixels and codes is set; both begin with `BT`."""

@@ -1,0 +1,1 @@
+"""Parts that networks share: norm, rotary positions, attention, MLP, loss."""

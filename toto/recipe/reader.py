@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
         recipe = schema.model_validate(raw)
     except ValidationError as error:
         problems = explain(error, schema, raw)
-        partial, unsound = _sound_sections(schema, raw)
+        partial, unsound = _sound_sections(schema, _without_unknown_keys(raw, error))
         raise RecipeError(where, problems + broken_rules(partial, unsound)) from None
     problems = broken_rules(recipe, set())
     if problems:
@@ -155,6 +156,18 @@ def _read_with_base(path: Path) -> dict[str, Any]:
         )
         raise RecipeError(str(path), [problem])
     return merge(base, raw)
+
+
+def _without_unknown_keys(raw: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """The same recipe but for keys that do not exist, which hide no other mistake."""
+    kept = copy.deepcopy(raw)
+    for detail in error.errors():
+        if detail["type"] == "extra_forbidden":
+            section: Any = kept
+            for part in detail["loc"][:-1]:
+                section = section[part]
+            del section[detail["loc"][-1]]
+    return kept
 
 
 def _sound_sections(schema: type[Recipe], raw: dict[str, Any]) -> tuple[Recipe, set[str]]:

@@ -4,9 +4,11 @@ Source: Ramesh et al. 2021 (arXiv 2102.12092), §2.1 and App. A.2, A.3. The loss
 `(NLL summed over values + β · KL summed over tokens) / values`: a token stands for 8 × 8 × 3
 values, so β = 1 is the evidence lower bound.
 
-`usage_weight` is ours, and 0 by default. A token's KL to uniform is, on average, what the codes
-tell of the picture plus the KL of their mixture over the batch. The paper weighs both by β; short
-runs need more of the second, which spreads the codes and costs no information.
+Two things are ours, for short runs, and off by default. `usage_weight`: a token's KL to uniform is,
+on average, what the codes tell of the picture plus the KL of their mixture over the batch; the
+paper weighs both by β, and more of the second spreads the codes at no cost in information.
+`initial_gain`: fresh logits are small beside the Gumbel noise, and every code looks alike to the
+decoder; larger weights on both sides make codes distinct from the first step.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class DvaeTask(Task[Batch]):
         super().__init__()
         self.dvae = dvae
         self.config = config
+        if dvae.config.weights is None:
+            _scale_code_weights(dvae, config.initial_gain)
         self.at_step(0)
 
     @property
@@ -121,10 +125,12 @@ def kl_to_uniform(logits_BVHW: Tensor) -> tuple[Tensor, Tensor]:
         of the first less the second is what the codes tell of the picture.
     """
     log_q_BVHW = nn.functional.log_softmax(logits_BVHW, dim=1)
-    q_BVHW = log_q_BVHW.exp()
+    num_tokens = log_q_BVHW.numel() // log_q_BVHW.shape[1]
+    # By logarithms: the gradient stays finite where a code's share is too small for a float.
+    log_mixture_V = log_q_BVHW.logsumexp(dim=(0, 2, 3)) - math.log(num_tokens)
     ln_v = math.log(logits_BVHW.shape[1])
-    usage_kl = ln_v - torch.special.entr(q_BVHW.mean(dim=(0, 2, 3))).sum()
-    return (q_BVHW * log_q_BVHW).sum(dim=1) + ln_v, usage_kl
+    kl_BHW = (log_q_BVHW.exp() * log_q_BVHW).sum(dim=1) + ln_v
+    return kl_BHW, (log_mixture_V.exp() * log_mixture_V).sum() + ln_v
 
 
 def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
@@ -148,6 +154,12 @@ def codebook_stats(counts_V: Tensor) -> tuple[float, float]:
     p_V = counts_V.double() / total
     entropy = torch.special.entr(p_V).sum()
     return (counts_V > 0).double().mean().item(), entropy.exp().item()
+
+
+@torch.no_grad()
+def _scale_code_weights(dvae: Dvae, gain: float) -> None:
+    for part, name in ((dvae.encoder, "output.conv.w"), (dvae.decoder, "input.w")):
+        part.blocks.get_parameter(name).mul_(gain)
 
 
 def _pixels(batch: Batch) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from toto.tokenizers.config import TokenizerConfig
+if TYPE_CHECKING:
+    from toto.tokenizers.config import TokenizerConfig
 
 __all__ = ["PatchGrid", "TokenGrid", "Tokenizer"]
 
@@ -47,6 +49,20 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, grid: TokenGrid | PatchGrid) -> Tensor:
         """The pictures that the tokens stand for: `BCHW` float32 in [0, 1]."""
+
+    def check_pixels(self, pixels_BCHW: Tensor) -> None:
+        """Refuse what `encode` cannot take.
+
+        Raises:
+            ValueError: not float32 RGB pictures, not square, or of a size that `config.grid`
+                refuses.
+        """
+        shape = tuple(pixels_BCHW.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"pixels of shape {shape}; square RGB pictures are B×3×R×R")
+        if pixels_BCHW.dtype != torch.float32:
+            raise ValueError(f"pixels are {pixels_BCHW.dtype}; float32 in [0, 1] is expected")
+        self.config.grid(shape[-1])
 
     def fingerprint(self) -> str:
         """A hash of the config and every weight: equal only if the tokens mean the same.

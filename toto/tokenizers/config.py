@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from toto.registry import Component, Registry
 
@@ -76,9 +77,21 @@ class DvaeConfig(TokenizerConfig):
         "`random:SEED`; none while the tokenizer itself is trained",
     )
     num_codes: PositiveInt = 8192
-    width: PositiveInt = Field(256, description="channels of the first group, then 2, 4, 8 times")
+    width: PositiveInt = Field(
+        256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
+    )
     blocks_per_group: PositiveInt = 2
     decoder_stem: PositiveInt = Field(128, description="channels after the one-hot 1×1 conv")
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: str | None) -> str | None:
+        if weights is None or re.fullmatch(r"toto:.+|random:\d+|.+\.safetensors", weights):
+            return weights
+        raise ValueError(
+            f"{weights!r} names no weights; write toto:NAME, random:SEED or the path of a "
+            ".safetensors file"
+        )
 
     @property
     def codebook_size(self) -> int:

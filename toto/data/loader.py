@@ -1,0 +1,201 @@
+"""Positions of a stream to batches, in this process or in workers, in the same order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+
+from toto.data.batch import Batch
+from toto.data.stream import DrawnSequence, SourceStream, Stream
+from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from toto.data.config import ClipConfig
+    from toto.data.index import Dataset
+
+__all__ = ["collate", "evaluation_batches", "training_batches"]
+
+logger = logging.getLogger(__name__)
+
+# The allowed share of broken units is taken of at least so many drawn ones, so that an early
+# failure does not stop a run.
+MIN_DRAWN = 1_000
+
+
+def collate(sequences: Sequence[DrawnSequence]) -> Batch:
+    """One Batch of sequences of one form."""
+    frames = np.stack([sequence.frames for sequence in sequences])
+    pixels, codes = None, None
+    if frames.dtype == np.uint8:
+        pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 2)))
+    else:
+        codes = torch.from_numpy(frames.astype(np.int64))
+    return Batch(
+        pixels_BTCHW=pixels,
+        codes_BTHW=codes,
+        is_image_B=torch.tensor([sequence.is_image for sequence in sequences]),
+        source_B=torch.tensor([sequence.source for sequence in sequences]),
+        position_B=torch.tensor([sequence.position for sequence in sequences]),
+        label_B=torch.tensor([sequence.label for sequence in sequences]),
+    )
+
+
+def training_batches(
+    stream: Stream,
+    *,
+    batch_sequences: int,
+    micro_batch: int,
+    workers: int,
+    start_step: int,
+    stop_step: int,
+    max_broken: float = 0.01,
+) -> Iterator[list[Batch]]:
+    """The batches of steps start_step to stop_step-1, each as a list of micro-batches.
+
+    Step s holds the positions s·B to (s+1)·B-1. The number of workers changes nothing but speed.
+
+    Args:
+        stream: of the mixture.
+        batch_sequences: B of a step.
+        micro_batch: B of each micro-batch; the last of a step may be smaller.
+        workers: processes that load ahead; 0 loads in this one.
+        start_step: the first; a run resumes here.
+        stop_step: one past the last.
+        max_broken: share of undecodable units, counted from start_step, that stops the run.
+
+    Raises:
+        DataError: more units than that cannot be decoded, or the shards are damaged.
+    """
+    steps: DataLoader[_Step | DataError] = DataLoader(
+        _Steps(stream, batch_sequences, micro_batch),
+        batch_size=None,
+        sampler=range(start_step, stop_step),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_init_worker,
+        # Its own generator: an iterator would else take a number from the run's.
+        generator=torch.Generator(),
+    )
+    budget = _BrokenBudget(max_broken)
+    for step in steps:
+        if isinstance(step, DataError):
+            raise step
+        budget.count(step.drawn, step.broken)
+        yield step.micro_batches
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    clip: ClipConfig,
+    *,
+    micro_batch: int,
+    count: int | None = None,
+    source: int = 0,
+) -> Iterator[Batch]:
+    """`count` sequences spread evenly over a dataset, in its order, with centre crops.
+
+    Args:
+        dataset: opened.
+        clip: what a sequence is cut to.
+        micro_batch: B of each Batch; the last may be smaller.
+        count: sequences, at most those of one epoch; None for all.
+        source: number that the batches carry.
+
+    Raises:
+        DataError: the dataset does not fit the clip, or a sample cannot be decoded: an evaluation
+            replaces nothing.
+    """
+    stream = SourceStream.in_order(dataset, clip)
+    total = stream.sequences_per_epoch
+    count = total if count is None else min(count, total)
+    for first in range(0, count, micro_batch):
+        numbers = [i * total // count for i in range(first, min(first + micro_batch, count))]
+        yield collate(
+            [stream.sequence(number, source=source, position=number) for number in numbers]
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step needs, and what was broken on the way."""
+
+    micro_batches: list[Batch]
+    drawn: int
+    broken: tuple[str, ...]
+
+
+class _Steps(MapDataset[_Step | DataError]):
+    """Step number → its batches. Errors are handed over as values, to be raised in one place."""
+
+    def __init__(self, stream: Stream, batch_sequences: int, micro_batch: int) -> None:
+        self._stream = stream
+        self._batch_sequences = batch_sequences
+        self._micro_batch = micro_batch
+
+    def __getitem__(self, step: int) -> _Step | DataError:
+        first = step * self._batch_sequences
+        try:
+            sequences = [
+                self._stream.sequence(position)
+                for position in range(first, first + self._batch_sequences)
+            ]
+        except DataError as error:
+            return error
+        return _Step(
+            micro_batches=[
+                collate(sequences[i : i + self._micro_batch])
+                for i in range(0, len(sequences), self._micro_batch)
+            ],
+            drawn=sum(sequence.drawn for sequence in sequences),
+            broken=tuple(name for sequence in sequences for name in sequence.broken),
+        )
+
+
+class _BrokenBudget:
+    """Counts undecodable units, names each once, and stops the run when they are too many."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._drawn = 0
+        self._failures = 0
+        self._names: dict[str, None] = {}
+
+    def count(self, drawn: int, broken: Sequence[str]) -> None:
+        self._drawn += drawn
+        self._failures += len(broken)
+        for name in broken:
+            if name not in self._names:
+                logger.warning("%s; another unit takes its place", name)
+                self._names[name] = None
+        if self._failures > self._max_share * max(self._drawn, MIN_DRAWN):
+            raise DataError(
+                f"{self._failures} of {self._drawn} units drawn cannot be decoded, more than "
+                f"data.max_broken {self._max_share:g} allows: {_listed(list(self._names))}. Pack "
+                "the folder again (toto pack SRC OUT --skip-broken), or raise data.max_broken"
+            )
+
+
+def _listed(names: list[str], limit: int = 10) -> str:
+    more = f"; and {len(names) - limit} more" if len(names) > limit else ""
+    return "; ".join(names[:limit]) + more
+
+
+def _unchanged(step: Any) -> Any:
+    """In place of the DataLoader's own conversion, which would look into the step."""
+    return step
+
+
+def _init_worker(worker: int) -> None:
+    """One thread a worker; signals are for the main process to handle, which ends the workers."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

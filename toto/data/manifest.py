@@ -1,0 +1,106 @@
+"""The manifest of a packed dataset: what its shards hold, and of which making they are.
+
+It is written last, and the folder gets its name after that: where a manifest stands, the dataset is
+whole.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from toto.errors import DataError
+from toto.registry import Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Form",
+    "Kind",
+    "Manifest",
+    "ShardEntry",
+    "SkippedFile",
+    "TokenInfo",
+    "read_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Kind = Literal["images", "videos"]
+Form = Literal["raw", "tokens"]
+
+
+class ShardEntry(Config):
+    """One tar file."""
+
+    name: str = Field(pattern=r"^shard-\d{5,}\.tar$")
+    samples: PositiveInt
+    bytes: PositiveInt
+    sha256: str
+
+
+class TokenInfo(Config):
+    """What the codes of token shards mean."""
+
+    tokenizer: dict[str, Any] = Field(description="the tokenizer's Config as JSON")
+    fingerprint: str
+    resolution: PositiveInt = Field(description="side in pixels of the centre crop that was coded")
+    grid: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) tokens of a frame")
+    stride: Literal[1] = Field(1, description="every decoded frame is there; clips apply theirs")
+
+
+class SkippedFile(Config):
+    """A file that was left out because it cannot be decoded."""
+
+    path: str
+    reason: str
+
+
+class Manifest(Config):
+    """The whole description; see the fields."""
+
+    format_version: Literal[1] = 1
+    kind: Kind
+    form: Form
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+    classes: tuple[str, ...] = Field((), description="name of each label; empty without labels")
+    tokens: TokenInfo | None = Field(None, description="for token shards")
+    sources: tuple[str, ...] = Field(
+        (), description="the originals that samples were made of, for telling splits apart"
+    )
+    skipped: tuple[SkippedFile, ...] = ()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a dataset.
+
+    Raises:
+        DataError: there is no dataset, it is half-written, of another version, or damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.exists():
+        raise DataError(f"no dataset at {folder}. Pack one: toto pack SRC {folder}")
+    if not path.is_file():
+        raise DataError(
+            f"{folder} is no packed dataset, or one whose packing did not finish: it has no "
+            f"{MANIFEST_FILE}. Pack the pictures or videos into another folder: toto pack SRC OUT"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error}. Pack the dataset again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} is of format version {version}, and this toto reads {FORMAT_VERSION}. "
+            "Update toto, or pack the dataset again"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {error}. Pack the dataset again") from error

@@ -1,0 +1,259 @@
+"""The model that is trained: frames → embedding → backbone → readout → a loss for each target.
+
+What differs between codes and patches stands in one Interface each; the model knows neither.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from toto.errors import UserError
+from toto.layers.loss import LinearCrossEntropy, LinearSquaredError
+from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.backbones.base import ParamRole
+    from toto.backbones.config import BackboneConfig
+    from toto.tokenizers.config import TokenizerConfig
+
+__all__ = ["AutoregressiveModel", "CodeInterface", "Interface", "PatchInterface"]
+
+INIT_STD = 0.02
+
+
+class Interface(nn.Module, ABC):
+    """Both ends of a model: frames to the backbone's input, its output to losses.
+
+    Every parameter is part of the embedding or of the readout, and named so.
+    """
+
+    @abstractmethod
+    def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
+        """Frames and which of them are images → `BLD` fp32: the start, then the visual tokens."""
+
+    @abstractmethod
+    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
+        """The backbone's output → the loss of each target, fp32 `BL`."""
+
+    @abstractmethod
+    def embed_ids(self, ids_BL: Tensor) -> Tensor:
+        """Input ids, specials included → `BLD` fp32.
+
+        Raises:
+            UserError: the model has no ids.
+        """
+
+    @abstractmethod
+    def logits(self, last_BD: Tensor) -> Tensor:
+        """The backbone's output at one position → logits of the next id, fp32 `BV`.
+
+        Raises:
+            UserError: the model has no ids.
+        """
+
+    @abstractmethod
+    def param_roles(self) -> dict[str, ParamRole]:
+        """The role of every parameter, by its name in `named_parameters()`."""
+
+    @abstractmethod
+    def compile_losses(self) -> None:
+        """Compile the readout with its loss in place; the embedding stays eager."""
+
+
+class CodeInterface(Interface):
+    """Discrete tokens: an embedding, a readout (perhaps the same matrix) and cross-entropy.
+
+    Frames are `codes_BTHW` int64, the tokenizer's own, from 0.
+
+    Args:
+        codebook_size: codes of the tokenizer; V is that and the special ids.
+        width: D.
+        tied: the readout is the embedding's matrix.
+    """
+
+    def __init__(self, codebook_size: int, width: int, tied: bool) -> None:
+        super().__init__()
+        vocab_size = codebook_size + NUM_SPECIAL_IDS
+        self.embedding = nn.Embedding(vocab_size, width)
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)
+        self.readout: nn.Linear | None = None
+        if not tied:
+            self.readout = nn.Linear(width, vocab_size, bias=False)
+            nn.init.normal_(self.readout.weight, std=INIT_STD)
+        self.cross_entropy = LinearCrossEntropy()
+
+    @property
+    def readout_weight(self) -> Tensor:
+        """The readout's matrix, VD."""
+        return self.embedding.weight if self.readout is None else self.readout.weight
+
+    def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
+        """See `Interface.embed`."""
+        return self.embed_ids(_layout(frames).inputs(frames, is_image_B))
+
+    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
+        """Cross-entropy in nats; L = T·H·W + 1, the end last."""
+        losses_BL: Tensor = self.cross_entropy(
+            last_BLD, self.readout_weight, _layout(frames).targets(frames)
+        )
+        return losses_BL
+
+    def embed_ids(self, ids_BL: Tensor) -> Tensor:
+        """See `Interface.embed_ids`."""
+        x_BLD: Tensor = self.embedding(ids_BL)
+        return x_BLD
+
+    def logits(self, last_BD: Tensor) -> Tensor:
+        """See `Interface.logits`."""
+        return nn.functional.linear(last_BD, self.readout_weight).float()
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """A tied matrix counts as the embedding."""
+        roles: dict[str, ParamRole] = {"embedding.weight": "embed"}
+        if self.readout is not None:
+            roles["readout.weight"] = "readout"
+        return roles
+
+    def compile_losses(self) -> None:
+        """See `Interface.compile_losses`."""
+        self.cross_entropy.compile(dynamic=False)
+
+
+class PatchInterface(Interface):
+    """Continuous tokens: linear embedding and readout, squared error, a learned start vector.
+
+    Frames are `patches_BTHWC` float32, normalised by the tokenizer. There is no end target.
+
+    Args:
+        patch_dim: C.
+        width: D.
+    """
+
+    def __init__(self, patch_dim: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(patch_dim, width, bias=False)
+        self.starts = nn.Embedding(2, width)  # row 0 video, row 1 image
+        self.readout = nn.Linear(width, patch_dim, bias=False)
+        for module in (self.embedding, self.starts, self.readout):
+            nn.init.normal_(module.weight, std=INIT_STD)
+        self.squared_error = LinearSquaredError()
+
+    def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
+        """The start and all patches, the last one included."""
+        start_B1D = self.starts(is_image_B.long())[:, None]
+        # Autocast would make the residual stream bf16 here.
+        return torch.cat((start_B1D, self.embedding(frames.flatten(1, 3)).float()), dim=1)
+
+    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
+        """Mean squared error over the C values of each patch; L = T·H·W."""
+        losses_BL: Tensor = self.squared_error(
+            last_BLD[:, :-1], self.readout.weight, frames.flatten(1, 3)
+        )
+        return losses_BL
+
+    def embed_ids(self, ids_BL: Tensor) -> Tensor:
+        """Refused: patches have no ids."""
+        raise UserError(_NO_IDS)
+
+    def logits(self, last_BD: Tensor) -> Tensor:
+        """Refused: patches have no ids."""
+        raise UserError(_NO_IDS)
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """Embedding, start vectors and readout."""
+        return {
+            "embedding.weight": "embed",
+            "starts.weight": "embed",
+            "readout.weight": "readout",
+        }
+
+    def compile_losses(self) -> None:
+        """See `Interface.compile_losses`."""
+        self.squared_error.compile(dynamic=False)
+
+
+class AutoregressiveModel(nn.Module):
+    """A causal backbone between the two ends that its tokenizer asks for.
+
+    Weights are fp32; for bf16 the caller wraps the calls in `torch.autocast`, under which norms,
+    rotations, the residual stream and losses stay fp32.
+    """
+
+    def __init__(self, tokenizer: TokenizerConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.interface = _make_interface(tokenizer, backbone)
+        self.backbone = backbone.build()
+
+    def losses(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
+        """The loss of each target, fp32 `BL`.
+
+        Args:
+            frames: `codes_BTHW` int64 from 0, or `patches_BTHWC` float32.
+            is_image_B: bool; True for T separate images, False for a video.
+
+        Returns:
+            For codes nats, L = T·H·W + 1, the end last. For patches mean squared errors,
+            L = T·H·W.
+        """
+        last_BLD = self.backbone(self.interface.embed(frames, is_image_B))
+        return self.interface.losses(last_BLD, frames)
+
+    def features(
+        self, frames: Tensor, is_image_B: Tensor, layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """What stands at the visual tokens after each of `layers`: `{layer: [B, T·H·W, D]}`.
+
+        Layers count as in `Backbone.features`: 0 is the embedding, negatives from the end.
+
+        Raises:
+            ValueError: a layer that does not exist.
+        """
+        x_BLD = self.interface.embed(frames, is_image_B)
+        found = self.backbone.features(x_BLD, layers)
+        return {layer: x_BLD[:, 1:] for layer, x_BLD in found.items()}
+
+    def next_logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits `BV`, fp32, of the id after the last of `ids_BL` (int64, specials included).
+
+        Raises:
+            UserError: the model takes patches.
+        """
+        return self.interface.logits(self.backbone(self.interface.embed_ids(ids_BL))[:, -1])
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """The role of every parameter, by its name in `named_parameters()`."""
+        return {
+            f"{part}.{name}": role
+            for part, module in (("interface", self.interface), ("backbone", self.backbone))
+            for name, role in module.param_roles().items()
+        }
+
+    def compile_blocks(self) -> None:
+        """Compile the backbone's blocks and the readout's loss in place; `state_dict()` stays.
+
+        Each pair of batch size and length is compiled once, in the first call that meets it.
+        """
+        self.backbone.compile_blocks()
+        self.interface.compile_losses()
+
+
+_NO_IDS = (
+    "patches are continuous: there is no next id to sample. "
+    "Choose a checkpoint whose tokenizer gives codes, for example dvae"
+)
+
+
+def _layout(codes_BTHW: Tensor) -> SequenceLayout:
+    return SequenceLayout(*codes_BTHW.shape[1:4])
+
+
+def _make_interface(tokenizer: TokenizerConfig, backbone: BackboneConfig) -> Interface:
+    if tokenizer.output == "patches":
+        return PatchInterface(tokenizer.patch_dim, backbone.width)
+    return CodeInterface(tokenizer.codebook_size, backbone.width, backbone.tie_embeddings)

@@ -1,0 +1,131 @@
+"""Where a tokenizer's weights come from, and the files they are kept in.
+
+A file is safetensors; its metadata holds the config of the tokenizer it belongs to, without the
+`weights` field, as JSON under `tokenizer`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from toto.errors import CheckpointError
+from toto.registry import unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["load_weights", "random_seed", "save_weights", "shipped_weights"]
+
+SHIPPED = "toto:"
+RANDOM = "random:"
+METADATA_KEY = "tokenizer"
+LISTED_DIFFERENCES = 3
+
+
+def random_seed(source: str | None) -> int | None:
+    """SEED of `random:SEED`, or None for every other source of weights."""
+    if source is None or not source.startswith(RANDOM):
+        return None
+    return int(source.removeprefix(RANDOM))
+
+
+def shipped_weights() -> dict[str, Path]:
+    """The weights that come with toto: name (as in `toto:NAME`) → file."""
+    folder = Path(str(resources.files("toto.tokenizers.pretrained")))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def save_weights(tokenizer: Tokenizer, path: Path) -> None:
+    """Write every tensor of the tokenizer, and what it is, to a safetensors file.
+
+    The file appears complete or not at all.
+    """
+    # The layout in memory may be channels last; files are always in the plain order.
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in tokenizer.state_dict().items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, unfinished, metadata={METADATA_KEY: _identity(tokenizer)})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_weights(tokenizer: Tokenizer, source: str) -> None:
+    """Fill the tokenizer from `toto:NAME` or from a .safetensors file, strictly.
+
+    A relative path is relative to the working directory.
+
+    Raises:
+        CheckpointError: there is no such file or name, or it belongs to another tokenizer.
+    """
+    path = _find(source)
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_for = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}. Copy or train it again"
+        ) from error
+    _check(tokenizer, path, tensors, made_for)
+    tokenizer.load_state_dict(tensors)
+
+
+def _identity(tokenizer: Tokenizer) -> str:
+    return tokenizer.config.model_dump_json(exclude={"weights"})
+
+
+def _find(source: str) -> Path:
+    if source.startswith(SHIPPED):
+        name = source.removeprefix(SHIPPED)
+        shipped = shipped_weights()
+        if name not in shipped:
+            raise CheckpointError(unknown_name("shipped weights", name, sorted(shipped)))
+        return shipped[name]
+    path = Path(source)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights at {path.absolute()}. A relative path starts at the working directory; "
+            f"toto ships {', '.join(SHIPPED + name for name in shipped_weights()) or 'none'}"
+        )
+    return path
+
+
+def _check(
+    tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: str | None
+) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differences = [
+        f"{name}: {_shape(found.get(name))} in the file, {_shape(wanted.get(name))} wanted"
+        for name in [*wanted, *sorted(found.keys() - wanted.keys())]
+        if found.get(name) != wanted.get(name)
+    ]
+    identity = _identity(tokenizer)
+    same = made_for is None or json.loads(made_for) == json.loads(identity)
+    if same and not differences:
+        return
+    listed = "; ".join(differences[:LISTED_DIFFERENCES]) or "all tensors fit"
+    more = len(differences) - LISTED_DIFFERENCES
+    raise CheckpointError(
+        f"{path} holds the weights of another tokenizer. It was made for "
+        f"{made_for or 'a tokenizer that it does not name'}, this one is {identity}. "
+        f"{listed}{f'; and {more} more' if more > 0 else ''}. Write the file's sizes in the "
+        "recipe, or give other weights"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "×".join(map(str, shape)) or "scalar"

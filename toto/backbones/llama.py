@@ -87,7 +87,7 @@ class Llama(Backbone):
         }
 
     def compile_blocks(self) -> None:
-        """See `Backbone.compile_blocks`."""
+        """See `Backbone.compile_blocks`; attention takes the fastest path of this machine."""
         # Shapes stay fixed: a graph for any batch size, made when a second size appears, would
         # round otherwise than the first, and a resumed run would not repeat the unbroken one.
         attend = fastest_attention()

@@ -121,8 +121,8 @@ def test_a_signal_finishes_the_step_saves_and_can_be_resumed(tmp_path, number):
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     def batches(start, stop):
         for micro_batches in toy_batches(start, stop):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             yield micro_batches
 
     with pytest.raises(KeyboardInterrupt):

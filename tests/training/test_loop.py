@@ -118,6 +118,15 @@ def test_a_signal_finishes_the_step_saves_and_can_be_resumed(tmp_path, number):
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """A shell that starts a job in the background lets it ignore Ctrl-C, this suite included."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     def batches(start, stop):
         for micro_batches in toy_batches(start, stop):

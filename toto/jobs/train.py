@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine", "run_training", "start_training", "train_task", "validation_batches"]
 
-# Sequences of each source that its baselines are fitted on.
-BASELINE_SEQUENCES = 256
+# Visual tokens of each source that its baselines are fitted on.
+BASELINE_TOKENS = 2**18
 
 
 def start_training(
@@ -200,7 +201,7 @@ def _baseline_losses(
 def _training_codes(recipe: TrainRecipe, task: NextTokenTask, source: Source) -> Iterable[Tensor]:
     stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
     size = recipe.training.micro_batch
-    steps = -(-BASELINE_SEQUENCES // size)
+    steps = math.ceil(BASELINE_TOKENS / (size * recipe.layout.num_visual))
     for (batch,) in training_batches(
         stream, batch_sequences=size, micro_batch=size, workers=0, start_step=0, stop_step=steps
     ):

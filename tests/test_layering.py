@@ -22,7 +22,7 @@ RANKS = {
     "tokenizers": 2, "backbones": 2, "heads": 2,
     "layers": 1,
     "sequence": 0,
-    "registry": -1,
+    "registry": -1, "files": -1,
     "errors": -2,
 }  # fmt: skip
 TORCH_FREE = ["cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py"]

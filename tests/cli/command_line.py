@@ -99,6 +99,7 @@ def toto_process(*arguments: object, cwd: Path, code: int = 0) -> Outcome:
 
 
 def start_toto(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """In a process group of its own, which a test can signal as a scheduler would."""
     return subprocess.Popen(
         [sys.executable, "-m", "toto.cli", *map(str, arguments)],
         cwd=cwd,
@@ -106,4 +107,5 @@ def start_toto(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )

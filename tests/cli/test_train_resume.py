@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import signal
 from pathlib import Path
@@ -31,12 +32,12 @@ def metrics(run: Path) -> list[dict]:
 
 
 def kill_after(process, step: int, sign: signal.Signals) -> str:
-    """Send the signal once the step has been printed; what was printed until the end."""
+    """Signal the process and its workers once the step has been printed; all that was printed."""
     printed = []
     for line in process.stdout:
         printed.append(line)
         if line.startswith(f"step {step}/"):
-            process.send_signal(sign)
+            os.killpg(process.pid, sign)
     process.wait(timeout=60)
     return "".join(printed)
 
@@ -58,13 +59,15 @@ def test_resume_after_sigkill_is_exact(tmp_path, tiny_datasets, precision):
     assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), killed_at
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets, workers):
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=400, save_every=400))
-    process = start_toto("train", recipe, cwd=tmp_path)
+    process = start_toto("train", recipe, "--set", f"data.workers={workers}", cwd=tmp_path)
     printed = kill_after(process, 5, signal.SIGTERM)
     assert process.returncode == 0, printed
     assert "stopped by a signal after step" in printed
     assert "--resume" in printed
+    assert "Traceback" not in printed
     assert len(list((tmp_path / "runs/tiny/checkpoints").glob("step-*"))) == 1
 
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toto.errors import RunError
 from toto.generation import media
-from toto.generation.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,21 +63,6 @@ def test_mp4_refuses_odd_sizes_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="31 × 32 px: both must be even"):
         media.write_mp4(tmp_path / "a.mp4", np.zeros((2, 32, 31, 3), dtype=np.uint8))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def fail() -> None:
-        with replacing(target) as unfinished:
-            unfinished.write_text("ne")
-            raise OSError("disk full")
-
-    with pytest.raises(RunError, match=r"a\.txt cannot be written: disk full"):
-        fail()
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_side_by_side_shows_both_enlarged_and_frames_the_prompt() -> None:

@@ -175,10 +175,10 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
     assert roles["encoder.blocks.input.w"] == "hidden"
 
 
-def test_initial_gain_scales_fresh_weights_and_no_others() -> None:
-    config = SHORT.model_copy(update={"initial_gain": 4.0})
+def test_initial_gains_scale_fresh_weights_and_no_others() -> None:
+    config = SHORT.model_copy(update={"initial_logit_gain": 4.0, "initial_code_gain": 2.0})
     names = ("encoder.blocks.output.conv.w", "decoder.blocks.input.w", "encoder.blocks.input.w")
-    for weights, gains in ((None, (4.0, 4.0, 1.0)), ("random:0", (1.0, 1.0, 1.0))):
+    for weights, gains in ((None, (4.0, 2.0, 1.0)), ("random:0", (1.0, 1.0, 1.0))):
         dvae = TINY.model_copy(update={"weights": weights}).build()
         assert isinstance(dvae, Dvae)
         before = {name: dvae.get_parameter(name).clone() for name in names}

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from toto.errors import CheckpointError
-from toto.tokenizers import weights as weights_module
+from toto.errors import CheckpointError, RunError
 from toto.tokenizers.config import DvaeConfig
 from toto.tokenizers.dvae import Dvae
 from toto.tokenizers.weights import save_weights, shipped_weights
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TINY = DvaeConfig(weights="random:0", width=8, num_codes=32, blocks_per_group=1, decoder_stem=8)
 
@@ -63,12 +59,12 @@ def test_file_says_what_it_is_and_holds_plain_layout(file: Path) -> None:
 def test_saving_leaves_nothing_half_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
 
-    def full_disk(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def full_disk(path: Path, content: bytes) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_module, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(RunError, match="No space left"):
         save_weights(build(weights="random:1"), file)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]

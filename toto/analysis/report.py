@@ -18,7 +18,7 @@ from PIL import Image
 
 from toto.analysis import plots
 from toto.analysis.summary import probe_table, summary, validation_table
-from toto.generation.files import replacing
+from toto.files import disk_errors, write_atomic
 from toto.generation.media import pixel_scale, sheet
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Section:
 def write_report(out: Path, content: ReportContent) -> None:
     """Write the page to `out`; an older one is replaced only when the new one is complete."""
     page = _render(content)
-    with replacing(out) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    with disk_errors(out):
+        write_atomic(out, page)
 
 
 def psnr(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:

@@ -22,7 +22,9 @@ class BackboneConfig(Component, ABC):
 
     width: PositiveInt = Field(description="D, the size of every token's vector")
     num_layers: PositiveInt = Field(description="number of blocks")
-    tie_embeddings: bool = Field(True, description="the readout shares the embedding's matrix")
+    tie_embeddings: bool = Field(
+        True, description="the readout shares the embedding's matrix; patches have neither"
+    )
 
     @abstractmethod
     def num_params(self) -> int:

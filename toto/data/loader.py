@@ -18,6 +18,7 @@ from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import FrameType
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
@@ -195,7 +196,15 @@ def _unchanged(step: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:
-    """One thread a worker; signals are for the main process to handle, which ends the workers."""
+    """One thread a worker; the signals of a whole process group are the run's to answer.
+
+    Ctrl-C is ignored, and so is the first SIGTERM: the run saves and then ends its workers, and
+    they end by themselves when it has died.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

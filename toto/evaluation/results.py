@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from toto.training.files import write_atomic
+from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,8 +93,10 @@ class ProbeResults:
             "epochs": self.epochs,
             "text": self.summary(),
         }
-        write_atomic(folder / "results.jsonl", rows)
-        write_atomic(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        for name, content in (("results.jsonl", rows), ("summary.json", text)):
+            with disk_errors(folder / name):
+                write_atomic(folder / name, content)
 
 
 def wilson_interval(hits: float, count: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from toto.generation.files import replacing
+from toto.files import disk_errors, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,7 +136,7 @@ def side_by_side(
 
 def write_png(path: Path, image_HWC: Pixels) -> None:
     """Write one picture."""
-    with replacing(path) as part:
+    with disk_errors(path), replacing(path) as part:
         Image.fromarray(image_HWC).save(part, format="PNG", optimize=True)
 
 
@@ -150,7 +150,7 @@ def write_gif(path: Path, frames_THWC: Pixels, *, frame_seconds: float = 0.25) -
         Image.fromarray(frame_HWC).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame_HWC in frames_THWC
     ]
-    with replacing(path) as part:
+    with disk_errors(path), replacing(path) as part:
         pictures[0].save(
             part,
             format="GIF",
@@ -173,7 +173,11 @@ def write_mp4(path: Path, frames_THWC: Pixels, *, frame_seconds: float = 0.25) -
     if height % 2 or width % 2:
         raise ValueError(f"frames of {width} × {height} px: both must be even for H.264 4:2:0")
     rate = Fraction(1 / frame_seconds).limit_denominator(1000)
-    with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
+    with (
+        disk_errors(path),
+        replacing(path) as part,
+        av.open(str(part), "w", format="mp4") as container,
+    ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame_HWC in frames_THWC:

@@ -33,7 +33,7 @@ class DvaeTaskConfig(TaskConfig):
     """Train a dVAE: logit-Laplace reconstruction, KL to uniform, Gumbel-softmax relaxation.
 
     The defaults are those of Ramesh et al. 2021, App. A.2, for millions of steps; both ramps are
-    half a cosine. `usage_weight` and `initial_gain` are ours: with them thousands of steps suffice.
+    half a cosine. `usage_weight` and the two gains are ours: with them thousands of steps suffice.
     """
 
     verb: ClassVar[str] = "tokenizer"
@@ -46,8 +46,11 @@ class DvaeTaskConfig(TaskConfig):
     temperature_start: PositiveFloat = Field(1.0, description="τ of the relaxation at step 0")
     temperature_end: PositiveFloat = Field(1 / 16, description="τ at the end of its ramp")
     temperature_steps: PositiveInt = Field(150_000, description="steps of τ's ramp")
-    initial_gain: PositiveFloat = Field(
-        1.0, description="multiplies the fresh weights that make the logits and that read the codes"
+    initial_logit_gain: PositiveFloat = Field(
+        1.0, description="multiplies the fresh weights that make the logits"
+    )
+    initial_code_gain: PositiveFloat = Field(
+        1.0, description="multiplies the fresh weights that read the codes; √V or so"
     )
 
 

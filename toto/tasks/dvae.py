@@ -4,11 +4,12 @@ Source: Ramesh et al. 2021 (arXiv 2102.12092), §2.1 and App. A.2, A.3. The loss
 `(NLL summed over values + β · KL summed over tokens) / values`: a token stands for 8 × 8 × 3
 values, so β = 1 is the evidence lower bound.
 
-Two things are ours, for short runs, and off by default. `usage_weight`: a token's KL to uniform is,
-on average, what the codes tell of the picture plus the KL of their mixture over the batch; the
-paper weighs both by β, and more of the second spreads the codes at no cost in information.
-`initial_gain`: fresh logits are small beside the Gumbel noise, and every code looks alike to the
-decoder; larger weights on both sides make codes distinct from the first step.
+Three settings are ours, for short runs, and off by default. `usage_weight`: a token's KL to
+uniform is, on average, what the codes tell of the picture plus the KL of their mixture over the
+batch; the paper weighs both by β, and more of the second spreads the codes at no cost in
+information. `initial_logit_gain` and `initial_code_gain`: fresh logits are small beside the Gumbel
+noise, and every code looks alike to the decoder; larger weights on both sides make codes distinct
+from the first step.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from toto.training.task import Mean, Task, TaskOutput
 if TYPE_CHECKING:
     from toto.backbones.base import ParamRole
     from toto.tasks.config import DvaeTaskConfig
+    from toto.tokenizers.dvae import Decoder, Encoder
 
 __all__ = ["DvaeTask", "codebook_stats", "cosine", "logit_laplace_nll"]
 
@@ -45,7 +47,8 @@ class DvaeTask(Task[Batch]):
         self.dvae = dvae
         self.config = config
         if dvae.config.weights is None:
-            _scale_code_weights(dvae, config.initial_gain)
+            _scale_(dvae.encoder, "output.conv.w", config.initial_logit_gain)
+            _scale_(dvae.decoder, "input.w", config.initial_code_gain)
         self.at_step(0)
 
     @property
@@ -157,9 +160,8 @@ def codebook_stats(counts_V: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _scale_code_weights(dvae: Dvae, gain: float) -> None:
-    for part, name in ((dvae.encoder, "output.conv.w"), (dvae.decoder, "input.w")):
-        part.blocks.get_parameter(name).mul_(gain)
+def _scale_(part: Encoder | Decoder, block: str, gain: float) -> None:
+    part.blocks.get_parameter(block).mul_(gain)
 
 
 def _pixels(batch: Batch) -> Tensor:

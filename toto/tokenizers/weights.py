@@ -7,15 +7,15 @@ A file is safetensors; its metadata holds the config of the tokenizer it belongs
 from __future__ import annotations
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from toto.errors import CheckpointError
+from toto.files import disk_errors, replacing
 from toto.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -48,18 +48,17 @@ def save_weights(tokenizer: Tokenizer, path: Path) -> None:
     """Write every tensor of the tokenizer, and what it is, to a safetensors file.
 
     The file appears complete or not at all.
+
+    Raises:
+        RunError: the disk is full or refuses.
     """
     # The layout in memory may be channels last; files are always in the plain order.
     tensors = {
         name: tensor.detach().to("cpu").contiguous()
         for name, tensor in tokenizer.state_dict().items()
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, unfinished, metadata={METADATA_KEY: _identity(tokenizer)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with disk_errors(path), replacing(path) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata={METADATA_KEY: _identity(tokenizer)}))
 
 
 def load_weights(tokenizer: Tokenizer, source: str) -> None:

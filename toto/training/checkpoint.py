@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from toto.errors import CheckpointError, RunError
+from toto.files import PARTIAL, sync, write_atomic
 from toto.registry import Config
 from toto.training.engine import EngineState
-from toto.training.files import sync, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,6 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 META_FILE = "checkpoint.json"
 FOLDER = "checkpoints"
 LATEST = "latest"
-PARTIAL = ".partial"
 NAMES_SHOWN = 5
 
 

@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from toto.training.files import disk_errors, write_atomic
+from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toto.errors import UserError
+from toto.files import disk_errors, write_atomic
 from toto.training.checkpoint import FOLDER, complete_checkpoints, find_checkpoint, remove_after
-from toto.training.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,38 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from toto.errors import RunError
+from toto.files import disk_errors, replacing, write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_atomic(target, "old")
+
+    def fail() -> None:
+        with disk_errors(target), replacing(target) as unfinished:
+            unfinished.write_text("ne")
+            assert target.read_text() == "old"
+            raise OSError("disk full")
+
+    with pytest.raises(RunError, match=r"a\.txt cannot be written: disk full\. Make room"):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    write_atomic(target, "new")
+    assert target.read_text() == "new"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "a.txt"
+    with pytest.raises(RunError, match=r"none/a\.txt cannot be written"), disk_errors(target):
+        write_atomic(target, "text")
+    assert not list(tmp_path.iterdir())

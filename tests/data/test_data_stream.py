@@ -82,7 +82,7 @@ def test_jitter_reaches_every_start_of_a_slot(tmp_path):
 def test_short_videos_are_counted_and_the_first_is_named(tmp_path):
     dataset = token_dataset(tmp_path / "d", [30, 6, 7, 5])
     with pytest.raises(
-        DataError, match=r"2 of 4 videos .* 7 frames; the first is 1 with 6\. Lower"
+        DataError, match=r"2 of 4 videos .* 7 frames\. Lower[^:]*:\n  1: 6 frames"
     ):
         Units(dataset, frames=4, stride=2)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Units"]
 
+LISTED_VIDEOS = 20
+
 
 class Units:
     """Cuts every sample into max(1, floor(frames / (T·stride))) slots of about equal length.
@@ -67,10 +69,13 @@ class Units:
     def _check_lengths(self, frames: int, stride: int) -> None:
         short = np.flatnonzero(self._dataset.index["frames"] < self._span)
         if len(short):
-            first = int(short[0])
+            listed = "".join(
+                f"\n  {self._dataset.origin(i)}: {self._dataset.frames(i)} frames"
+                for i in short[:LISTED_VIDEOS].tolist()
+            )
+            more = f"\n  and {len(short) - LISTED_VIDEOS} more" if len(short) > LISTED_VIDEOS else ""
             raise DataError(
                 f"{self._dataset.path}: {len(short)} of {self._dataset.num_samples} videos are "
-                f"shorter than a clip of {frames} frames at stride {stride}, {self._span} frames; "
-                f"the first is {self._dataset.origin(first)} with {self._dataset.frames(first)}. "
-                "Lower clip.stride or clip.frames, or pack longer videos"
+                f"shorter than a clip of {frames} frames at stride {stride}, {self._span} frames. "
+                f"Lower clip.stride or clip.frames, or pack without them:{listed}{more}"
             )

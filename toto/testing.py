@@ -42,6 +42,8 @@ def check_tokenizer(config: TokenizerConfig, *, resolution: int = 64) -> list[st
         height, width = config.grid(resolution)
     except ValueError as error:
         raise ContractError(f"grid({resolution}): {error}. Check at another resolution") from error
+    if config.missing_weights:
+        raise ContractError(f"no weights to check. {config.missing_weights}")
     tokenizer = config.build().eval()
     pixels_BCHW = torch.rand(3, 3, resolution, resolution, generator=_generator())
     with torch.no_grad():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,12 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         "The best probe reads the label from layer 2 with attention pooling: 39.9% right "
         "(95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
         "1 video of digits was continued by 2 frames after 2 real ones.",
+    ]
+    later = replace(record, train=[*record.train, replace(record.train[-1], step=110)])
+    assert [sentence.partition(" This is ")[2] for sentence in summary(later, "nats/token")] == [
+        "",
+        "of step 100; the run has gone on to step 110.",
+        "of step 100; the run has gone on to step 110.",
     ]
     assert validation_table(record) == [["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"]]
     assert [row[:4] for row in probe_table(record)] == [

@@ -80,7 +80,10 @@ def write_run(folder: Path, source: str = "digits") -> None:
     video_THWC = np.random.default_rng(0).integers(0, 255, (FRAMES, 16, 16, 3), dtype=np.uint8)
     write_gif(generated / "0.gif", side_by_side(video_THWC, video_THWC[::-1], prompt_frames=2))
     write_png(generated / "0.png", continuation_sheet(video_THWC, video_THWC, prompt_frames=2))
+    probed = {"step": 100, "source": source}
+    (folder / "probe" / "summary.json").write_text(json.dumps(probed))
     record = {
+        "step": 100,
         "prompt_frames": 2,
         "frames": 2,
         "samples": [{"gif": "0.gif", "sheet": "0.png"}],

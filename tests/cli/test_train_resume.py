@@ -71,6 +71,16 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets, workers):
     assert len(list((tmp_path / "runs/tiny/checkpoints").glob("step-*"))) == 1
 
 
+def test_a_tokenizer_that_was_stopped_leaves_no_weights_for_recipes(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=400, save_every=400) | {"verb": "tokenizer"}
+    del raw["backbone"]
+    raw["tokenizer"] |= {"weights": None}
+    process = start_toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    printed = kill_after(process, 5, signal.SIGTERM)
+    assert process.returncode == 0, printed
+    assert not (tmp_path / "runs/tiny/tokenizer.safetensors").exists()
+
+
 def test_a_run_that_exists_is_refused_with_the_command_to_type(tmp_path, tiny_datasets):
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=3))
     toto("train", recipe, cwd=tmp_path)

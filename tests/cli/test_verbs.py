@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from command_line import tiny_recipe, toto, toto_process, write_recipe
+
+from toto.data.index import Dataset
+from toto.jobs.sources import MAKERS
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,42 @@ def test_a_tokenizer_is_trained_and_then_used(tmp_path, tiny_datasets):
     toto("train", write_recipe(tmp_path, use, "use.yaml"), cwd=tmp_path)
     done = toto("train", tmp_path / "tiny.yaml", "--output", "x", cwd=tmp_path, code=2)
     assert "toto tokenizer train" in done.stderr
+    shards = ["tokenize", tiny_datasets / "videos-val", "out"]
+    done = toto(*shards, "--recipe", "tiny.yaml", cwd=tmp_path, code=2)
+    assert "tokenizer.weights: missing" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_datasets_of_one_name_have_tokens_of_their_own(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    for folder, original in (("a", "videos-train"), ("b", "videos-val")):
+        shutil.copytree(tiny_datasets / original, tmp_path / "data" / folder / "clips")
+    raw["data"] = {
+        "root": "data",
+        "tokens": "once",
+        "sources": {"clips": {"path": "a/clips", "validation": "b/clips"}},
+    }
+    toto("train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    made = [Dataset.open(path).num_samples for path in (tmp_path / "data/tokens").iterdir()]
+    kept = [Dataset.open(tiny_datasets / n).num_samples for n in ("videos-train", "videos-val")]
+    assert sorted(made) == sorted(kept)
+
+
+def test_samples_are_made_where_one_is_missing(tmp_path, tiny_datasets, monkeypatch):
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    raw["data"] |= {"root": "data", "make": "samples"}
+    (tmp_path / "data").mkdir()  # left by an earlier start that failed
+    made = []
+
+    def make(root, *, progress):
+        made.append(root)
+        shutil.copytree(tiny_datasets, root, dirs_exist_ok=True)
+
+    monkeypatch.setitem(MAKERS, "samples", make)
+    recipe = write_recipe(tmp_path, raw)
+    toto("train", recipe, cwd=tmp_path)
+    toto("train", recipe, "--output", "runs/again", cwd=tmp_path)
+    assert made == [Path("data")]
 
 
 def test_a_missing_run_names_those_that_exist(trained, tmp_path):

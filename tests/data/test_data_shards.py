@@ -7,9 +7,10 @@ import pytest
 import webdataset
 from toy_data import picture_dataset, png, random_picture, token_dataset, write_dataset
 
+from toto.data import shards as shards_module
 from toto.data.index import Dataset
 from toto.data.shards import DatasetWriter
-from toto.errors import DataError
+from toto.errors import DataError, RunError
 
 
 @pytest.fixture
@@ -190,3 +191,35 @@ def test_a_missing_shard_is_named(tmp_path):
     (tmp_path / "d" / "shard-00000.tar").unlink()
     with pytest.raises(DataError, match=r"shard-00000\.tar"):
         dataset.read(0)
+
+
+def test_a_full_disk_is_a_message_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards_module._HashedFile, "write", full)
+
+    def pack():
+        with DatasetWriter(tmp_path / "d", kind="images", form="raw") as writer:
+            writer.add("0", "png", b"payload", origin="0.png")
+
+    with pytest.raises(RunError, match=r"d cannot be written: .*No space left"):
+        pack()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_a_message(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        DatasetWriter(tmp_path / "file" / "d", kind="images", form="raw").__enter__()
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    def pack(name, payload, classes=()):
+        with DatasetWriter(tmp_path / name, kind="images", form="raw", classes=classes) as writer:
+            writer.add("0", "png", payload, origin=name)
+        return Dataset.open(tmp_path / name).manifest.fingerprint()
+
+    first = pack("a", b"one")
+    assert pack("b", b"one") == first
+    assert len({first, pack("c", b"two"), pack("d", b"one", ("x",))}) == 3

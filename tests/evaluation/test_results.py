@@ -63,8 +63,8 @@ def test_a_single_probe_was_not_chosen():
 
 def test_files(results, tmp_path):
     folder = tmp_path / "probe"
-    results.write(folder)
-    results.write(folder)
+    results.write(folder, source="digits", step=5)
+    results.write(folder, source="digits", step=7)
     lines = (folder / "results.jsonl").read_text().splitlines()
     keys = ["layer", "head", "lr", "accuracy", "low", "high", "loss", "chance"]
     assert [list(json.loads(line)) for line in lines] == [keys] * 4
@@ -72,4 +72,5 @@ def test_files(results, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert ProbeRow(**summary["best"]["average"]) == results.rows[2]
     assert summary["text"] == results.summary()
+    assert (summary["source"], summary["step"]) == ("digits", 7)
     assert sorted(path.name for path in folder.iterdir()) == ["results.jsonl", "summary.json"]

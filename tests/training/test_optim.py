@@ -131,3 +131,32 @@ def test_schedule_without_warmup_begins_at_the_peak_and_one_longer_than_the_run_
     assert WarmupCosine(ScheduleConfig(warmup_steps=0), peak=1.0, steps=5)(0) == 1.0
     rising = WarmupCosine(ScheduleConfig(warmup_steps=10), peak=1.0, steps=5)
     assert [rising(step) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_moments_are_loaded_as_their_parameter_lies():
+    """The fused kernel of a CPU walks raw memory: moments in another order would be mixed up."""
+
+    def train(conv, optimizer, steps):
+        for step in steps:
+            x_BCHW = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(step))
+            conv(x_BCHW).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def fresh():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        roles = {"weight": "hidden", "bias": "hidden"}
+        return conv, build_optimizer(conv, roles, OptimizerConfig(lr=1e-2))
+
+    conv, optimizer = fresh()
+    train(conv, optimizer, range(2))
+    saved = {name: t.clone(memory_format=torch.contiguous_format)
+             for name, t in optimizer_tensors(optimizer).items()}  # fmt: skip
+    resumed, other = fresh()
+    resumed.load_state_dict(conv.state_dict())
+    load_optimizer_tensors(other, saved)
+    for model, state in ((conv, optimizer), (resumed, other)):
+        train(model, state, range(2, 4))
+    assert torch.equal(conv.weight, resumed.weight)
+    assert torch.equal(conv.bias, resumed.bias)

@@ -20,6 +20,7 @@ __all__ = [
     "Evaluation",
     "Generated",
     "GeneratedSample",
+    "Probed",
     "RunRecord",
     "SourceLoss",
     "TrainPoint",
@@ -30,6 +31,7 @@ __all__ = [
 
 METRICS = "metrics.jsonl"
 PROBES = Path("probe") / "results.jsonl"
+PROBED = Path("probe") / "summary.json"
 GENERATED = Path("generated") / "generated.json"
 
 
@@ -83,8 +85,12 @@ class GeneratedSample:
 
 @dataclass(frozen=True)
 class Generated:
-    """What `toto generate` wrote: `frames` new frames after `prompt_frames` real ones."""
+    """What `toto generate` wrote: `frames` new frames after `prompt_frames` real ones.
 
+    `step` is that of the checkpoint.
+    """
+
+    step: int
     prompt_frames: int
     frames: int
     samples: list[GeneratedSample]
@@ -94,14 +100,32 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Probed:
+    """The checkpoint and the source of the probes."""
+
+    step: int
+    source: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
-    """Everything of a run that a report shows; what was not run yet is empty or None."""
+    """Everything of a run that a report shows; what was not run yet is empty or None.
+
+    `probed` says which checkpoint the probes are of.
+    """
 
     folder: Path
     train: list[TrainPoint]
     evals: list[Evaluation]
     probes: list[ProbeRow]
+    probed: Probed | None
     generated: Generated | None
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged or evaluated; 0 before there is one."""
+        lines: list[TrainPoint | Evaluation] = [*self.train, *self.evals]
+        return max((line.step for line in lines), default=0)
 
     @property
     def generated_folder(self) -> Path:
@@ -114,6 +138,7 @@ T = TypeVar("T")
 TRAIN_POINT = TypeAdapter(TrainPoint)
 EVALUATION = TypeAdapter(Evaluation)
 PROBE_ROW = TypeAdapter(ProbeRow)
+PROBED_FILE = TypeAdapter(Probed)
 GENERATED_FILE = TypeAdapter(Generated)
 
 
@@ -128,7 +153,14 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(_missing_run(folder))
     train, evals = _read_metrics(folder / METRICS)
     probes = [_parse(PROBE_ROW, value, where) for where, value in _json_lines(folder / PROBES)]
-    return RunRecord(folder, train, evals, probes, _read_generated(folder / GENERATED))
+    return RunRecord(
+        folder,
+        train,
+        evals,
+        probes,
+        _read_probed(folder / PROBED),
+        _read_generated(folder / GENERATED),
+    )
 
 
 def best_by_layer(rows: Sequence[ProbeRow]) -> dict[str, list[ProbeRow]]:
@@ -173,6 +205,12 @@ def _read_metrics(path: Path) -> tuple[list[TrainPoint], list[Evaluation]]:
         else:
             raise DataError(f"{where}: kind is {kind!r}, not 'train' or 'eval'")
     return train, evals
+
+
+def _read_probed(path: Path) -> Probed | None:
+    if not path.is_file():
+        return None
+    return _parse(PROBED_FILE, _json_object(path.read_bytes(), str(path)), str(path))
 
 
 def _read_generated(path: Path) -> Generated | None:

@@ -82,6 +82,7 @@ def _probe_sentence(record: RunRecord) -> str:
         f"The best probe reads the label from layer {best.layer} with {best.head} pooling: "
         f"{best.accuracy:.1%} right (95% interval {best.low:.1%} to {best.high:.1%}), "
         f"{best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
+        + _age(record, record.probed.step if record.probed else None)
     )
 
 
@@ -93,8 +94,16 @@ def _generation_sentence(record: RunRecord) -> str:
     return (
         f"{count} {'video' if count == 1 else 'videos'} of {generated.source} "
         f"{'was' if count == 1 else 'were'} continued by {generated.frames} frames after "
-        f"{generated.prompt_frames} real ones."
+        f"{generated.prompt_frames} real ones." + _age(record, generated.step)
     )
+
+
+def _age(record: RunRecord, step: int | None) -> str:
+    """Nothing where `step` is the run's last; else a warning."""
+    if step == record.last_step:
+        return ""
+    of = "an unknown step" if step is None else f"step {step:,}"
+    return f" This is of {of}; the run has gone on to step {record.last_step:,}."
 
 
 def _number(value: float | None) -> str:

@@ -37,7 +37,9 @@ class DataConfig(Config):
     """The mixture and how it is read."""
 
     root: str = Field("data", description="folder of the datasets")
-    make: str | None = Field(None, description="`samples`: make these datasets if root lacks them")
+    make: Literal["samples"] | None = Field(
+        None, description="`samples`: make these datasets where root lacks a source's"
+    )
     tokens: Literal["in_run", "once"] = Field(
         "in_run",
         description="tokenize pictures in the run, or once before it into token shards under root",

@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,6 +75,12 @@ class Manifest(Config):
         (), description="the originals that samples were made of, for telling splits apart"
     )
     skipped: tuple[SkippedFile, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A hash of what the samples are: kind, form, labels and the bytes of every shard."""
+        content = self.model_dump(mode="json", include={"kind", "form", "classes", "tokens"})
+        content["shards"] = [shard.sha256 for shard in self.shards]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -25,6 +25,7 @@ from toto.data.manifest import (
     TokenInfo,
 )
 from toto.errors import DataError
+from toto.files import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,8 +90,9 @@ class DatasetWriter:
         self._shard: _Shard | None = None
 
     def __enter__(self) -> DatasetWriter:
-        self._partial.mkdir(parents=True)
-        self._origins = (self._partial / ORIGINS_FILE).open("w", encoding="utf-8")
+        with disk_errors(self._out):
+            self._partial.mkdir(parents=True)
+            self._origins = (self._partial / ORIGINS_FILE).open("w", encoding="utf-8")
         return self
 
     def add(
@@ -115,17 +117,19 @@ class DatasetWriter:
 
         Raises:
             ValueError: the key has other characters, which WebDataset readers would misread.
+            RunError: the disk is full or refuses.
         """
         if not KEY_PATTERN.fullmatch(key):
             raise ValueError(f"key {key!r} does not match {KEY_PATTERN.pattern}")
-        if self._shard is not None and self._shard.is_full(
-            len(payload), self._max_bytes, self._max_samples
-        ):
-            self._close_shard()
-        if self._shard is None:
-            self._shard = _Shard(self._partial, len(self._shards))
-        self._shard.add(key, extension, payload, frames, label)
-        self._origins.write(json.dumps(origin) + "\n")
+        with disk_errors(self._out):
+            if self._shard is not None and self._shard.is_full(
+                len(payload), self._max_bytes, self._max_samples
+            ):
+                self._close_shard()
+            if self._shard is None:
+                self._shard = _Shard(self._partial, len(self._shards))
+            self._shard.add(key, extension, payload, frames, label)
+            self._origins.write(json.dumps(origin) + "\n")
         self.num_samples += 1
         self.num_frames += frames
         self.num_bytes += len(payload)
@@ -137,10 +141,11 @@ class DatasetWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._close_shard()
-            self._origins.close()
-            if error is None:
-                self._publish()
+            with disk_errors(self._out):
+                self._close_shard()
+                self._origins.close()
+                if error is None:
+                    self._publish()
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -166,10 +171,7 @@ class DatasetWriter:
         )
         text = manifest.model_dump_json(indent=1)
         (self._partial / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        try:
-            self._partial.rename(self._out)
-        except OSError as error:
-            raise DataError(f"{self._out} cannot be made: {error}. Choose another") from error
+        self._partial.rename(self._out)
 
     @property
     def num_shards(self) -> int:

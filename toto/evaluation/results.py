@@ -82,11 +82,21 @@ class ProbeResults:
             )
         return "\n".join(lines)
 
-    def write(self, folder: Path) -> None:
-        """Write `results.jsonl`, a row a line, and `summary.json`; each replaces an older one."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def write(self, folder: Path, *, source: str, step: int) -> None:
+        """Write `results.jsonl`, a row a line, and `summary.json`; each replaces an older one.
+
+        Args:
+            folder: made if it is missing.
+            source: what the samples are of.
+            step: of the checkpoint that was probed.
+
+        Raises:
+            RunError: the disk is full or refuses.
+        """
         rows = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in self.rows)
         summary = {
+            "source": source,
+            "step": step,
             "best": {head: asdict(self.best(head)) for head in self.heads},
             "train_samples": self.train_samples,
             "validation_samples": self.validation_samples,
@@ -94,9 +104,10 @@ class ProbeResults:
             "text": self.summary(),
         }
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        for name, content in (("results.jsonl", rows), ("summary.json", text)):
-            with disk_errors(folder / name):
-                write_atomic(folder / name, content)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "results.jsonl", rows)
+            write_atomic(folder / "summary.json", text)
 
 
 def wilson_interval(hits: float, count: float) -> tuple[float, float]:

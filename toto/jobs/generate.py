@@ -17,6 +17,7 @@ from torch import Tensor
 from toto.data.clips import read_clip
 from toto.data.index import Dataset
 from toto.errors import DataError, RecipeError, UserError
+from toto.files import disk_errors
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video
 from toto.generation.media import (
@@ -95,13 +96,16 @@ def start_generating(request: GenerateRequest) -> None:
     generated = [_pixels(trained.tokenizer, codes_THW) for codes_THW in codes_BTHW]
     shown = [_shown(trained, clip) for clip in real]
     record = {
+        "step": trained.found.meta.step,
         "prompt_frames": prompt_frames,
         "frames": request.frames,
         "sampling": sampling.model_dump(),
         "source": name,
         "seed": request.seed,
     }
-    _write(trained.found.run / FOLDER, shown, generated, prompt_frames, record)
+    folder = trained.found.run / FOLDER
+    with disk_errors(folder):
+        _write(folder, shown, generated, prompt_frames, record)
 
 
 def _sampling(request: GenerateRequest) -> SamplingConfig:

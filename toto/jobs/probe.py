@@ -76,7 +76,7 @@ def start_probing(
             say=say,
         )
     folder = trained.found.run / FOLDER
-    results.write(folder)
+    results.write(folder, source=labelled.name, step=trained.found.meta.step)
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json")
 

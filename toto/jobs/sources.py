@@ -10,7 +10,7 @@ from toto.data.index import Dataset
 from toto.data.samples import make_samples
 from toto.data.stream import StreamSource
 from toto.data.tokens import require_tokenizer, tokenize_dataset
-from toto.errors import DataError, UserError
+from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["MAKERS", "Source", "open_sources"]
+__all__ = ["Source", "open_sources"]
 
 MAKERS = {"samples": make_samples}
 
@@ -55,7 +55,7 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
 
     Raises:
         DataError: a dataset that is missing, broken, or of another tokenizer.
-        UserError: `data.make` names no maker.
+        UserError: the datasets of `data.make` cannot be made.
     """
     _make_if_missing(recipe)
     sources = []
@@ -76,15 +76,18 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
 
 
 def _make_if_missing(recipe: Recipe) -> None:
-    maker = recipe.data.make
     root = Path(recipe.data.root)
-    if maker is None or root.exists():
+    paths = [
+        root / path
+        for source in recipe.data.sources.values()
+        for path in (source.path, source.validation)
+        if path is not None
+    ]
+    if recipe.data.make is None or all(path.exists() for path in paths):
         return
-    if maker not in MAKERS:
-        raise UserError(f"data.make: unknown {maker!r}; there are {', '.join(MAKERS)}")
-    say(f"making the datasets {maker!r} in {root}")
-    with progress_bar(f"making {maker}") as progress:
-        MAKERS[maker](root, progress=progress)
+    say(f"making the datasets {recipe.data.make!r} in {root}")
+    with progress_bar(f"making {recipe.data.make}") as progress:
+        MAKERS[recipe.data.make](root, progress=progress)
 
 
 def _open(recipe: Recipe, path: str, tokenizer: Tokenizer | None) -> Dataset:
@@ -105,8 +108,13 @@ def _open(recipe: Recipe, path: str, tokenizer: Tokenizer | None) -> Dataset:
 
 
 def _tokenized(dataset: Dataset, folder: Path, resolution: int, tokenizer: Tokenizer) -> Dataset:
-    """The token shards of a dataset, made at the first use; their folder names the tokenizer."""
-    out = folder / f"{dataset.name}-{resolution}px-{tokenizer.fingerprint()[:12]}"
+    """The token shards of a dataset, made at the first use.
+
+    Their folder names the content of the dataset and the tokenizer: another dataset of the same
+    name, or the same one packed anew, has a folder of its own.
+    """
+    content = dataset.manifest.fingerprint()[:8]
+    out = folder / f"{dataset.name}-{content}-{resolution}px-{tokenizer.fingerprint()[:12]}"
     if not out.exists():
         say(f"tokenizing {dataset.path} → {out}, once")
         folder.mkdir(parents=True, exist_ok=True)

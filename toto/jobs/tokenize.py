@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from toto.data.index import Dataset
 from toto.data.tokens import tokenize_dataset
+from toto.errors import Problem, RecipeError
 from toto.jobs.console import progress_bar, say
 from toto.recipe.reader import read_recipe
 
@@ -26,6 +27,9 @@ def tokenize_shards(
         DataError: the dataset, or a tokenizer without codes.
     """
     recipe = read_recipe(recipe_name, overrides)
+    missing = recipe.tokenizer.missing_weights
+    if missing:
+        raise RecipeError(recipe_name, [Problem("tokenizer.weights", "missing", missing)])
     tokenizer = recipe.tokenizer.build().eval()
     resolution = recipe.clip.resolution
     with progress_bar(f"tokenizing {dataset}") as progress:

@@ -61,7 +61,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         RunError: the run had to stop.
     """
     recipe, run = begin_run(recipe, resume=resume)
-    tokenizer = recipe.tokenizer.build()
+    tokenizer = recipe.tokenizer.build().eval()
     sources = open_sources(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
     model = AutoregressiveModel(recipe.tokenizer, recipe.backbone)
@@ -203,7 +203,13 @@ def _training_codes(recipe: TrainRecipe, task: NextTokenTask, source: Source) ->
     size = recipe.training.micro_batch
     steps = math.ceil(BASELINE_TOKENS / (size * recipe.layout.num_visual))
     for (batch,) in training_batches(
-        stream, batch_sequences=size, micro_batch=size, workers=0, start_step=0, stop_step=steps
+        stream,
+        batch_sequences=size,
+        micro_batch=size,
+        workers=0,
+        start_step=0,
+        stop_step=steps,
+        max_broken=recipe.data.max_broken,
     ):
         yield _codes(_tokenized(task, batch))
 

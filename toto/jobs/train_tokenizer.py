@@ -81,9 +81,11 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
         fingerprint=None,
         evaluate=evaluate if held_out else None,
     )
+    if result.interrupted:
+        return {}
     save_weights(dvae, run.path / WEIGHTS_FILE)
     say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
-    if result.interrupted or not held_out:
+    if not held_out:
         return {}
     final = evaluate()
     run.write_text("evaluation.json", json.dumps(final, indent=2) + "\n")

@@ -36,7 +36,7 @@ class DvaeTask(Task[Batch]):
     """The loss of a dVAE on the frames of a batch, each a picture of its own.
 
     In training mode codes are relaxed by Gumbel-softmax, with noise from torch's global generator;
-    in evaluation mode they are the argmax, without noise, as `Dvae.encode` gives them.
+    in evaluation mode they are the argmax, without noise and in fp32, as `Dvae.encode` gives them.
 
     Metrics: `loss` and `nll` (nats per value), `kl` (nats per token), `psnr` (dB, mean over
     frames); in evaluation mode also `codes`, whose total counts how often each code was used.
@@ -79,14 +79,16 @@ class DvaeTask(Task[Batch]):
             ValueError: the batch holds codes, not pixels.
         """
         pixels_BCHW = _pixels(batch).flatten(0, 1).float() / 255
-        logits_BVHW = self.dvae.encoder_logits(pixels_BCHW).float()
         metrics: dict[str, Mean] = {}
         if self.training:
+            logits_BVHW = self.dvae.encoder_logits(pixels_BCHW).float()
             z_BVHW = nn.functional.gumbel_softmax(logits_BVHW, tau=self.temperature, dim=1)
             stats_BCHW = self.dvae.decoder_stats(z_BVHW).float()
         else:
-            codes_BHW = logits_BVHW.argmax(dim=1)
-            stats_BCHW = self.dvae.code_stats(codes_BHW).float()
+            with torch.autocast(pixels_BCHW.device.type, enabled=False):
+                logits_BVHW = self.dvae.encoder_logits(pixels_BCHW)
+                codes_BHW = logits_BVHW.argmax(dim=1)
+                stats_BCHW = self.dvae.code_stats(codes_BHW)
             metrics["codes"] = _code_counts(codes_BHW, logits_BVHW.shape[1])
         nll_BCHW = logit_laplace_nll(stats_BCHW, map_pixels(pixels_BCHW))
         kl_BHW, usage_kl = kl_to_uniform(logits_BVHW)

@@ -74,15 +74,33 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Replace the state by what `optimizer_tensors` gave, whatever the order of the parameters."""
+    """Replace the state by what `optimizer_tensors` gave, whatever the order of the parameters.
+
+    Files hold tensors in the plain order. The fused AdamW of a CPU walks raw memory, so that
+    moments must lie as their parameter does, which may be channels last.
+    """
     state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition(".")
         state.setdefault(name, {})[slot] = tensor
-    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    named = [
+        pair
+        for group in optimizer.param_groups
+        for pair in zip(group["param_names"], group["params"], strict=True)
+    ]
     optimizer.load_state_dict(
         {
-            "state": {index: state[name] for index, name in enumerate(names) if name in state},
+            "state": {
+                index: {slot: _laid_out_as(parameter, t) for slot, t in state[name].items()}
+                for index, (name, parameter) in enumerate(named)
+                if name in state
+            },
             "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    if tensor.shape != parameter.shape:  # the number of steps
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

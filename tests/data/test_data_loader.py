@@ -56,7 +56,7 @@ def test_a_step_is_its_positions_in_micro_batches(stream):
     assert batch.pixels_BTCHW.dtype == torch.uint8
     assert batch.codes_BTHW is None
     assert batch.is_image_B.tolist() == (batch.source_B == 0).tolist()
-    drawn = stream.sequence(2)
+    drawn = stream.sequences([2])[0]
     assert torch.equal(
         batch.pixels_BTCHW[2], torch.from_numpy(drawn.frames.transpose(0, 3, 1, 2).copy())
     )

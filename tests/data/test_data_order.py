@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toto.data.mixture import Mixture
+from toto.data.philox import philox
 from toto.data.order import WINDOW_SHARDS, InOrder, Shuffled, permute
 from toto.errors import DataError
 
@@ -20,19 +21,51 @@ def sampler(seed=0, source="a", units_S=UNITS_S):
 
 
 def epoch_of(sampler, epoch):
-    draws = [sampler.draw(epoch, index, 0) for index in range(sampler.num_units)]
-    return [(draw.shard, draw.unit) for draw in draws]
+    numbers = epoch * sampler.num_units + np.arange(sampler.num_units)
+    draws = sampler.draw(numbers)
+    return list(zip(draws.shard_N.tolist(), draws.unit_N.tolist(), strict=True))
+
+
+def draw(sampler, epoch, index, attempt=0):
+    """One draw: shard, unit, jitter and the crop's place."""
+    draws = sampler.draw(np.array([epoch * sampler.num_units + index]), attempt)
+    return tuple(values.item() for values in vars(draws).values())
+
+
+def locate(mixture, positions):
+    source, use = mixture.locate(np.array(positions))
+    return list(zip(source.tolist(), use.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # the known answers of Random123's kat_vectors
+        ("00000000 00000000 00000000 00000000", "00000000 00000000",
+         "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+         "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)  # fmt: skip
+def test_philox_gives_the_known_answers(counter, key, expected):
+    def words(text):
+        return tuple(int(word, 16) for word in text.split())
+
+    given_words = tuple(np.array([word, 1], dtype=np.uint64) for word in words(counter))
+    drawn = philox(given_words, words(key))
+    assert tuple(int(word[0]) for word in drawn) == words(expected)
 
 
 @given(size=st.integers(1, 300), key=st.integers(0, 2**64 - 1))
 def test_permute_is_a_permutation(size, key):
-    assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
+    assert sorted(permute(np.arange(size), size, key)) == list(range(size))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_permutation_is_as_likely(size):
     words = np.random.Philox(key=size).random_raw(4000)
-    counts = Counter(tuple(permute(i, size, int(word)) for i in range(size)) for word in words)
+    counts = Counter(tuple(permute(np.arange(size), size, int(word))) for word in words)
     expected = len(words) / math.factorial(size)
     chi2 = sum((counts[p] - expected) ** 2 / expected for p in permutations(range(size)))
     freedom = math.factorial(size) - 1
@@ -40,7 +73,7 @@ def test_every_permutation_is_as_likely(size):
 
 
 def test_neighbours_part():
-    distances = [permute(10, 1000, key) - permute(11, 1000, key) for key in range(2000)]
+    distances = [int(np.diff(permute(np.array([10, 11]), 1000, key))[0]) for key in range(2000)]
     assert Counter(distances).most_common(1)[0][1] < 20
 
 
@@ -68,9 +101,9 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own():
 def test_a_draw_depends_on_nothing_drawn_before():
     used = sampler()
     for epoch, index in ((5, 3), (0, 1), (7, 9), (5, 4), (0, 0)):
-        used.draw(epoch, index, 0)
+        draw(used, epoch, index)
     for epoch, index, attempt in ((0, 1, 0), (7, 80, 0), (5, 3, 2), (10**12, 11, 0)):
-        assert used.draw(epoch, index, attempt) == sampler().draw(epoch, index, attempt)
+        assert draw(used, epoch, index, attempt) == draw(sampler(), epoch, index, attempt)
 
 
 def test_a_window_of_shards_is_finished_before_the_next_begins():
@@ -89,16 +122,15 @@ def test_shards_of_a_window_are_mixed():
 
 
 def test_replacements_differ_by_attempt_and_are_drawn_from_all():
-    drawn = [sampler().draw(0, index, 1) for index in range(2000)]
-    units = Counter((draw.shard, draw.unit) for draw in drawn)
-    assert len(units) == TOTAL
-    assert sampler().draw(0, 0, 1) != sampler().draw(0, 0, 2)
+    draws = sampler().draw(np.arange(2000), attempt=1)
+    assert len(set(zip(draws.shard_N.tolist(), draws.unit_N.tolist(), strict=True))) == TOTAL
+    assert draw(sampler(), 0, 0, 1) != draw(sampler(), 0, 0, 2)
 
 
 def test_jitter_and_crops_are_even_and_independent():
     one = sampler(units_S=np.array([5000]))
-    draws = [one.draw(0, index, 0) for index in range(4000)]
-    values = np.array([[draw.jitter, draw.crop_y, draw.crop_x] for draw in draws])
+    draws = one.draw(np.arange(4000))
+    values = np.stack([draws.jitter_N, draws.crop_y_N, draws.crop_x_N], axis=1)
     assert values.min() >= 0
     assert values.max() < 1
     assert np.allclose(values.mean(0), 0.5, atol=0.02)
@@ -107,11 +139,11 @@ def test_jitter_and_crops_are_even_and_independent():
 
 def test_the_order_is_pinned():
     # A change here changes the data order of every run, and has to be said in the CHANGELOG.
-    assert [permute(i, 10, 7) for i in range(10)] == [3, 0, 2, 6, 9, 1, 5, 4, 8, 7]
-    draw = sampler(seed=3).draw(2, 5, 0)
-    assert (draw.shard, draw.unit) == (42, 6)
-    assert (draw.jitter, draw.crop_y, draw.crop_x) == pytest.approx(
-        (0.7385607986978812, 0.4610758305765561, 0.6277663865145322), abs=1e-15
+    assert permute(np.arange(10), 10, 7).tolist() == [3, 0, 2, 6, 9, 1, 5, 4, 8, 7]
+    shard, unit, *fractions = draw(sampler(seed=3), 2, 5)
+    assert (shard, unit) == (44, 3)
+    assert fractions == pytest.approx(
+        [0.30621194699779153, 0.20144924684427679, 0.5784693323075771], abs=1e-15
     )
 
 
@@ -120,8 +152,7 @@ def test_in_order_is_the_order_of_the_shards_cut_at_the_centre():
     units = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     for epoch in (0, 4):
         assert epoch_of(drawn, epoch) == units
-    draw = drawn.draw(0, 1, 0)
-    assert (draw.jitter, draw.crop_y, draw.crop_x) == (0, 0.5, 0.5)
+    assert draw(drawn, 0, 1) == (0, 1, 0, 0.5, 0.5)
 
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=6)
@@ -131,8 +162,7 @@ WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 def test_every_prefix_holds_its_shares_within_one(weights, scale):
     mixture = Mixture([weight * scale for weight in weights])
     counts = [0] * len(weights)
-    for position in range(2 * mixture.cycle):
-        source, use = mixture.locate(position)
+    for position, (source, use) in enumerate(locate(mixture, range(2 * mixture.cycle))):
         assert use == counts[source]
         counts[source] += 1
         for weight, count in zip(weights, counts, strict=True):
@@ -145,7 +175,7 @@ def test_every_batch_of_the_papers_mixture_holds_its_shares(batch):
     mixture = Mixture(shares)
     assert mixture.cycle == 10
     for step in (0, 1, 2, 10**9):
-        sources = [mixture.locate(step * batch + place)[0] for place in range(batch)]
+        sources = [source for source, _ in locate(mixture, range(step * batch, (step + 1) * batch))]
         for source, share in enumerate(shares):
             count = sources.count(source)
             if batch % mixture.cycle == 0:
@@ -156,8 +186,7 @@ def test_every_batch_of_the_papers_mixture_holds_its_shares(batch):
 def test_far_positions_continue_the_count():
     mixture = Mixture([3, 1])
     uses = {0: [], 1: []}
-    for position in range(10**12, 10**12 + 40):
-        source, use = mixture.locate(position)
+    for source, use in locate(mixture, range(10**12, 10**12 + 40)):
         uses[source].append(use)
     assert uses[0] == list(range(3 * 10**12 // 4, 3 * 10**12 // 4 + 30))
     assert uses[1] == list(range(10**12 // 4, 10**12 // 4 + 10))

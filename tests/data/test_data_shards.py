@@ -140,7 +140,7 @@ def _edit_manifest(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format version 2, and this toto reads 1"),
+        ({"format_version": 1}, "format version 1, and this toto reads 2"),
         ({"kind": "sounds"}, "damaged"),
         ({"shards": [{"name": "../x.tar", "samples": 2, "bytes": 1, "sha256": ""}]}, "damaged"),
     ],
@@ -162,19 +162,19 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path):
 def test_an_index_of_another_dataset_is_refused(tmp_path):
     picture_dataset(tmp_path / "a", 2)
     picture_dataset(tmp_path / "b", 3)
-    shutil.copy(tmp_path / "b" / "index.npy", tmp_path / "a" / "index.npy")
+    shutil.copy(tmp_path / "b" / "offset.u64", tmp_path / "a" / "offset.u64")
     with pytest.raises(DataError, match="does not hold the 2 samples"):
         Dataset.open(tmp_path / "a")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"nonsense"])
+@pytest.mark.parametrize("content", [None, b"", b"nonsense, of another size"])
 def test_a_damaged_index_is_refused(tmp_path, content):
     picture_dataset(tmp_path / "d", 2)
-    path = tmp_path / "d" / "index.npy"
+    path = tmp_path / "d" / "frames.u32"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"index\.npy"):
+    with pytest.raises(DataError, match=r"frames\.u32"):
         Dataset.open(tmp_path / "d")
 
 

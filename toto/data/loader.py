@@ -120,9 +120,7 @@ def evaluation_batches(
     count = total if count is None else min(count, total)
     for first in range(0, count, micro_batch):
         numbers = [i * total // count for i in range(first, min(first + micro_batch, count))]
-        yield collate(
-            [stream.sequence(number, source=source, position=number) for number in numbers]
-        )
+        yield collate(stream.sequences(numbers, source=source, positions=numbers))
 
 
 @dataclass(frozen=True)
@@ -145,10 +143,7 @@ class _Steps(MapDataset[_Step | DataError]):
     def __getitem__(self, step: int) -> _Step | DataError:
         first = step * self._batch_sequences
         try:
-            sequences = [
-                self._stream.sequence(position)
-                for position in range(first, first + self._batch_sequences)
-            ]
+            sequences = self._stream.sequences(range(first, first + self._batch_sequences))
         except DataError as error:
             return error
         return _Step(

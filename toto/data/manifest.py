@@ -29,7 +29,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 
 Kind = Literal["images", "videos"]
@@ -65,7 +65,7 @@ class SkippedFile(Config):
 class Manifest(Config):
     """The whole description; see the fields."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     kind: Kind
     form: Form
     shards: tuple[ShardEntry, ...] = Field(min_length=1)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from toto.errors import DataError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Mixture"]
+
+Ints = npt.NDArray[np.int64]
 
 MAX_CYCLE = 100_000
 MAX_DENOMINATOR = 1_000_000
@@ -42,16 +45,17 @@ class Mixture:
                 f"weights {', '.join(map(str, weights))}: no {MAX_CYCLE} sequences hold this ratio "
                 "exactly. Write fewer digits, or numbers closer to each other"
             )
+        self._counts_of = np.array(self._counts, dtype=np.int64)
         self._source_of = _deal(self._counts)
         self._use_of = np.empty(self.cycle, dtype=np.int64)
         for source, count in enumerate(self._counts):
             self._use_of[self._source_of == source] = np.arange(count)
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(source, how often it was used before) at a position."""
-        turn, place = divmod(position, self.cycle)
-        source = int(self._source_of[place])
-        return source, turn * self._counts[source] + int(self._use_of[place])
+    def locate(self, position_B: Ints) -> tuple[Ints, Ints]:
+        """(source, how often it was used before) at each of these positions."""
+        turn_B, place_B = np.divmod(position_B, self.cycle)
+        source_B = self._source_of[place_B]
+        return source_B, turn_B * self._counts_of[source_B] + self._use_of[place_B]
 
 
 def _smallest_integers(weights: Sequence[float]) -> list[int]:
@@ -63,7 +67,7 @@ def _smallest_integers(weights: Sequence[float]) -> list[int]:
     return [count // divisor for count in counts]
 
 
-def _deal(counts: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _deal(counts: Sequence[int]) -> Ints:
     """One cycle: the source at each place.
 
     Use n (from 0) of a source with share w has to come after floor(n / w) places or more, and

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import webdataset
 
-from toto.data.index import INDEX_DTYPE, INDEX_FILE, NO_LABEL, ORIGINS_FILE
+from toto.data.index import COLUMNS, NO_LABEL, ORIGINS_FILE, column_file
 from toto.data.manifest import (
     MANIFEST_FILE,
     Form,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["DatasetWriter"]
+
+Rows = npt.NDArray[np.void]
+"""One row a sample, with the fields of COLUMNS."""
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_SHARD_BYTES = 256 * 2**20
@@ -86,7 +89,7 @@ class DatasetWriter:
         self._max_bytes = max_shard_bytes
         self._max_samples = max_shard_samples
         self._shards: list[ShardEntry] = []
-        self._rows: list[npt.NDArray[np.void]] = []
+        self._rows: list[Rows] = []
         self._shard: _Shard | None = None
 
     def __enter__(self) -> DatasetWriter:
@@ -159,7 +162,10 @@ class DatasetWriter:
     def _publish(self) -> None:
         if not self._shards:
             raise DataError(f"{self._out}: there is no sample to pack")
-        np.save(self._partial / INDEX_FILE, np.concatenate(self._rows), allow_pickle=False)
+        for column in COLUMNS:
+            with (self._partial / column_file(column)).open("wb") as file:
+                for rows in self._rows:
+                    rows[column].tofile(file)
         manifest = Manifest(
             kind=self._kind,
             form=self._form,
@@ -198,7 +204,6 @@ class _Shard:
 
     def __init__(self, folder: Path, number: int) -> None:
         self._name = f"shard-{number:05d}.tar"
-        self._number = number
         self._file = (folder / self._name).open("wb")
         self._hashed = _HashedFile(self._file)
         # Fixed time and owner: equal samples give equal bytes. GNU tar has no limit on sizes.
@@ -211,7 +216,7 @@ class _Shard:
             compress=False,
             format="GNU_FORMAT",
         )
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._rows: list[tuple[int, int, int, int]] = []
         self._offset = 0
 
     def is_full(self, size: int, max_bytes: int, max_samples: int) -> bool:
@@ -225,10 +230,10 @@ class _Shard:
         for name in sorted(members):  # the order in which TarWriter writes them
             self._offset += tarfile.BLOCKSIZE
             if name == extension:
-                self._rows.append((self._number, self._offset, len(payload), frames, label))
+                self._rows.append((self._offset, len(payload), frames, label))
             self._offset += -(-len(members[name]) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
-    def close(self) -> tuple[ShardEntry, npt.NDArray[np.void]]:
+    def close(self) -> tuple[ShardEntry, Rows]:
         self._tar.close()
         self._file.close()
         entry = ShardEntry(
@@ -237,4 +242,4 @@ class _Shard:
             bytes=self._hashed.size,
             sha256=self._hashed.digest.hexdigest(),
         )
-        return entry, np.array(self._rows, dtype=INDEX_DTYPE)
+        return entry, np.array(self._rows, dtype=list(COLUMNS.items()))

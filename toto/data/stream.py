@@ -16,19 +16,20 @@ import numpy.typing as npt
 
 from toto.data.decode import UndecodableError, decode_frames
 from toto.data.mixture import Mixture
-from toto.data.order import Draw, InOrder, Sampler, Shuffled
+from toto.data.order import InOrder, Sampler, Shuffled
 from toto.data.transforms import square
 from toto.data.units import Units
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["DrawnSequence", "SourceStream", "Stream", "StreamSource"]
+__all__ = ["DrawnSequence", "DrawnUnits", "SourceStream", "Stream", "StreamSource"]
 
+Ints = npt.NDArray[np.int64]
 FrameArray = npt.NDArray[np.unsignedinteger[Any]]
 """uint8 `[T, R, R, 3]` pixels, or uint16 `[T, H, W]` codes."""
 
@@ -70,6 +71,23 @@ class DrawnSequence:
     position: int
     label: int
     drawn: int
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DrawnUnits:
+    """N units: sample and first frame (int64), and the crop's place from 0 to below 1."""
+
+    sample_N: Ints
+    start_N: Ints
+    crop_y_N: npt.NDArray[np.float64]
+    crop_x_N: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _ReadUnit:
+    frames: FrameArray
+    label: int
     broken: tuple[str, ...]
 
 
@@ -126,57 +144,65 @@ class SourceStream:
         """Whole sequences in an epoch, at least 1: few pictures are repeated to fill one."""
         return max(self.num_units // self._units_per_sequence, 1)
 
-    def sequence(self, number: int, *, source: int, position: int) -> DrawnSequence:
-        """Sequence `number` of this dataset, said to be of `source` at `position`.
+    def sequences(
+        self, numbers: Sequence[int], *, source: int, positions: Sequence[int]
+    ) -> list[DrawnSequence]:
+        """These sequences of this dataset, said to be of `source` at these positions.
 
         Raises:
             DataError: too many units in a row cannot be decoded, or the shards are damaged.
         """
-        parts = []
-        labels = []
-        drawn = 0
-        broken: list[str] = []
-        first = number * self._units_per_sequence
-        for unit in range(first, first + self._units_per_sequence):
-            frames, label, failures = self._unit(unit)
-            parts.append(frames)
-            labels.append(label)
-            drawn += 1 + len(failures)
-            broken += failures
-        return DrawnSequence(
-            frames=np.concatenate(parts),
-            is_image=self._is_image,
-            source=source,
-            position=position,
-            label=labels[0],
-            drawn=drawn,
-            broken=tuple(broken),
-        )
+        units = self._units_per_sequence
+        unit_N = np.array(numbers, dtype=np.int64)[:, None] * units + np.arange(units)
+        read = self._read_units(unit_N.ravel())
+        return [
+            _join([next(read) for _ in range(units)], self._is_image, source, position)
+            for position in positions
+        ]
 
-    def _unit(self, unit: int) -> tuple[FrameArray, int, list[str]]:
-        """Frames and label of a unit, or of its replacement, and what had to be replaced."""
-        epoch, index = divmod(unit, self.num_units)
+    def draw(self, unit_N: Ints, attempt: int = 0) -> DrawnUnits:
+        """Where these units of the endless order lie, and how they are cut. Nothing is read."""
+        draws = self._sampler.draw(unit_N, attempt)
+        sample_N, start_N = self._units.locate(draws.shard_N, draws.unit_N, draws.jitter_N)
+        return DrawnUnits(sample_N, start_N, draws.crop_y_N, draws.crop_x_N)
+
+    def _read_units(self, unit_N: Ints) -> Iterator[_ReadUnit]:
+        drawn = self.draw(unit_N)
+        for place, unit in enumerate(unit_N.tolist()):
+            yield self._read_unit(unit, drawn, place)
+
+    def _read_unit(self, unit: int, drawn: DrawnUnits, place: int) -> _ReadUnit:
+        """One unit, or its replacement, and what had to be replaced."""
         failures: list[str] = []
         for attempt in range(self._sampler.attempts):
-            draw = self._sampler.draw(epoch, index, attempt)
-            sample, start = self._units.locate(draw.shard, draw.unit, draw.jitter)
+            if attempt:
+                drawn, place = self.draw(np.array([unit]), attempt), 0
+            sample = int(drawn.sample_N[place])
             try:
-                return self._read(sample, start, draw), self.dataset.label(sample), failures
+                frames = self._read(sample, drawn, place)
             except UndecodableError as error:
                 failures.append(f"{self.dataset.name}/{self.dataset.key(sample)}: {error}")
+            else:
+                return _ReadUnit(frames, self.dataset.label(sample), tuple(failures))
         raise DataError(
             f"{self.dataset.path}: drew {len(failures)} and could decode none: "
             f"{'; '.join(failures)}. Pack their folder again without those files: "
             "toto pack SRC OUT --skip-broken"
         )
 
-    def _read(self, sample: int, start: int, draw: Draw) -> FrameArray:
+    def _read(self, sample: int, drawn: DrawnUnits, place: int) -> FrameArray:
         count = 1 if self._is_image else self._clip.frames
+        start = int(drawn.start_N[place])
         if self.dataset.form == "tokens":
             return self.dataset.read_codes(sample, start, count, self._clip.stride)
         payload = self.dataset.read(sample)
         frames = decode_frames(self.dataset.kind, payload, start, count, self._clip.stride)
-        return square(frames, self._clip.resolution, crop_y=draw.crop_y, crop_x=draw.crop_x)
+        return square(
+            frames,
+            self._clip.resolution,
+            crop_y=float(drawn.crop_y_N[place]),
+            crop_x=float(drawn.crop_x_N[place]),
+        )
 
 
 class Stream:
@@ -212,14 +238,39 @@ class Stream:
             for source in sources
         )
 
-    def sequence(self, position: int) -> DrawnSequence:
-        """What stands at `position`.
+    def sequences(self, positions: Sequence[int]) -> list[DrawnSequence]:
+        """What stands at these positions.
 
         Raises:
-            DataError: as `SourceStream.sequence`.
+            DataError: as `SourceStream.sequences`.
         """
-        source, number = self.mixture.locate(position)
-        return self.sources[source].sequence(number, source=source, position=position)
+        source_B, number_B = self.mixture.locate(np.array(positions, dtype=np.int64))
+        found: dict[int, DrawnSequence] = {}
+        for source in np.unique(source_B).tolist():
+            here = np.flatnonzero(source_B == source).tolist()
+            for place, sequence in zip(
+                here,
+                self.sources[source].sequences(
+                    number_B[here].tolist(), source=source, positions=[positions[i] for i in here]
+                ),
+                strict=True,
+            ):
+                found[place] = sequence
+        return [found[place] for place in range(len(positions))]
+
+
+def _join(
+    units: list[_ReadUnit], is_image: bool, source: int, position: int
+) -> DrawnSequence:
+    return DrawnSequence(
+        frames=units[0].frames if len(units) == 1 else np.concatenate([u.frames for u in units]),
+        is_image=is_image,
+        source=source,
+        position=position,
+        label=units[0].label,
+        drawn=sum(1 + len(unit.broken) for unit in units),
+        broken=tuple(name for unit in units for name in unit.broken),
+    )
 
 
 def _units(dataset: Dataset, clip: ClipConfig) -> Units:

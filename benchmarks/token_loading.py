@@ -16,9 +16,8 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +29,9 @@ from toto.data.loader import training_batches
 from toto.data.manifest import Kind, TokenInfo
 from toto.data.shards import DatasetWriter
 from toto.data.stream import Stream, StreamSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CLIP = ClipConfig(frames=16, stride=4, resolution=128)
 SIDE = 16
@@ -116,6 +118,7 @@ def speed(batches: Iterator[torch.Tensor]) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=4096)

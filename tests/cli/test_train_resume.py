@@ -59,6 +59,8 @@ def test_resume_after_sigkill_is_exact(tmp_path, tiny_datasets, precision):
     assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), killed_at
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ten_kills_with_changing_workers_leave_no_trace(tmp_path, tiny_datasets):
     settings = {"steps": 24, "save_every": 2, "eval_every": 24}
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, **settings))

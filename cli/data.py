@@ -42,7 +42,9 @@ def pack(
 
 
 def tokenize(
-    dataset: Annotated[Path, typer.Argument(metavar="SHARDS", help="a packed dataset")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="a packed dataset: a folder, or its address")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the token shards' folder, made here")],
     recipe: Annotated[
         str, typer.Option(help="the recipe whose tokenizer and resolution are taken")

@@ -154,6 +154,7 @@ class SourceStream:
         """
         units = self._units_per_sequence
         unit_N = np.array(numbers, dtype=np.int64)[:, None] * units + np.arange(units)
+        self.dataset.prefetch(self._upcoming(int(unit_N[-1, -1])))
         read = self._read_units(unit_N.ravel())
         return [
             _join([next(read) for _ in range(units)], self._is_image, source, position)
@@ -165,6 +166,10 @@ class SourceStream:
         draws = self._sampler.draw(unit_N, attempt)
         sample_N, start_N = self._units.locate(draws.shard_N, draws.unit_N, draws.jitter_N)
         return DrawnUnits(sample_N, start_N, draws.crop_y_N, draws.crop_x_N)
+
+    def _upcoming(self, unit: int) -> Iterator[int]:
+        """Computed when it is asked for only: a dataset of this machine never does."""
+        yield from self._sampler.upcoming(unit)
 
     def _read_units(self, unit_N: Ints) -> Iterator[_ReadUnit]:
         drawn = self.draw(unit_N)
@@ -259,9 +264,7 @@ class Stream:
         return [found[place] for place in range(len(positions))]
 
 
-def _join(
-    units: list[_ReadUnit], is_image: bool, source: int, position: int
-) -> DrawnSequence:
+def _join(units: list[_ReadUnit], is_image: bool, source: int, position: int) -> DrawnSequence:
     return DrawnSequence(
         frames=units[0].frames if len(units) == 1 else np.concatenate([u.frames for u in units]),
         is_image=is_image,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from toto.analysis.report import DataSource, Reconstructions, ReportContent, write_report
 from toto.analysis.runs import read_run
 from toto.data.clips import read_clip
-from toto.data.index import Dataset
 from toto.jobs.console import say
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
+from toto.jobs.sources import open_dataset
 from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
@@ -92,14 +91,18 @@ def _data_sources(recipe: TrainRecipe) -> list[DataSource]:
     total = sum(source.weight for source in recipe.data.sources.values())
     rows = []
     for name, source in recipe.data.sources.items():
-        root = Path(recipe.data.root)
-        held_out = Dataset.open(root / source.validation).num_samples if source.validation else 0
+        train = open_dataset(source.path, root=recipe.data.root, cache=recipe.data.cache)
+        held_out = 0
+        if source.validation is not None:
+            held_out = open_dataset(
+                source.validation, root=recipe.data.root, cache=recipe.data.cache
+            ).num_samples
         rows.append(
             DataSource(
                 name=name,
-                path=str(root / source.path),
+                path=train.path,
                 share=source.weight / total,
-                samples=Dataset.open(root / source.path).num_samples,
+                samples=train.num_samples,
                 validation_samples=held_out,
             )
         )
@@ -113,7 +116,7 @@ def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructio
     for source in recipe.data.sources.values():
         if source.validation is None:
             continue
-        dataset = Dataset.open(Path(recipe.data.root) / source.validation)
+        dataset = open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
         if dataset.form == "tokens":
             continue
         count = min(PICTURES_PER_SOURCE, dataset.num_samples)

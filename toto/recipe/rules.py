@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from toto.data.config import listed
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TrainRecipe
 
@@ -87,14 +88,17 @@ def _task_is_of_verb(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _datasets_differ(recipe: Recipe) -> Iterator[Problem]:
-    trained = {source.path: name for name, source in recipe.data.sources.items()}
+    trained = {
+        path: name for name, source in recipe.data.sources.items() for path in listed(source.path)
+    }
     for name, source in recipe.data.sources.items():
-        if source.validation in trained:
-            yield Problem(
-                f"data.sources.{name}.validation",
-                f"{source.validation} is also trained on, by source {trained[source.validation]}",
-                "Hold out another dataset",
-            )
+        for path in listed(source.validation or ()):
+            if path in trained:
+                yield Problem(
+                    f"data.sources.{name}.validation",
+                    f"{path} is also trained on, by source {trained[path]}",
+                    "Hold out another dataset",
+                )
 
 
 def _weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:

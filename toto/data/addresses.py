@@ -1,4 +1,4 @@
-"""Where datasets lie: folders and addresses. What has `://` in it is an address; fsspec opens it."""
+"""Where datasets lie: folders, and addresses, which have `://` in them and which fsspec opens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def place(root: str, path: str) -> str:
 
 
 def filesystem(address: str, stall_seconds: float) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path in it.
+    """The file system of fsspec for an address, and the path in it.
 
     Args:
         address: with a scheme.

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from toto.data.addresses import is_remote
 from toto.data.cache import CachedStore
 from toto.data.config import CacheConfig
-from toto.data.manifest import Form, Kind, Manifest, TokenInfo
 from toto.data.store import (
     COLUMNS,
     EXCLUDED_FILE,
@@ -37,6 +36,8 @@ from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from toto.data.manifest import Form, Kind, Manifest, TokenInfo
 
 __all__ = ["COLUMNS", "EXCLUDED_FILE", "NO_LABEL", "ORIGINS_FILE", "Dataset", "column_file"]
 
@@ -246,7 +247,5 @@ class Dataset:
             self._shards.popitem(last=False)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Say which shards will be read soon, in this order; where they are remote, they are
-        fetched in the background.
-        """
+        """Say which shards will be read soon, in this order: remote ones are fetched meanwhile."""
         self._store.prefetch(shards)

@@ -138,8 +138,9 @@ class Shuffled(Sampler):
         return Draws(shard_N, unit_N, *map(_fraction, (jitter_N, crop_y_N, crop_x_N)))
 
     def upcoming(self, number: int) -> list[int]:
-        """Those of the window that this unit lies in, and of the next as large a share as is done
-        of this one: they come in at the pace at which the window is read.
+        """Those of this unit's window, and of the next one as large a share as is done of this.
+
+        So they come in at the pace at which the window is read.
         """
         epoch, index = divmod(number, self.num_units)
         window, done = self._order(epoch).window_at(index)

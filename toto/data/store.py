@@ -1,11 +1,10 @@
-"""Where the files of a dataset lie: one interface for a folder, a remote one, and several joined."""
+"""Where the files of a dataset lie: one interface for a folder and for several joined."""
 
 from __future__ import annotations
 
 import json
 import mmap
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -16,6 +15,7 @@ from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from toto.data.manifest import ShardEntry
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 COLUMNS: dict[str, str] = {"offset": "<u8", "size": "<u8", "frames": "<u4", "label": "<i4"}
-"""Name and dtype. `offset` is that of the payload inside its tar, just behind the member's header."""
+"""Name and dtype. `offset` is that of the payload in its tar, just behind the member's header."""
 ORIGINS_FILE = "files.jsonl"
 EXCLUDED_FILE = "excluded.jsonl"
 
@@ -85,6 +85,7 @@ class Store(ABC):
             DataError: the list is missing.
         """
 
+    @abstractmethod
     def prefetch(self, shards: Iterable[int]) -> None:
         """Begin to bring these shards near, in this order, in place of those said before."""
 
@@ -138,6 +139,9 @@ class LocalStore(Store):
                 return map_shard(file, entry, str(path))
         except OSError as error:
             raise DataError(f"{path}: {error}. Pack the dataset again") from error
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Nothing: they are here, and the system reads ahead by itself."""
 
     def origins(self) -> Iterator[str]:
         """Read from the list beside the shards."""

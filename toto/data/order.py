@@ -27,6 +27,7 @@ __all__ = ["Draws", "InOrder", "Sampler", "Shuffled", "permute"]
 WINDOW_SHARDS = 16
 MAX_ATTEMPTS = 8
 ROUNDS = 24
+PIECE = 1024
 
 Ints = npt.NDArray[np.int64]
 Fractions = npt.NDArray[np.float64]
@@ -160,12 +161,19 @@ class Shuffled(Sampler):
     def _order(self, epoch: int) -> _EpochOrder:
         """Kept for the last two epochs, which alternate while a batch goes from one to the next."""
         if epoch not in self._orders:
-            shards = np.arange(len(self._units_S) + 1)
-            words = self._words(_ORDER, shards, np.full_like(shards, epoch))
             if len(self._orders) == 2:
                 del self._orders[max(self._orders, key=lambda kept: abs(kept - epoch))]
-            self._orders[epoch] = _EpochOrder(self._units_S, (words[0] << np.uint64(32)) | words[1])
+            self._orders[epoch] = _EpochOrder(self._units_S, self._shard_words(epoch))
         return self._orders[epoch]
+
+    def _shard_words(self, epoch: int) -> Words:
+        """A random word for each shard and one more; in pieces, as the generator takes memory."""
+        words = np.empty(len(self._units_S) + 1, dtype=np.uint64)
+        for first in range(0, len(words), PIECE):
+            shards = np.arange(first, min(first + PIECE, len(words)))
+            high, low, _, _ = self._words(_ORDER, shards, np.full_like(shards, epoch))
+            words[first : first + PIECE] = (high << np.uint64(32)) | low
+        return words
 
 
 class _EpochOrder:

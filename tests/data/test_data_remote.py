@@ -200,6 +200,13 @@ def test_a_cache_without_room_for_a_shard_says_so(server, tmp_path):
         dataset.read(0)
 
 
+def test_a_cache_smaller_than_a_window_is_said(server, tmp_path, caplog):
+    open_remote(server, cache(tmp_path, max_gb=1.0))
+    assert not caplog.records
+    open_remote(server, cache(tmp_path, max_gb=2.3e-4))
+    assert "they will be fetched again and again" in caplog.text
+
+
 def read_all(dataset, start, results):
     numbers = np.roll(np.arange(dataset.num_samples), start)
     results.put(hash(tuple(bytes(dataset.read(i)) for i in sorted(numbers.tolist()))))
@@ -242,6 +249,25 @@ def test_what_a_killed_process_left_is_removed(server, tmp_path):
     (entry / ".shard-00009.tar.230000.partial").touch()
     (entry / ".shard-00009.tar.230000.partial.content.1-1").write_bytes(b"half")
     dataset.read(4)
+    assert not leftovers(config)
+
+
+def read_first(dataset):
+    dataset.read(0)
+
+
+@pytest.mark.distributed
+def test_a_process_killed_while_it_fetches_holds_up_nobody(server, root, tmp_path):
+    config = cache(tmp_path, stall_seconds=60)
+    dataset = open_remote(server, config)
+    server.faults = {SHARD: ["stall"]}
+    process = get_context("fork").Process(target=read_first, args=(dataset,))
+    process.start()
+    wait_until(lambda: any(".content" in name for name in leftovers(config)))
+    process.kill()
+    process.join()
+    assert bytes(dataset.read(0)) == bytes(Dataset.open(root / "tokens").read(0))
+    dataset.read(2)
     assert not leftovers(config)
 
 
@@ -313,6 +339,13 @@ def test_a_column_of_another_length_is_named(server, tmp_path):
         open_remote(server, cache(tmp_path)).read(0)
 
 
+def test_an_index_of_another_packing_is_named(server, root, tmp_path):
+    offsets = np.frombuffer((root / "tokens" / "offset.u64").read_bytes(), "<u8") + 512
+    server.content["offset.u64"] = offsets.tobytes()
+    with pytest.raises(DataError, match=r"shard-00000\.tar and the index beside it are of diff"):
+        open_remote(server, cache(tmp_path)).read(0)
+
+
 def test_no_dataset_at_an_address(server, tmp_path):
     with pytest.raises(DataError, match=r"no dataset at http://.*/none: it has no manifest"):
         open_remote(server, cache(tmp_path), "none")
@@ -373,6 +406,15 @@ def test_the_stream_reads_ahead_of_its_window(server, tmp_path):
     wait_until(lambda: len(cached_shards(config)) == 17)
     source.sequences([first_window - 40], source=0, positions=[0])
     wait_until(lambda: len(cached_shards(config)) == 18)
+
+
+def test_no_more_is_fetched_ahead_than_the_cache_holds(server, tmp_path):
+    config = cache(tmp_path, ahead=1, max_gb=2.3e-4)
+    dataset = open_remote(server, config)
+    dataset.prefetch(range(16))
+    wait_until(lambda: len(cached_shards(config)) == 4)
+    time.sleep(0.2)
+    assert cached_shards(config) == [f"shard-0000{n}.tar" for n in range(4)]
 
 
 def test_a_fetch_ahead_that_fails_is_left_to_the_read(server, tmp_path):

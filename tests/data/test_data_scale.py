@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 import time
 import tracemalloc
 
@@ -22,7 +23,10 @@ GRID = 2
 def write_sparse(folder, *, shards, samples, tokens=None, payload=0):
     """A dataset whose columns are zeros, but for sizes where there is a payload."""
     folder.mkdir()
-    shard_bytes = 1 + payload
+    member = tarfile.TarInfo("0.npy")
+    member.size = payload
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    shard_bytes = len(header) + payload
     entries = [
         {"name": f"shard-{n:05d}.tar", "samples": samples, "bytes": shard_bytes, "sha256": f"{n:x}"}
         for n in range(shards)
@@ -31,7 +35,7 @@ def write_sparse(folder, *, shards, samples, tokens=None, payload=0):
     manifest |= {"form": "tokens" if tokens else "raw", "tokens": tokens}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for name, dtype in COLUMNS.items():
-        values = {"size": payload, "frames": 1}.get(name, 0) if payload else 0
+        values = {"offset": 512, "size": payload, "frames": 1}.get(name, 0) if payload else 0
         with (folder / column_file(name)).open("wb") as file:
             if values:
                 np.full(shards * samples, values, dtype).tofile(file)
@@ -39,6 +43,7 @@ def write_sparse(folder, *, shards, samples, tokens=None, payload=0):
     if payload:
         for entry in entries:
             with (folder / entry["name"]).open("wb") as file:
+                file.write(header)
                 file.truncate(shard_bytes)
 
 

@@ -7,6 +7,7 @@ another one. Manifest and columns are fetched once and kept; shards come and go.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from toto.data.cache_folder import CacheFolder, cache_errors
 from toto.data.fetch import Remote
 from toto.data.manifest import MANIFEST_FILE, parse_manifest
+from toto.data.order import WINDOW_SHARDS
 from toto.data.readahead import ReadAhead
 from toto.data.store import (
     COLUMNS,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from toto.data.config import CacheConfig
 
 __all__ = ["CachedStore"]
+
+logger = logging.getLogger(__name__)
 
 
 class CachedStore(Store):
@@ -71,6 +75,21 @@ class CachedStore(Store):
         entry = cache.folder / hashlib.sha256(content).hexdigest()[:32]
         cache.put(entry / MANIFEST_FILE, content)
         self._set(remote, cache, config, entry, excluded)
+        self._warn_of_small_cache()
+
+    def _warn_of_small_cache(self) -> None:
+        """A shuffled epoch reads a window of shards at once, again and again."""
+        sizes = sorted(shard.bytes for shard in self.manifest.shards)
+        window = sum(sizes[-WINDOW_SHARDS:])
+        if window > self._cache.max_bytes:
+            logger.warning(
+                "%s: a shuffled epoch reads %.3g GB of shards at once, and data.cache.max_gb is "
+                "%g: they will be fetched again and again. Raise it to twice as much for each "
+                "source",
+                self.address,
+                window / 1e9,
+                self._config.max_gb,
+            )
 
     def _set(
         self,
@@ -121,7 +140,16 @@ class CachedStore(Store):
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Fetch these in the background, in place of those asked for before."""
-        self._ahead.want(shards)
+        self._ahead.want(self._fitting(shards))
+
+    def _fitting(self, shards: Iterable[int]) -> Iterator[int]:
+        """The first of these that the cache holds together: more would push each other out."""
+        room = self._cache.max_bytes
+        for shard in shards:
+            room -= self.manifest.shards[shard].bytes
+            if room < 0:
+                return
+            yield shard
 
     def is_dropped(self, shard: int) -> bool:
         """It has been evicted since, and maybe fetched again."""

@@ -54,6 +54,12 @@ class _Shard:
     offsets: npt.NDArray[np.integer[Any]]
     sizes: npt.NDArray[np.integer[Any]]
 
+    def header(self, place: int) -> tarfile.TarInfo:
+        """Of a sample's member in the tar."""
+        start = int(self.offsets[place]) - tarfile.BLOCKSIZE
+        header = bytes(self.content[start : start + tarfile.BLOCKSIZE])
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+
 
 class Dataset:
     """A packed dataset, opened for reading. Pickles as where it lies; workers open their own.
@@ -174,9 +180,7 @@ class Dataset:
     def key(self, i: int) -> str:
         """The WebDataset key of sample i, read from its header in the tar."""
         shard, place = self._locate(i)
-        start = int(shard.offsets[place]) - tarfile.BLOCKSIZE
-        header = bytes(shard.content[start : start + tarfile.BLOCKSIZE])
-        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name.split(".")[0]
+        return shard.header(place).name.split(".")[0]
 
     def origins(self) -> Iterator[str]:
         """The path of each sample's original file, relative to the folder that was packed.
@@ -229,15 +233,29 @@ class Dataset:
         shard = self._shards.get(number)
         if shard is None:
             first, last = self.shard_starts[number : number + 2].tolist()
-            shard = self._shards[number] = _Shard(
+            shard = _Shard(
                 self._store.map_shard(number),
                 self._store.column("offset", first, last),
                 self._store.column("size", first, last),
             )
+            self._require_index_of(number, shard)
+            self._shards[number] = shard
             self._forget_shards()
         else:
             self._shards.move_to_end(number)
         return shard, i - int(self.shard_starts[number])
+
+    def _require_index_of(self, number: int, shard: _Shard) -> None:
+        """The columns have no checksum; that the last sample is where they say shows a mix-up."""
+        try:
+            found = shard.header(-1).size == int(shard.sizes[-1])
+        except tarfile.HeaderError:
+            found = False
+        if not found:
+            raise DataError(
+                f"{self.path}: {self.manifest.shards[number].name} and the index beside it are of "
+                "different packings. Copy the whole dataset again, or pack it again"
+            )
 
     def _forget_shards(self) -> None:
         """Unmap what was used long ago, and what a cache has removed, whose space it counts on."""

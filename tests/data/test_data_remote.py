@@ -129,6 +129,18 @@ def test_exclusions_are_honoured(server, root, tmp_path):
     assert pickle.loads(pickle.dumps(dataset)).excluded.tolist() == [3]
 
 
+def test_a_server_that_refuses_what_is_not_there_says_how_to_go_on(server, tmp_path):
+    server.always = {"excluded.jsonl": 403}
+    with pytest.raises(DataError, match=r"excluded\.jsonl cannot be fetched.*put an empty one"):
+        open_remote(server, cache(tmp_path))
+
+
+def test_no_exclusions_in_an_empty_list(server, root, tmp_path):
+    shutil.copytree(root / "pictures", root / "empty-list")
+    (root / "empty-list" / "excluded.jsonl").touch()
+    assert not len(open_remote(server, cache(tmp_path), "empty-list").excluded)
+
+
 def test_any_address_of_fsspec_will_do(root, tmp_path):
     memory = fsspec.filesystem("memory")
     memory.put(str(root / "pictures"), "/bucket/pictures", recursive=True)
@@ -415,6 +427,23 @@ def test_no_more_is_fetched_ahead_than_the_cache_holds(server, tmp_path):
     wait_until(lambda: len(cached_shards(config)) == 4)
     time.sleep(0.2)
     assert cached_shards(config) == [f"shard-0000{n}.tar" for n in range(4)]
+
+
+def test_an_epoch_fetches_each_shard_once(root, server, tmp_path):
+    """The cache holds two windows, less than the dataset."""
+    token_dataset(root / "long", [300] * 100, resolution=8, shard_samples=2)
+    config = cache(tmp_path, ahead=2, max_gb=4.2e-4)
+    dataset = open_remote(server, config, "long")
+    source = Stream([StreamSource("t", dataset)], CLIP, 0).sources[0]
+    for first in range(0, source.num_units - 40, 40):
+        numbers = range(first, first + 40)
+        source.sequences(numbers, source=0, positions=numbers)
+        assert cached_bytes(config) <= 420_000
+    assert len(cached_shards(config)) < 50
+    shards = {name: count for name, count in server.served.items() if name.startswith("shard-")}
+    assert len(shards) == 50
+    # The last of an epoch is the first of the next, which is read ahead of.
+    assert sum(shards.values()) <= 50 + 16
 
 
 def test_a_fetch_ahead_that_fails_is_left_to_the_read(server, tmp_path):

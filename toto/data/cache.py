@@ -68,7 +68,7 @@ class CachedStore(Store):
             )
         manifest = parse_manifest(content, f"{remote.address}/{MANIFEST_FILE}")
         excluded = parse_excluded(
-            _fetch_small(remote, cache, EXCLUDED_FILE) or b"",
+            _fetch_excluded(remote, cache),
             f"{remote.address}/{EXCLUDED_FILE}",
             manifest.num_samples,
         )
@@ -214,6 +214,17 @@ def _reopen(
     store = CachedStore.__new__(CachedStore)
     store._set(remote, cache, config, entry, excluded)
     return store
+
+
+def _fetch_excluded(remote: Remote, cache: CacheFolder) -> bytes:
+    try:
+        return _fetch_small(remote, cache, EXCLUDED_FILE) or b""
+    except DataError as error:
+        # S3 says 403 of a file that is not there to whom may not list the bucket.
+        raise DataError(
+            f"{error}. Where it refuses {EXCLUDED_FILE} because there is none, put an empty one "
+            f"beside {MANIFEST_FILE}"
+        ) from error
 
 
 def _fetch_small(remote: Remote, cache: CacheFolder, name: str) -> bytes | None:

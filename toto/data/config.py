@@ -51,7 +51,9 @@ class CacheConfig(Config):
     max_gb: PositiveFloat = Field(
         100.0, description="of the whole folder; shards not used for longest make room"
     )
-    ahead: NonNegativeInt = Field(2, description="shards fetched at once before they are needed")
+    ahead: NonNegativeInt = Field(
+        2, description="shards that a process fetches at once before they are needed"
+    )
     retries: NonNegativeInt = Field(5, description="of a fetch that failed, with growing pauses")
     stall_seconds: PositiveFloat = Field(
         30.0, description="a fetch that brings nothing for so long has failed"

@@ -1,4 +1,4 @@
-"""Commands about data: samples, pack, tokenize."""
+"""Commands about data: samples, pack, tokenize, doctor, view, stream."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from toto.cli.options import SetOption
+
+from toto.cli.options import RecipeArgument, SetOption
 
 __all__ = ["add_to"]
+
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="a packed dataset")]
+AddressArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="a packed dataset: a folder, or its address")
+]
+FramesOption = Annotated[int, typer.Option(min=1, help="T, the frames of a clip")]
+StrideOption = Annotated[int, typer.Option(min=1, help="every stride-th frame")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
-    for command in (samples, pack, tokenize):
+    for command in (samples, pack, tokenize, doctor, view, stream):
         app.command()(command)
 
 
@@ -55,3 +63,68 @@ def tokenize(
     from toto.jobs.tokenize import tokenize_shards
 
     tokenize_shards(dataset, out, recipe_name=recipe, overrides=overrides or [])
+
+
+def doctor(
+    dataset: DatasetArgument,
+    frames: FramesOption = 16,
+    stride: StrideOption = 4,
+    like: Annotated[
+        str | None,
+        typer.Option(help="compare with a row of the paper's Table 2, such as kinetics600"),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="let streams leave out what was found")
+    ] = False,
+    listing: Annotated[
+        Path | None,
+        typer.Option("--list", help="the findings as JSON lines; else DATASET/doctor.jsonl"),
+    ] = None,
+) -> None:
+    """Examine a dataset: missing, undecodable, too short, duplicate, unlabelled.
+
+    Exit code 1 where something is wrong.
+    """
+    from toto.jobs.doctor import examine_dataset
+
+    listing = listing or dataset / "doctor.jsonl"
+    if not examine_dataset(
+        dataset, frames=frames, stride=stride, like=like, fix=fix, listing=listing
+    ):
+        raise typer.Exit(1)
+
+
+def stream(
+    recipe: RecipeArgument,
+    first_step: Annotated[int, typer.Option("--from", min=0, help="the first step")] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 1,
+    world: Annotated[int, typer.Option(min=1, help="number of ranks")] = 1,
+    overrides: SetOption = None,
+) -> None:
+    """Print which samples and crops the steps of a recipe use, at any number of ranks."""
+    from toto.jobs.stream import print_stream
+
+    print_stream(recipe, overrides or [], first_step=first_step, steps=steps, world=world)
+
+
+def view(
+    dataset: AddressArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.html")],
+    frames: FramesOption = 16,
+    stride: StrideOption = 4,
+    resolution: Annotated[int, typer.Option(min=1, help="side of the crop in pixels")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="how many, spread over the dataset")] = 24,
+    seed: Annotated[int, typer.Option(help="of the crops and of where clips begin")] = 0,
+) -> None:
+    """Write a page of samples as a model will see them, after crop and stride."""
+    from toto.jobs.view import view_dataset
+
+    view_dataset(
+        dataset,
+        out,
+        frames=frames,
+        stride=stride,
+        resolution=resolution,
+        samples=samples,
+        seed=seed,
+    )

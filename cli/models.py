@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from toto.cli.options import (
     ImportOption,
     OutputOption,
@@ -56,7 +57,10 @@ def finetune(
     resume: ResumeOption = False,
     imports: ImportOption = None,
 ) -> None:
-    """Go on training a model, at another resolution or RoPE base; next-token loss only for now."""
+    """Go on training a model, at another resolution or RoPE base; next-token loss only for now.
+
+    With --resume and no RUN, the newest fine-tuning goes on.
+    """
     from toto.jobs.finetune import FinetuneRequest, start_finetuning
 
     request = FinetuneRequest(
@@ -115,7 +119,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="keep the k likeliest; 0 keeps all")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="keep this much mass")] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the first video; the next take the next")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="of the first video; the next take the next")
+    ] = 0,
     imports: ImportOption = None,
 ) -> None:
     """Continue held-out videos of the run's data, and show real beside generated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+
 from toto.cli.options import OutputOption, RecipeArgument, ResumeOption, SetOption
 
 __all__ = ["add_to"]

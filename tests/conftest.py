@@ -12,12 +12,20 @@ import torch
 from PIL import Image
 
 from toto.data.pack import pack_folder
+from toto.jobs.inspect import REGISTRIES
 
 SIDE = 32
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores: more threads would only wait for each other.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _parts_go_with_their_test(monkeypatch):
+    """What a test registers is gone after it: two tests may take the same name."""
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
 
 def moving_square(label: int, number: int, frames: int) -> np.ndarray:

@@ -36,6 +36,41 @@ def test_a_name_taken_by_another_class_is_refused():
         registry.register("x")(DvaeConfig)
 
 
+def test_a_plugin_does_not_replace_a_builtin_of_the_same_class_name(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from toto.api import TokenizerConfig, register_tokenizer\n"
+        "@register_tokenizer('dvae')\n"
+        "class DvaeConfig(TokenizerConfig): pass\n"
+    )
+    with pytest.raises(UserError, match=r"registered by toto\.tokenizers\.config\.DvaeConfig"):
+        import_plugin("mine.py", tmp_path)
+    assert TOKENIZERS.get("dvae") is DvaeConfig
+
+
+def test_files_of_one_name_are_two_plugins_and_each_is_imported_once(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "mine.py").write_text("open(__file__ + '.ran', 'a').write('x')\n")
+    for reference in ("a/mine.py", "b/mine.py", "a/../a/mine.py", "b/mine.py"):
+        import_plugin(reference, tmp_path)
+    assert [(tmp_path / name / "mine.py.ran").read_text() for name in "ab"] == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    "reference", ["no_such_module", "json.typo", "json.decoder.typo", "", ".a"]
+)
+def test_a_missing_module_is_refused(tmp_path, reference):
+    with pytest.raises(UserError, match=rf"no module '{reference}'"):
+        import_plugin(reference, tmp_path)
+
+
+def test_what_a_plugin_itself_misses_is_its_own_error(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import no_such_module_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_here"):
+        import_plugin("needs_more", tmp_path)
+
+
 def test_an_unknown_name_lists_the_names_and_guesses():
     with pytest.raises(KeyError, match=r"there are .*dvae.*Did you mean 'dvae'"):
         TOKENIZERS.get("dvea")

@@ -12,7 +12,9 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import (
@@ -38,9 +40,11 @@ ENTRY_POINT_GROUP = "toto.plugins"
 
 
 class Config(BaseModel):
-    """Base of everything that a recipe can hold: frozen, and an unknown key is an error."""
+    """Base of everything that a recipe can hold: frozen, numbers finite, no unknown key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class Component(Config):
@@ -79,16 +83,18 @@ class Registry(Generic[C]):
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
         """Decorate a Component class to make `name` mean it in recipes.
 
+        A class that is defined again, as a notebook does, takes the place of its former self.
+
         Raises:
             UserError: the name is taken by another class.
         """
 
         def decorate(cls: type[C]) -> type[C]:
             owner = self._classes.get(name)
-            if owner is not None and owner.__qualname__ != cls.__qualname__:
+            if owner is not None and _full_name(owner) != _full_name(cls):
                 raise UserError(
-                    f"{self.family} {name!r} is already registered by {owner.__module__}."
-                    f"{owner.__qualname__}. Register {cls.__qualname__} under another name"
+                    f"{self.family} {name!r} is already registered by {_full_name(owner)}. "
+                    f"Register {_full_name(cls)} under another name"
                 )
             cls.registered_name = name
             self._classes[name] = cls
@@ -131,14 +137,19 @@ class Registry(Generic[C]):
                 "a {family} is a name or a mapping with a name, not {value}",
                 {"family": self.family, "value": repr(value)},
             )
-        if "name" not in value:
+        name = value.get("name")
+        if not isinstance(name, str):
             raise PydanticCustomError(
                 "component_unnamed",
-                "has no name; {family}s are {names}",
-                {"family": self.family, "names": ", ".join(self.names())},
+                "{what}; {family}s are {names}",
+                {
+                    "what": "has no name" if name is None else f"the name {name!r} is no word",
+                    "family": self.family,
+                    "names": ", ".join(self.names()),
+                },
             )
         try:
-            cls = self.get(value["name"])
+            cls = self.get(name)
         except KeyError as error:
             raise PydanticCustomError(
                 "component_unknown", "{message}", {"message": error.args[0]}
@@ -155,6 +166,10 @@ class Registry(Generic[C]):
                 lambda component: component.model_dump(mode="json")
             ),
         )
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def nearest(name: str, names: list[str]) -> str | None:
@@ -180,17 +195,30 @@ def import_plugin(reference: str, folder: Path) -> None:
     Raises:
         UserError: there is no such module or file. What its code raises passes through.
     """
-    if not reference.endswith(".py"):
-        if importlib.util.find_spec(reference.split(".")[0]) is None:
-            raise UserError(
-                f"imports: no module {reference!r}. Install its package, or give the path of a "
-                f".py file relative to {folder}"
-            )
+    if reference.endswith(".py"):
+        _import_file((folder / reference).resolve())
+    else:
+        _import_module(reference)
+
+
+def _import_module(reference: str) -> None:
+    refusal = UserError(
+        f"imports: no module {reference!r}. Install its package, or give the path of a .py file"
+    )
+    if not all(reference.split(".")):
+        raise refusal  # empty, or relative to nothing
+    try:
         importlib.import_module(reference)
-        return
-    path = (folder / reference).resolve()
-    name = f"toto_plugin_{path.stem}"
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
+    except ModuleNotFoundError as error:
+        if not f"{reference}.".startswith(f"{error.name}."):
+            raise  # something that the plug-in needs
+        raise refusal from None
+
+
+def _import_file(path: Path) -> None:
+    # Files of one name in two folders are two modules, and one file is always the same.
+    name = f"toto_plugin_{path.stem}_{blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
+    if name in sys.modules:
         return
     if not path.is_file():
         raise UserError(f"imports: no file {path}. Write its path relative to the recipe")

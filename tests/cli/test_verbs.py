@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import tiny_recipe, toto, toto_process, write_recipe
 
 from toto.data.index import Dataset
+from toto.errors import CheckpointError
+from toto.jobs.finetune import FinetuneRequest, finetune_recipe
 from toto.jobs.sources import MAKERS
+from toto.jobs.trained import resolve_run
+from toto.recipe.reader import check_recipe
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,54 @@ def test_finetune_at_another_grid_and_rope_base(trained):
     shutil.rmtree(trained / "runs/tiny-finetune")
 
 
+def test_a_bare_resume_goes_on_with_the_newest_finetuning(trained, tmp_path):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    done = toto("finetune", "--resume", cwd=tmp_path, code=2)
+    assert "toto finetune RUN --resume" in done.stderr
+    command = ["finetune", "--resolution", "8x8", "--steps", "4", "--output", "runs/finer"]
+    toto(*command, cwd=tmp_path)
+    expected = training_losses(tmp_path / "runs/finer")
+    shutil.rmtree(tmp_path / "runs/finer/checkpoints/step-00000004")
+    done = toto(*command[:-2], "--resume", cwd=tmp_path)
+    assert (
+        "going on with the newest fine-tuning: runs/finer/checkpoints/step-00000003" in done.stdout
+    )
+    assert training_losses(tmp_path / "runs/finer") == expected
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["finer", "tiny"]
+
+
+def test_a_finetuning_leaves_the_machine_of_its_run(tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, device="cuda", precision="bf16")
+    trained = check_recipe(raw | {"name": "tiny", "output": "runs/tiny"}, "tiny")
+    request = FinetuneRequest(
+        run=None, resolution=None, frames=None, rope_base=None, steps=None, overrides=(),
+        output=None, resume=False, imports=(),
+    )  # fmt: skip
+    settings = finetune_recipe(trained, "c", request).training
+    assert (settings.device, settings.precision) == ("auto", "auto")
+    request = replace(request, overrides=("training.precision=fp32", "training.device=cpu"))
+    settings = finetune_recipe(trained, "c", request).training
+    assert (settings.device, settings.precision) == ("cpu", "fp32")
+
+
+def test_broken_checkpoints_are_left_out_while_another_is_whole(
+    trained, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs/tiny", tmp_path / "runs/later")
+    os.utime(tmp_path / "runs/later/checkpoints/step-00000004")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/later/checkpoints/step-00000004/model.safetensors").write_bytes(b"cut")
+    assert resolve_run(None).checkpoint == Path("runs/later/checkpoints/step-00000003")
+    assert "left out: the checkpoint runs/later" in capsys.readouterr().out
+    (tmp_path / "runs/later/checkpoints/step-00000003/checkpoint.json").write_text("{")
+    assert resolve_run(None).checkpoint == Path("runs/tiny/checkpoints/step-00000004")
+    for meta in tmp_path.glob("runs/tiny/checkpoints/*/checkpoint.json"):
+        meta.write_text("{")
+    with pytest.raises(CheckpointError, match="no complete next-token checkpoint under runs/"):
+        resolve_run(None)
+
+
 def test_patches_train_and_refuse_to_generate(tmp_path, tiny_datasets):
     raw = tiny_recipe(tiny_datasets, steps=3)
     raw["tokenizer"] = {"name": "patch", "patch_size": 8}
@@ -73,7 +127,8 @@ def test_a_users_parts_train_from_a_recipe(tmp_path, tiny_datasets, request):
     done = toto_process("probe", cwd=tmp_path, code=2)
     assert "unknown tokenizer 'grey'" in done.stderr, "a checkpoint imports no code by itself"
     toto("probe", "--pool", "max", "--set", "epochs=1", "--import", "parts.py", cwd=tmp_path)
-    toto("generate", "--frames", "1", "--import", "parts.py", cwd=tmp_path)
+    greedy = ["--temperature", "0"]
+    toto("generate", "--frames", "1", *greedy, "--import", "parts.py", cwd=tmp_path)
 
 
 def test_token_shards_made_once_train_like_tokenizing_in_the_run(tmp_path, tiny_datasets):
@@ -140,6 +195,11 @@ def test_samples_are_made_where_one_is_missing(tmp_path, tiny_datasets, monkeypa
     toto("train", recipe, cwd=tmp_path)
     toto("train", recipe, "--output", "runs/again", cwd=tmp_path)
     assert made == [Path("data")]
+
+
+def test_a_pool_that_is_no_yaml_is_refused(trained):
+    done = toto("probe", "--pool", "[a", cwd=trained, code=2)
+    assert "--pool [a: no YAML" in done.stderr
 
 
 def test_a_missing_run_names_those_that_exist(trained, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import webdataset
@@ -65,6 +66,20 @@ def test_files_beside_folders_mean_no_labels(tmp_path, pictures):
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.classes == ()
     assert [dataset.label(i) for i in range(5)] == [-1] * 5
+
+
+def test_class_folders_whose_names_are_not_utf_8_are_told_apart(tmp_path):
+    for number, name in enumerate((b"caf\xe8", b"caf\xe9", "café".encode())):
+        try:
+            (tmp_path / "src" / os.fsdecode(name)).mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        (tmp_path / "src" / os.fsdecode(name) / "a.png").write_bytes(png(random_picture(number)))
+    report = pack_folder(tmp_path / "src", tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert report.classes == dataset.classes == ("caf\\xe8", "caf\\xe9", "café")
+    for i in range(3):
+        assert dataset.classes[dataset.label(i)] == dataset.origin(i).split("/")[0]
 
 
 def test_other_and_hidden_files_are_left_alone(tmp_path, pictures):

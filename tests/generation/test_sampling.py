@@ -95,6 +95,22 @@ def test_top_k_1_is_the_most_probable_code_and_of_equals_the_first() -> None:
         assert code.tolist() == [7 - NUM_SPECIAL_IDS]
 
 
+def test_temperature_0_is_the_most_probable_code_and_of_equals_the_first() -> None:
+    logits_BV = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(4))
+    logits_BV[0, [7, 9]] = 30.0
+    for config in (
+        SamplingConfig(temperature=0),
+        SamplingConfig(temperature=0, top_k=5, top_p=0.9),
+    ):
+        probs_BK, codes_BK = code_probabilities(logits_BV, config)
+        assert (probs_BK.sum(-1) == 1).all()
+        assert codes_BK.shape == probs_BK.shape
+        for seed in range(5):
+            codes_B = sample_codes(logits_BV, config, sequence_generators(range(seed, seed + 4)))
+            assert torch.equal(codes_B, logits_BV[:, NUM_SPECIAL_IDS:].argmax(-1))
+            assert codes_B[0] == 7 - NUM_SPECIAL_IDS
+
+
 def test_a_tiny_temperature_stays_finite() -> None:
     logits_BV = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(3))
     config = SamplingConfig(temperature=1e-300)
@@ -109,7 +125,17 @@ def test_non_finite_logits_are_refused() -> None:
         sample_codes(logits_BV, SamplingConfig(), sequence_generators([0, 1]))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+    ],
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         SamplingConfig.model_validate(wrong)

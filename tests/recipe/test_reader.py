@@ -42,6 +42,8 @@ def test_a_good_recipe_round_trips_through_json_and_yaml(tmp_path):
     assert dumped["backbone"]["ffn_dim"] == 192, "a preset is resolved into numbers"
 
 
+INF = float("inf")
+
 # fmt: off
 ERRORS = [
     ({"tokenizer": {"num_cods": 4}}, "tokenizer.num_cods", "unknown key", "mean num_codes?"),
@@ -71,7 +73,25 @@ ERRORS = [
         "gives patches",
         "in_run",
     ),
+    (
+        {"data": {"root": "d", "sources": {"digits": {"validation": "./x/../a"}}}},
+        "data.sources.digits.validation",
+        "also trained on, by source digits",
+        "Hold out",
+    ),
     ({"optimizer": {"lr": -1}}, "optimizer.lr", "greater than 0", "Change"),
+    ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1", "less than 1", "Change"),
+    ({"data": {"sources": {"digits": {"weight": INF}}}}, "data.sources.digits.weight", "inf", ""),
+    ({"seed": 10**23}, "seed", "less than", "Change"),
+    ({"tokenizer": {"weights": f"random:{10**23}"}}, "tokenizer.weights", "names no", "18 digits"),
+    ({"tokenizer": {"name": None}}, "tokenizer", "has no name", "Tokenizers are dvae"),
+    ({"tokenizer": {"name": 3}}, "tokenizer", "the name 3 is no word", "Tokenizers are dvae"),
+    ({"tokenizer": {"name": ["dvae"]}}, "tokenizer", "['dvae'] is no word", "Tokenizers are"),
+    ({"backbone": {"preset": ["small"]}}, "backbone", "unknown preset ['small']", "'small'?"),
+    ({"verb": ["train"]}, "verb", "unknown verb ['train']", "train, tokenizer"),
+    ({"imports": 5}, "imports", "5 is no list", "imports: [mine.py]"),
+    ({"imports": "grey.py"}, "imports", "'grey.py' is no list", "imports: [grey.py]"),
+    ({"imports": [["grey.py"]]}, "imports", "is no list of modules", "imports: [mine.py]"),
 ]
 # fmt: on
 
@@ -81,6 +101,22 @@ def test_each_mistake_says_where_what_and_the_mend(change, path, what, mend):
     problem = problems_of(wrong(**change))[path]
     assert what in problem.what
     assert mend in problem.mend
+
+
+def test_imports_that_are_no_list_are_refused_in_a_file_too(tmp_path):
+    for imports in (5, "grey.py", [3]):
+        path = write(tmp_path / "r.yaml", GOOD | {"imports": imports})
+        with pytest.raises(RecipeError, match=r"imports: .* is no list"):
+            read_recipe(path)
+
+
+def test_a_task_trains_the_tokenizer_that_it_is_for():
+    raw = wrong(verb="tokenizer", tokenizer={"name": "patch", "patch_size": 8})
+    del raw["backbone"]
+    problem = problems_of(raw)["tokenizer.name"]
+    assert problem.what == "task dvae trains tokenizer dvae, not patch"
+    raw["tokenizer"] = GOOD["tokenizer"]
+    assert check_recipe(raw, "r.yaml").verb == "tokenizer"
 
 
 def test_all_mistakes_come_at_once_those_across_sections_too():
@@ -164,6 +200,29 @@ def test_names_fall_back_to_the_shipped_recipe(tmp_path, monkeypatch):
         find_recipe("quikstart")
 
 
+def test_another_folder_is_not_searched_among_the_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("missing/quickstart.yaml", "../recipes/quickstart.yaml", "/quickstart"):
+        with pytest.raises(UserError, match=f"no recipe {name}"):
+            find_recipe(name)
+    assert find_recipe("./recipes/quickstart").is_file()
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_a_folder_is_no_recipe(name):
+    with pytest.raises(UserError, match="that is a folder"):
+        find_recipe(name)
+
+
+def test_a_suffix_is_part_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.yaml", GOOD)
+    with pytest.raises(UserError, match=r"no recipe mine\.v2"):
+        find_recipe("mine.v2")
+    write(tmp_path / "mine.v2.yaml", GOOD)
+    assert find_recipe("mine.v2").name == "mine.v2.yaml"
+
+
 def test_every_shipped_recipe_is_sound_and_has_a_title():
     listed = list_recipes()
     assert listed
@@ -171,6 +230,9 @@ def test_every_shipped_recipe_is_sound_and_has_a_title():
         recipe = read_recipe(str(entry.path))
         assert entry.title
         assert recipe.layout.num_visual > 0
+        header = entry.path.read_text().partition("verb:")[0]
+        for line in ("# Paper:", "# Command:", "# Hardware:", "# Measured:"):
+            assert line in header
 
 
 def test_a_missing_import_is_refused(tmp_path):

@@ -53,6 +53,22 @@ def test_broken_yaml_names_the_line(tmp_path):
         read_yaml(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: \x07\n", r"line 2: the character '\\x07' may not stand in YAML"),
+        ("a: 1\n? [b]\n: 1\n", r"line 2: \['b'\] cannot be a key"),
+        ("a: !!int x\n", "invalid literal"),
+        (f"a: {'1' * 5000}\n", "digits"),
+    ],
+)
+def test_what_yaml_cannot_hold_is_refused(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize("number", [1e-8, 3e-4, 1e20, 0.1, 5.0])
 def test_floats_survive_a_dump(tmp_path, number):
     path = tmp_path / "r.yaml"

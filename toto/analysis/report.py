@@ -5,20 +5,14 @@ The page asks for nothing outside itself: styles and figures are inline, picture
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
 
 from toto.analysis import plots
+from toto.analysis.page import data_uri, png_uri, write_page
 from toto.analysis.summary import probe_table, summary, validation_table
-from toto.files import disk_errors, write_atomic
 from toto.generation.media import pixel_scale, sheet
 
 if TYPE_CHECKING:
@@ -35,13 +29,20 @@ LARGEST_PIXEL = 255
 
 @dataclass(frozen=True)
 class DataSource:
-    """One source of the mixture: where it lies, its share of the sequences, what it holds."""
+    """One source of the mixture: what it holds, and what the run has drawn of it.
+
+    `tokens` are visual tokens, `share` is of the sequences, `failures` counts units that could not
+    be decoded and were replaced.
+    """
 
     name: str
     path: str
-    share: float
     samples: int
     validation_samples: int
+    share: float
+    tokens: int
+    epochs: float
+    failures: int
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,23 @@ class Section:
 
 def write_report(out: Path, content: ReportContent) -> None:
     """Write the page to `out`; an older one is replaced only when the new one is complete."""
-    page = _render(content)
-    with disk_errors(out):
-        write_atomic(out, page)
+    record = content.record
+    write_page(
+        out,
+        "report.html",
+        {
+            "content": content,
+            "run": record.folder,
+            "summary": summary(record, content.loss_unit),
+            "validation": validation_table(record),
+            "probes": probe_table(record),
+            "loss_sections": _loss_sections(content),
+            "probe_section": _probe_section(record),
+            "reconstructions": _reconstruction_sheet(content.reconstructions),
+            "generated": record.generated,
+            "samples": _samples(record.generated, record.generated_folder),
+        },
+    )
 
 
 def psnr(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
@@ -103,27 +118,6 @@ def psnr(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
     error = original.astype(np.float64) - decoded.astype(np.float64)
     mean_square = float(np.square(error).mean())
     return float(10 * np.log10(LARGEST_PIXEL**2 / mean_square)) if mean_square else float("inf")
-
-
-def _render(content: ReportContent) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = lambda panel: Markup(panel.svg)  # escaped by matplotlib
-    template = resources.files("toto.analysis").joinpath("report.html").read_text(encoding="utf-8")
-    record = content.record
-    return environment.from_string(template).render(
-        content=content,
-        run=record.folder,
-        summary=summary(record, content.loss_unit),
-        validation=validation_table(record),
-        probes=probe_table(record),
-        loss_sections=_loss_sections(content),
-        probe_section=_probe_section(record),
-        reconstructions=_reconstruction_sheet(content.reconstructions),
-        generated=record.generated,
-        samples=_samples(record.generated, record.generated_folder),
-    )
 
 
 def _loss_sections(content: ReportContent) -> list[Section]:
@@ -180,9 +174,7 @@ def _reconstruction_sheet(pictures: Reconstructions | None) -> dict[str, str] | 
         [f"{value:.1f} dB" for value in values],
         scale=pixel_scale(pictures.originals_NHWC.shape[1]),
     )
-    file = io.BytesIO()
-    Image.fromarray(image_HWC).save(file, format="PNG", optimize=True)
-    return {"image": _data_uri(file.getvalue(), ".png"), "psnr": f"{np.mean(values):.1f}"}
+    return {"image": png_uri(image_HWC), "psnr": f"{np.mean(values):.1f}"}
 
 
 def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
@@ -196,9 +188,4 @@ def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
 
 
 def _embed(path: Path) -> str:
-    return _data_uri(path.read_bytes(), path.suffix)
-
-
-def _data_uri(data: bytes, suffix: str) -> str:
-    kind = {".gif": "image/gif", ".png": "image/png"}[suffix]
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return data_uri(path.read_bytes(), path.suffix)

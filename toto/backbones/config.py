@@ -70,7 +70,7 @@ class LlamaConfig(BackboneConfig):
         if not isinstance(data, dict) or "preset" not in data:
             return data
         preset = data["preset"]
-        if preset not in LLAMA_PRESETS:
+        if not isinstance(preset, str) or preset not in LLAMA_PRESETS:
             guess = nearest(str(preset), list(LLAMA_PRESETS))
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ValueError(

@@ -12,7 +12,7 @@ import fsspec
 from toto.data.config import Paths, listed
 from toto.errors import DataError
 
-__all__ = ["expand", "filesystem", "is_remote", "place"]
+__all__ = ["expand", "filesystem", "is_remote", "place", "spelled_out"]
 
 
 def is_remote(address: str | Path) -> bool:
@@ -66,11 +66,19 @@ def expand(paths: Paths, root: str, stall_seconds: float) -> list[str]:
         DataError: a pattern matches nothing, or its place does not answer.
     """
     found: list[str] = []
-    for path in listed(paths):
-        for name in _braces(path):
-            address = place(root, name)
-            found += _matches(address, stall_seconds) if "*" in name else [address]
+    for name in spelled_out(paths):
+        address = place(root, name)
+        found += _matches(address, stall_seconds) if "*" in name else [address]
     return found
+
+
+def spelled_out(paths: Paths) -> list[str]:
+    """The paths with their ranges and choices written out; `*` stays.
+
+    Raises:
+        DataError: a brace without its other one.
+    """
+    return [name for path in listed(paths) for name in _braces(path)]
 
 
 def _braces(path: str) -> list[str]:

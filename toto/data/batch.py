@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 __all__ = ["Batch"]
 
@@ -23,6 +24,8 @@ class Batch:
         source_B: int64 index into the recipe's sources.
         position_B: int64 global position in the stream, which names the sample.
         label_B: int64 class of the first frame's sample, -1 without a label.
+        padding: it only repeats a sequence, so that all ranks run as many micro-batches, and has
+            no targets.
     """
 
     pixels_BTCHW: Tensor | None
@@ -31,6 +34,7 @@ class Batch:
     source_B: Tensor
     position_B: Tensor
     label_B: Tensor
+    padding: bool = False
 
     def __post_init__(self) -> None:
         if (self.pixels_BTCHW is None) == (self.codes_BTHW is None):
@@ -41,10 +45,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
 

@@ -173,6 +173,10 @@ class Dataset:
         """Class of sample i, or -1."""
         return int(self._store.column("label", i, i + 1)[0]) if self.classes else NO_LABEL
 
+    def labels(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        """Classes of the samples first to last-1, -1 without one."""
+        return self._store.column("label", first, last).astype(np.int64)
+
     def shard_of(self, i: int) -> int:
         """The number of the shard that holds sample i."""
         return int(np.searchsorted(self.shard_starts, i, side="right")) - 1

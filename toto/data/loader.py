@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +13,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from toto.data.batch import Batch
+from toto.data.ranks import micro_batches, share
 from toto.data.stream import DrawnSequence, SourceStream, Stream
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["collate", "evaluation_batches", "training_batches"]
+__all__ = ["BrokenUnit", "collate", "evaluation_batches", "training_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def training_batches(
     start_step: int,
     stop_step: int,
     max_broken: float = 0.01,
+    rank: int = 0,
+    world: int = 1,
+    on_broken: Callable[[BrokenUnit], None] = lambda broken: None,
 ) -> Iterator[list[Batch]]:
     """The batches of steps start_step to stop_step-1, each as a list of micro-batches.
 
@@ -66,18 +70,21 @@ def training_batches(
 
     Args:
         stream: of the mixture.
-        batch_sequences: B of a step.
+        batch_sequences: B of a step, of all ranks together.
         micro_batch: B of each micro-batch; the last of a step may be smaller.
         workers: processes that load ahead; 0 loads in this one.
         start_step: the first; a run resumes here.
         stop_step: one past the last.
         max_broken: share of undecodable units, counted from start_step, that stops the run.
+        rank: whose share of each step this is; see `toto.data.ranks`.
+        world: number of ranks. All have as many micro-batches; the last may be padding.
+        on_broken: told of every unit that was replaced, when its step is handed over.
 
     Raises:
         DataError: more units than that cannot be decoded, or the shards are damaged.
     """
     steps: DataLoader[_Step | DataError] = DataLoader(
-        _Steps(stream, batch_sequences, micro_batch),
+        _Steps(stream, batch_sequences, micro_batch, rank, world),
         batch_size=None,
         sampler=range(start_step, stop_step),
         num_workers=workers,
@@ -90,7 +97,9 @@ def training_batches(
     for step in steps:
         if isinstance(step, DataError):
             raise step
-        budget.count(step.drawn, step.broken)
+        for broken in step.broken:
+            on_broken(broken)
+        budget.count(step.drawn, [broken.what for broken in step.broken])
         yield step.micro_batches
 
 
@@ -124,36 +133,68 @@ def evaluation_batches(
 
 
 @dataclass(frozen=True)
+class BrokenUnit:
+    """A unit that could not be decoded and was replaced: in which step, of which source's number.
+
+    `what` is `dataset/key: reason`.
+    """
+
+    step: int
+    source: int
+    what: str
+
+
+@dataclass(frozen=True)
 class _Step:
     """What one step needs, and what was broken on the way."""
 
     micro_batches: list[Batch]
     drawn: int
-    broken: tuple[str, ...]
+    broken: tuple[BrokenUnit, ...]
 
 
 class _Steps(MapDataset[_Step | DataError]):
     """Step number → its batches. Errors are handed over as values, to be raised in one place."""
 
-    def __init__(self, stream: Stream, batch_sequences: int, micro_batch: int) -> None:
+    def __init__(
+        self, stream: Stream, batch_sequences: int, micro_batch: int, rank: int, world: int
+    ) -> None:
         self._stream = stream
         self._batch_sequences = batch_sequences
         self._micro_batch = micro_batch
+        self._rank = rank
+        self._world = world
 
     def __getitem__(self, step: int) -> _Step | DataError:
-        first = step * self._batch_sequences
+        positions = share(step, self._batch_sequences, rank=self._rank, world=self._world)
         try:
-            sequences = self._stream.sequences(range(first, first + self._batch_sequences))
+            sequences = self._stream.sequences(positions)
+            padding = self._padding(step, len(positions))
         except DataError as error:
             return error
         return _Step(
             micro_batches=[
                 collate(sequences[i : i + self._micro_batch])
                 for i in range(0, len(sequences), self._micro_batch)
-            ],
+            ]
+            + padding,
             drawn=sum(sequence.drawn for sequence in sequences),
-            broken=tuple(name for sequence in sequences for name in sequence.broken),
+            broken=tuple(
+                BrokenUnit(step, sequence.source, what)
+                for sequence in sequences
+                for what in sequence.broken
+            ),
         )
+
+
+    def _padding(self, step: int, sequences: int) -> list[Batch]:
+        """What this rank lacks of the micro-batches of others: the step's first sequence again."""
+        own = -(-sequences // self._micro_batch)
+        lacking = micro_batches(self._batch_sequences, self._micro_batch, world=self._world) - own
+        if not lacking:
+            return []
+        batch = collate(self._stream.sequences([step * self._batch_sequences]))
+        return [replace(batch, padding=True)] * lacking
 
 
 class _BrokenBudget:

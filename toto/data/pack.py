@@ -95,7 +95,7 @@ def pack_folder(
                     payload,
                     origin=_shown(path),
                     frames=frames,
-                    label=label_of.get(path.parts[0], NO_LABEL),
+                    label=label_of.get(_shown(path.parts[0]), NO_LABEL),
                 )
             progress(number + 1, len(found.files))
         if broken and not skip_broken:
@@ -141,8 +141,9 @@ def _find_files(src: Path) -> _Found:
                 ignored += 1
     if images and videos:
         raise DataError(
-            f"{src} holds {len(images)} pictures (such as {min(images)}) and {len(videos)} videos "
-            f"(such as {min(videos)}). Move them into two folders and pack them apart"
+            f"{src} holds {len(images)} pictures (such as {_shown(min(images))}) and "
+            f"{len(videos)} videos (such as {_shown(min(videos))}). Move them into two folders "
+            "and pack them apart"
         )
     if not images and not videos:
         known = " ".join(sorted(IMAGE_EXTENSIONS | VIDEO_EXTENSIONS))
@@ -154,9 +155,9 @@ def _find_files(src: Path) -> _Found:
     return _Found("images" if images else "videos", files, ignored)
 
 
-def _shown(path: Path) -> str:
-    """The path as text, also where its name is not valid UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def _shown(path: Path | str) -> str:
+    """The path as text, also where its name is not valid UTF-8: such bytes read `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _hash(path: Path) -> bytes:
@@ -167,7 +168,7 @@ def _classes(files: list[Path]) -> tuple[str, ...]:
     """The first-level folders; none where a file lies beside them."""
     if any(len(path.parts) == 1 for path in files):
         return ()
-    return tuple(sorted({path.parts[0] for path in files}))
+    return tuple(sorted({_shown(path.parts[0]) for path in files}))
 
 
 def _broken_message(src: Path, broken: list[SkippedFile]) -> str:

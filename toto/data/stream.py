@@ -8,6 +8,7 @@ There is no state: position 10**12 costs what position 0 costs, and a run resume
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["DrawnSequence", "DrawnUnits", "SourceStream", "Stream", "StreamSource"]
+__all__ = ["DrawnSequence", "DrawnUnits", "NamedUnit", "SourceStream", "Stream", "StreamSource"]
 
 Ints = npt.NDArray[np.int64]
 FrameArray = npt.NDArray[np.unsignedinteger[Any]]
@@ -82,6 +83,18 @@ class DrawnUnits:
     start_N: Ints
     crop_y_N: npt.NDArray[np.float64]
     crop_x_N: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NamedUnit:
+    """One unit of a position: its source's number, its sample, first frame and crop."""
+
+    position: int
+    source: int
+    sample: int
+    start: int
+    crop_y: float
+    crop_x: float
 
 
 @dataclass(frozen=True)
@@ -152,14 +165,28 @@ class SourceStream:
         Raises:
             DataError: too many units in a row cannot be decoded, or the shards are damaged.
         """
-        units = self._units_per_sequence
-        unit_N = np.array(numbers, dtype=np.int64)[:, None] * units + np.arange(units)
-        self.dataset.prefetch(self._upcoming(int(unit_N[-1, -1])))
-        read = self._read_units(unit_N.ravel())
+        unit_N = self.units_of(numbers)
+        self.dataset.prefetch(self._upcoming(int(unit_N[-1])))
+        read = self._read_units(unit_N)
         return [
-            _join([next(read) for _ in range(units)], self._is_image, source, position)
+            _join(
+                list(itertools.islice(read, self._units_per_sequence)),
+                self._is_image,
+                source,
+                position,
+            )
             for position in positions
         ]
+
+    def epochs(self, sequences: int) -> float:
+        """How often so many sequences go through the dataset."""
+        return sequences * self._units_per_sequence / self.num_units
+
+    def units_of(self, numbers: Sequence[int]) -> Ints:
+        """The places in the endless order of the units of these sequences, one after another."""
+        units = self._units_per_sequence
+        unit_N = np.array(numbers, dtype=np.int64)[:, None] * units + np.arange(units)
+        return unit_N.ravel()
 
     def draw(self, unit_N: Ints, attempt: int = 0) -> DrawnUnits:
         """Where these units of the endless order lie, and how they are cut. Nothing is read."""
@@ -242,6 +269,16 @@ class Stream:
             )
             for source in sources
         )
+
+    def units(self, positions: Sequence[int]) -> Iterator[NamedUnit]:
+        """The units that these positions are made of, in order. Nothing is read."""
+        source_B, number_B = self.mixture.locate(np.array(positions, dtype=np.int64))
+        for position, source, number in zip(
+            positions, source_B.tolist(), number_B.tolist(), strict=True
+        ):
+            drawn = self.sources[source].draw(self.sources[source].units_of([number]))
+            for values in zip(*(field.tolist() for field in vars(drawn).values()), strict=True):
+                yield NamedUnit(position, source, *values)
 
     def sequences(self, positions: Sequence[int]) -> list[DrawnSequence]:
         """What stands at these positions.

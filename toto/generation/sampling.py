@@ -45,6 +45,10 @@ def code_probabilities(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tenso
             "Generate from an earlier checkpoint"
         )
     logits_BK, codes_BK = logits_BK.sort(dim=-1, descending=True, stable=True)
+    if config.temperature == 0:
+        probs_BK = torch.zeros_like(logits_BK)
+        probs_BK[:, 0] = 1
+        return probs_BK, codes_BK
     # The largest is subtracted before the division: a tiny temperature then gives 0 and -inf.
     probs_BK = ((logits_BK - logits_BK[:, :1]) / config.temperature).softmax(-1)
     if config.top_k:

@@ -6,13 +6,13 @@ For now the loss is the next token's alone; probes beside it come with labelled 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toto.errors import UserError
 from toto.jobs.console import say
 from toto.jobs.train import run_training
-from toto.jobs.trained import import_all, resolve_run
+from toto.jobs.trained import import_all, newest_finetuning, on_any_machine, resolve_run
 from toto.recipe.overrides import apply_override
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import TrainRecipe
@@ -47,6 +47,8 @@ def start_finetuning(request: FinetuneRequest) -> None:
         UserError: no such run, or an argument that does not fit it.
     """
     import_all(request.imports)
+    if request.resume and request.run is None:
+        request = _resumed(request)
     trained = resolve_run(request.run)
     recipe = finetune_recipe(trained.recipe, str(trained.checkpoint), request)
     layout = recipe.layout
@@ -59,6 +61,14 @@ def start_finetuning(request: FinetuneRequest) -> None:
     run_training(recipe, resume=request.resume)
 
 
+def _resumed(request: FinetuneRequest) -> FinetuneRequest:
+    """A bare `--resume` means the newest fine-tuning, and RUN is what that one began from."""
+    newest = newest_finetuning()
+    say(f"going on with the newest fine-tuning: {newest.checkpoint}")
+    output = request.output or str(newest.run)
+    return replace(request, run=newest.recipe.init_from, output=output)
+
+
 def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequest) -> TrainRecipe:
     """The recipe of a fine-tuning: the trained one with what the request changes.
 
@@ -69,7 +79,8 @@ def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequ
         UserError: a resolution that the tokenizer does not have.
         RecipeError: the changed recipe is impossible.
     """
-    raw: dict[str, Any] = trained.model_dump(mode="json")
+    training = on_any_machine(trained.training)
+    raw: dict[str, Any] = trained.model_copy(update={"training": training}).model_dump(mode="json")
     old = trained.layout
     layout = _changed_layout(trained, request)
     raw["name"] = f"{trained.name}-finetune"

@@ -13,8 +13,9 @@ from toto.analysis.report import DataSource, Reconstructions, ReportContent, wri
 from toto.analysis.runs import read_run
 from toto.data.clips import read_clip
 from toto.jobs.console import say
+from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
-from toto.jobs.sources import open_dataset
+from toto.jobs.sources import named_stream, open_dataset
 from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
@@ -48,7 +49,7 @@ def start_report(run: str | None, *, imports: Sequence[str]) -> None:
         record=record,
         command=started["command"],
         recipe=dump_yaml(recipe.model_dump(mode="json")),
-        sources=_data_sources(recipe),
+        sources=_data_sources(found),
         reconstructions=_reconstructions(recipe, build_tokenizer(found)),
         loss_unit="nats/token" if recipe.tokenizer.output == "codes" else "squared error",
         facts={
@@ -87,11 +88,15 @@ def _started(found: FoundRun) -> dict[str, Any]:
     return started
 
 
-def _data_sources(recipe: TrainRecipe) -> list[DataSource]:
-    total = sum(source.weight for source in recipe.data.sources.values())
+def _data_sources(found: FoundRun) -> list[DataSource]:
+    """What each source holds, and what the run has drawn of it until its checkpoint."""
+    recipe = found.recipe
+    stream = named_stream(recipe)
+    sequences = found.meta.step * recipe.batch_sequences
+    drawn = realised_mixture(stream, sequences, FailureLog.read(found.run))
     rows = []
-    for name, source in recipe.data.sources.items():
-        train = open_dataset(source.path, root=recipe.data.root, cache=recipe.data.cache)
+    for draws, trained in zip(drawn, stream.sources, strict=True):
+        source = recipe.data.sources[draws.name]
         held_out = 0
         if source.validation is not None:
             held_out = open_dataset(
@@ -99,11 +104,14 @@ def _data_sources(recipe: TrainRecipe) -> list[DataSource]:
             ).num_samples
         rows.append(
             DataSource(
-                name=name,
-                path=train.path,
-                share=source.weight / total,
-                samples=train.num_samples,
+                name=draws.name,
+                path=trained.dataset.path,
+                samples=trained.dataset.num_samples,
                 validation_samples=held_out,
+                share=draws.share,
+                tokens=draws.sequences * recipe.layout.num_visual,
+                epochs=draws.epochs,
+                failures=draws.failures,
             )
         )
     return rows

@@ -10,7 +10,7 @@ from toto.data.addresses import expand, is_remote
 from toto.data.config import CacheConfig, listed
 from toto.data.index import Dataset
 from toto.data.samples import make_samples
-from toto.data.stream import StreamSource
+from toto.data.stream import Stream, StreamSource
 from toto.data.tokens import require_tokenizer, tokenize_dataset
 from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["Source", "open_dataset", "open_sources"]
+__all__ = ["Source", "named_stream", "open_dataset", "open_sources"]
 
 MAKERS = {"samples": make_samples}
 
@@ -92,6 +92,25 @@ def open_dataset(paths: Paths, *, root: str = ".", cache: CacheConfig | None = N
     places = expand(paths, root, cache.stall_seconds)
     datasets = [Dataset.open(place, cache) for place in places]
     return datasets[0] if len(datasets) == 1 else Dataset.join(datasets)
+
+
+def named_stream(recipe: Recipe) -> Stream:
+    """The stream of the datasets that a recipe names, as they are: nothing is made or tokenized.
+
+    Raises:
+        DataError: a dataset that is missing or does not fit the clip.
+    """
+    data = recipe.data
+    sources = [
+        StreamSource(
+            name,
+            open_dataset(source.path, root=data.root, cache=data.cache),
+            source.weight,
+            source.stride,
+        )
+        for name, source in data.sources.items()
+    ]
+    return Stream(sources, recipe.clip, recipe.seed)
 
 
 def _make_if_missing(recipe: Recipe) -> None:

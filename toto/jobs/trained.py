@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.registry import import_plugin
 from toto.training.checkpoint import (
+    FOLDER,
     CheckpointMeta,
     complete_checkpoints,
     find_checkpoint,
@@ -24,11 +25,21 @@ from toto.training.checkpoint import (
 from toto.training.machine import resolve_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from toto.tokenizers.base import Tokenizer
+    from toto.training.config import TrainingConfig
 
-__all__ = ["FoundRun", "Trained", "build_tokenizer", "import_all", "load_trained", "resolve_run"]
+__all__ = [
+    "FoundRun",
+    "Trained",
+    "build_tokenizer",
+    "import_all",
+    "load_trained",
+    "newest_finetuning",
+    "on_any_machine",
+    "resolve_run",
+]
 
 RUNS = Path("runs")
 NEXT_TOKEN_VERB = "train"
@@ -76,19 +87,32 @@ def resolve_run(run: str | None) -> FoundRun:
     Raises:
         CheckpointError: there is none, or it is none of a next-token run.
     """
-    checkpoint = find_checkpoint(Path(run)) if run is not None else _newest()
-    meta = read_meta(checkpoint)
-    if meta.recipe.get("verb") != NEXT_TOKEN_VERB:
-        raise CheckpointError(
-            f"{checkpoint} is of `verb: {meta.recipe.get('verb')}`, and a next-token run is "
-            "needed. Name one that `toto train` made"
-        )
-    raw = meta.recipe | {"imports": []}
-    recipe = check_recipe(raw, f"the recipe in {checkpoint}")
-    assert isinstance(recipe, TrainRecipe)
     if run is None:
-        say(f"taking the newest next-token checkpoint: {checkpoint}")
-    return FoundRun(checkpoint, meta, recipe)
+        newest = _newest(lambda raw: True)
+        if newest is None:
+            raise CheckpointError(
+                f"no complete next-token checkpoint under {RUNS}/. Train one "
+                "(`toto train recipes/quickstart.yaml`), or name a run"
+            )
+        say(f"taking the newest next-token checkpoint: {newest.checkpoint}")
+        return newest
+    checkpoint = find_checkpoint(Path(run))
+    return _described(checkpoint, read_meta(checkpoint))
+
+
+def newest_finetuning() -> FoundRun:
+    """The newest of the runs that began from another run's weights.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    newest = _newest(lambda raw: raw.get("init_from") is not None)
+    if newest is None:
+        raise CheckpointError(
+            f"--resume: no fine-tuning under {RUNS}/ has a complete checkpoint. Name the run that "
+            "it began from, `toto finetune RUN --resume`, or begin one without --resume"
+        )
+    return newest
 
 
 def load_trained(found: FoundRun) -> Trained:
@@ -97,10 +121,7 @@ def load_trained(found: FoundRun) -> Trained:
     Raises:
         CheckpointError: broken files, other weights, or another tokenizer than it was trained with.
     """
-    settings = found.recipe.training.model_copy(update={"device": "auto"})
-    if settings.precision == "bf16":
-        settings = settings.model_copy(update={"precision": "auto"})
-    settings, _ = resolve_machine(settings)
+    settings, _ = resolve_machine(on_any_machine(found.recipe.training))
     assert settings.precision != "auto"
     device = torch.device(settings.device)
     tokenizer = build_tokenizer(found)
@@ -109,6 +130,12 @@ def load_trained(found: FoundRun) -> Trained:
     model.to(device).eval()
     tokenizer.to(device).eval()
     return Trained(found, model, tokenizer, device, settings.precision)
+
+
+def on_any_machine(training: TrainingConfig) -> TrainingConfig:
+    """The settings of a run that go with it to another machine: not its device, nor its bf16."""
+    precision = "auto" if training.precision == "bf16" else training.precision
+    return training.model_copy(update={"device": "auto", "precision": precision})
 
 
 def build_tokenizer(found: FoundRun) -> Tokenizer:
@@ -128,16 +155,28 @@ def build_tokenizer(found: FoundRun) -> Tokenizer:
     return tokenizer
 
 
-def _newest() -> Path:
-    found = [
-        checkpoint
-        for run in RUNS.glob("*")
-        for checkpoint in complete_checkpoints(run / "checkpoints")[-1:]
-        if read_meta(checkpoint).recipe.get("verb") == NEXT_TOKEN_VERB
-    ]
-    if not found:
+def _described(checkpoint: Path, meta: CheckpointMeta) -> FoundRun:
+    if meta.recipe.get("verb") != NEXT_TOKEN_VERB:
         raise CheckpointError(
-            f"no complete next-token checkpoint under {RUNS}/. Train one "
-            "(`toto train recipes/quickstart.yaml`), or name a run"
+            f"{checkpoint} is of `verb: {meta.recipe.get('verb')}`, and a next-token run is "
+            "needed. Name one that `toto train` made"
         )
-    return max(found, key=lambda checkpoint: checkpoint.stat().st_mtime)
+    raw = meta.recipe | {"imports": []}
+    recipe = check_recipe(raw, f"the recipe in {checkpoint}")
+    assert isinstance(recipe, TrainRecipe)
+    return FoundRun(checkpoint, meta, recipe)
+
+
+def _newest(wanted: Callable[[dict[str, Any]], bool]) -> FoundRun | None:
+    """The newest checkpoint of a next-token run with a wanted recipe; says which are broken."""
+    runs = [complete_checkpoints(run / FOLDER) for run in RUNS.glob("*")]
+    runs = sorted(filter(None, runs), key=lambda run: run[-1].stat().st_mtime, reverse=True)
+    for checkpoint in (checkpoint for run in runs for checkpoint in reversed(run)):
+        try:
+            meta = read_meta(checkpoint)
+        except CheckpointError as error:
+            say(f"left out: {error}")
+            continue
+        if meta.recipe.get("verb") == NEXT_TOKEN_VERB and wanted(meta.recipe):
+            return _described(checkpoint, meta)
+    return None

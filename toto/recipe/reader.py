@@ -41,12 +41,22 @@ def shipped_recipes() -> Path:
 def find_recipe(name: str) -> Path:
     """The file that `recipes/x.yaml`, `x.yaml` or `x` means: yours first, then the shipped one.
 
+    A path into any other folder means that file alone.
+
     Raises:
         UserError: there is none; the message names the nearest.
     """
     given = Path(name)
-    shipped = shipped_recipes() / given.with_suffix(".yaml").name
-    for path in (given, given.with_suffix(".yaml"), shipped):
+    if not given.name:
+        raise UserError(
+            f"no recipe {name!r}: that is a folder. Name a YAML file in it, or a shipped recipe "
+            "(`toto list recipes`)"
+        )
+    file = given if given.suffix == ".yaml" else given.with_name(f"{given.name}.yaml")
+    candidates = [given, file]
+    if given.parent in (Path(), Path("recipes")):
+        candidates.append(shipped_recipes() / file.name)
+    for path in candidates:
         if path.is_file():
             return path
     stems = [listed.path.stem for listed in list_recipes()]
@@ -91,8 +101,8 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     raw.setdefault("name", path.stem)
     raw.setdefault("output", f"runs/{raw['name']}")
     raw["imports"] = [
-        str((path.parent / entry).resolve()) if str(entry).endswith(".py") else entry
-        for entry in raw.get("imports") or []
+        str((path.parent / entry).resolve()) if entry.endswith(".py") else entry
+        for entry in _imports(raw, str(path))
     ]
     return check_recipe(raw, str(path))
 
@@ -109,12 +119,12 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
         RecipeError: its mistakes, all of them.
     """
     verb = raw.get("verb")
-    if verb not in SCHEMAS:
+    if not isinstance(verb, str) or verb not in SCHEMAS:
         what = "missing" if verb is None else f"unknown verb {verb!r}"
         problem = Problem("verb", what, f"Write one of {', '.join(SCHEMAS)}")
         raise RecipeError(where, [problem])
-    for reference in raw.get("imports") or []:
-        import_plugin(str(reference), Path.cwd())
+    for reference in _imports(raw, where):
+        import_plugin(reference, Path.cwd())
     schema = SCHEMAS[verb]
     try:
         recipe = schema.model_validate(raw)
@@ -139,6 +149,22 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _imports(raw: dict[str, Any], where: str) -> list[str]:
+    """The plug-ins of a recipe; judged before the rest, which may be of their making."""
+    listed = raw.get("imports")
+    if listed is None:
+        return []
+    if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
+        example = listed if isinstance(listed, str) else "mine.py"
+        problem = Problem(
+            "imports",
+            f"{listed!r} is no list of modules and .py files",
+            f"Write imports: [{example}]",
+        )
+        raise RecipeError(where, [problem])
+    return listed
 
 
 def _read_with_base(path: Path) -> dict[str, Any]:

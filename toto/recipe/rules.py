@@ -6,12 +6,16 @@ so that one reading of a recipe reports every mistake that can be seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from toto.data.config import listed
+from toto.data.addresses import is_remote, place, spelled_out
+from toto.data.config import Paths
 from toto.errors import Problem
-from toto.recipe.schemas import Recipe, TrainRecipe
+from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
+from toto.tasks.config import DvaeTaskConfig
+from toto.tokenizers.config import DvaeConfig
 
 __all__ = ["broken_rules"]
 
@@ -28,15 +32,23 @@ def broken_rules(recipe: Recipe, unsound: set[str]) -> list[Problem]:
         recipe: may lack the sections named in `unsound`.
         unsound: top-level sections that did not validate.
     """
-    problems: list[Problem] = []
-    for sections, rule in _RULES:
-        if not unsound & set(sections):
-            problems += rule(recipe)
+    problems = _broken(_RULES, recipe, unsound)
     if isinstance(recipe, TrainRecipe):
-        for sections, train_rule in _TRAIN_RULES:
-            if not unsound & set(sections):
-                problems += train_rule(recipe)
+        problems += _broken(_TRAIN_RULES, recipe, unsound)
+    if isinstance(recipe, TokenizerRecipe):
+        problems += _broken(_TOKENIZER_RULES, recipe, unsound)
     return problems
+
+
+def _broken(
+    rules: Sequence[tuple[tuple[str, ...], Rule[R]]], recipe: R, unsound: set[str]
+) -> list[Problem]:
+    return [
+        problem
+        for sections, rule in rules
+        if not unsound & set(sections)
+        for problem in rule(recipe)
+    ]
 
 
 def _grid_fits(recipe: Recipe) -> Iterator[Problem]:
@@ -88,15 +100,20 @@ def _task_is_of_verb(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _datasets_differ(recipe: Recipe) -> Iterator[Problem]:
+    def places(paths: Paths) -> list[str]:
+        found = [place(recipe.data.root, name) for name in spelled_out(paths)]
+        return [name if is_remote(name) else os.path.abspath(name) for name in found]
+
     trained = {
-        path: name for name, source in recipe.data.sources.items() for path in listed(source.path)
+        path: name for name, source in recipe.data.sources.items() for path in places(source.path)
     }
     for name, source in recipe.data.sources.items():
-        for path in listed(source.validation or ()):
+        held_out = source.validation or ()
+        for path, named in zip(places(held_out), spelled_out(held_out), strict=True):
             if path in trained:
                 yield Problem(
                     f"data.sources.{name}.validation",
-                    f"{path} is also trained on, by source {trained[path]}",
+                    f"{named} is also trained on, by source {trained[path]}",
                     "Hold out another dataset",
                 )
 
@@ -125,6 +142,16 @@ def _tokens_can_be_stored(recipe: TrainRecipe) -> Iterator[Problem]:
         )
 
 
+def _task_trains_tokenizer(recipe: TokenizerRecipe) -> Iterator[Problem]:
+    if isinstance(recipe.task, DvaeTaskConfig) and not isinstance(recipe.tokenizer, DvaeConfig):
+        yield Problem(
+            "tokenizer.name",
+            f"task {recipe.task.registered_name} trains tokenizer dvae, not "
+            f"{recipe.tokenizer.registered_name}",
+            "Write tokenizer: {name: dvae, ...}",
+        )
+
+
 _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("tokenizer", "clip"), _grid_fits),
     (("tokenizer", "clip", "training"), _batch_fits),
@@ -135,4 +162,7 @@ _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
 _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
     (("tokenizer",), _weights_are_named),
     (("tokenizer", "data"), _tokens_can_be_stored),
+]
+_TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [
+    (("tokenizer", "task"), _task_trains_tokenizer),
 ]

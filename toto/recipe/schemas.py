@@ -25,7 +25,7 @@ class Recipe(Config):
     title: str = Field("", description="one line for `toto list recipes`")
     output: str = Field(description="the run directory; runs/NAME unless it is given")
     imports: tuple[str, ...] = Field((), description="modules or .py files that register plug-ins")
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, lt=2**63)
     tokenizer: Annotated[TokenizerConfig, TOKENIZERS]
     task: Annotated[TaskConfig, TASKS]
     clip: ClipConfig = ClipConfig()

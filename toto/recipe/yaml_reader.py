@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} cannot be a key; a key is one word",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.MarkedYAMLError(
@@ -60,13 +66,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: unreadable, not YAML, a duplicate key, or not a mapping.
     """
     try:
-        value = _load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [Problem("(file)", str(error), "Check the path")]) from error
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "(file)"
-        problem = Problem(where, str(error.problem), "Mend the YAML there")
-        raise RecipeError(str(path), [problem]) from error
+    try:
+        value = _load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(str(path), [_yaml_problem(error, text)]) from error
     if not isinstance(value, dict):
         found = "nothing" if value is None else f"a {type(value).__name__}"
         problem = Problem("(file)", f"holds {found}, not a mapping", "Write `key: value` lines")
@@ -89,7 +95,21 @@ def dump_yaml(value: dict[str, Any]) -> str:
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except ValueError as error:  # `!!int x`, or thousands of digits
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _yaml_problem(error: yaml.YAMLError, text: str) -> Problem:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        what = f"the character {chr(error.character)!r} may not stand in YAML"
+        return Problem(f"line {line}", what, "Remove it, or write it as an escape in quotes")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        where = f"line {error.problem_mark.line + 1}"
+        return Problem(where, str(error.problem), "Mend the YAML there")
+    return Problem("(file)", str(error), "Mend the YAML")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -65,8 +65,8 @@ class DvaeTask(Task[Batch]):
         self.kl_weight = cosine(0.0, config.kl_weight, step / config.kl_warmup_steps)
 
     def num_targets(self, batch: Batch) -> int:
-        """Values, three a pixel."""
-        return _pixels(batch).numel()
+        """Values, three a pixel; padding has none."""
+        return 0 if batch.padding else _pixels(batch).numel()
 
     def param_roles(self) -> dict[str, ParamRole]:
         """The codes' vectors are `embed`, the two last convolutions `readout`, others `hidden`."""

@@ -65,7 +65,9 @@ class NextTokenTask(Task["Batch"]):
         )
 
     def num_targets(self, batch: Batch) -> int:
-        """Targets of all sequences: T·H·W each, and the end for codes."""
+        """Targets of all sequences: T·H·W each, and the end for codes; padding has none."""
+        if batch.padding:
+            return 0
         config = self.tokenizer.config
         frames = batch.frames()
         size = frames.shape[2:4]

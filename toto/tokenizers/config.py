@@ -86,11 +86,11 @@ class DvaeConfig(TokenizerConfig):
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, weights: str | None) -> str | None:
-        if weights is None or re.fullmatch(r"toto:.+|random:\d+|.+\.safetensors", weights):
+        if weights is None or re.fullmatch(r"toto:.+|random:\d{1,18}|.+\.safetensors", weights):
             return weights
         raise ValueError(
-            f"{weights!r} names no weights; write toto:NAME, random:SEED or the path of a "
-            ".safetensors file"
+            f"{weights!r} names no weights; write toto:NAME, random:SEED (up to 18 digits) or the "
+            "path of a .safetensors file"
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -10,12 +10,14 @@ from toto.registry import Config
 
 __all__ = ["OptimizerConfig", "ScheduleConfig", "TrainingConfig"]
 
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2017); no decay on norms, biases and embeddings."""
 
     lr: PositiveFloat = Field(3e-4, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     grad_clip: PositiveFloat = Field(1.0, description="largest norm of the whole gradient")

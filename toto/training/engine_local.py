@@ -72,7 +72,8 @@ class LocalEngine(Generic[B]):
             loss = output.loss * (count / sum(counts))
             loss.backward()
             losses.append(loss.detach())
-            metrics.append(output.metrics)
+            if count:
+                metrics.append(output.metrics)
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         norm = get_total_norm(grads)
         *loss_parts, grad_norm = torch.stack([*losses, norm]).tolist()

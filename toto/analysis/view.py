@@ -1,0 +1,68 @@
+"""A page of a dataset's samples: what a person should see before a month of GPU is spent on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from toto.analysis.page import png_uri, write_page
+from toto.generation.media import pixel_scale, sheet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ViewContent", "ViewedSample", "write_view"]
+
+
+@dataclass(frozen=True)
+class ViewedSample:
+    """One sample.
+
+    Attributes:
+        title: its file, label and what was cut out of it.
+        frames_THWC: uint8 RGB, after crop and stride.
+        frame_names: one above each frame.
+    """
+
+    title: str
+    frames_THWC: NDArray[np.uint8]
+    frame_names: list[str]
+
+
+@dataclass(frozen=True)
+class ViewContent:
+    """All that the page shows.
+
+    Attributes:
+        name: of the dataset.
+        facts: sizes worth reading first.
+        caption: how the samples were cut, and what the frames are.
+        samples: in the order of the dataset.
+        classes: name → number of samples; empty without labels.
+    """
+
+    name: str
+    facts: dict[str, str]
+    caption: str
+    samples: list[ViewedSample]
+    classes: dict[str, int] = field(default_factory=dict)
+
+
+def write_view(out: Path, content: ViewContent) -> None:
+    """Write the page to `out`.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    samples = [
+        {"title": sample.title, "image": png_uri(_strip(sample))} for sample in content.samples
+    ]
+    write_page(out, "view.html", {"content": content, "samples": samples})
+
+
+def _strip(sample: ViewedSample) -> NDArray[np.uint8]:
+    scale = pixel_scale(sample.frames_THWC.shape[1], target=96)
+    return sheet({"": sample.frames_THWC}, sample.frame_names, scale=scale)

@@ -12,6 +12,9 @@ from toto.cli.options import RecipeArgument, SetOption
 __all__ = ["add_to"]
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="a packed dataset")]
+AddressArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="a packed dataset: a folder, or its address")
+]
 FramesOption = Annotated[int, typer.Option(min=1, help="T, the frames of a clip")]
 StrideOption = Annotated[int, typer.Option(min=1, help="every stride-th frame")]
 
@@ -47,7 +50,9 @@ def pack(
 
 
 def tokenize(
-    dataset: Annotated[Path, typer.Argument(metavar="SHARDS", help="a packed dataset")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="a packed dataset: a folder, or its address")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the token shards' folder, made here")],
     recipe: Annotated[
         str, typer.Option(help="the recipe whose tokenizer and resolution are taken")
@@ -103,7 +108,7 @@ def stream(
 
 
 def view(
-    dataset: DatasetArgument,
+    dataset: AddressArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT.html")],
     frames: FramesOption = 16,
     stride: StrideOption = 4,

@@ -81,7 +81,7 @@ def test_excluded_samples_leave_the_stream_and_are_passed_over(pictures):
     places = stream.draw(np.arange(3 * 50))
     for epoch in places.sample_N.reshape(-1, 3).tolist():
         assert sorted(epoch) == [0, 1, 3]
-    lines = (pictures.path / "excluded.jsonl").read_text().splitlines()
+    lines = (pictures.folder / "excluded.jsonl").read_text().splitlines()
     assert [json.loads(line)["ailment"] for line in lines] == [
         "undecodable", "duplicate", "unlabelled",
     ]  # fmt: skip

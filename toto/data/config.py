@@ -8,7 +8,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from toto.registry import Config
 
-__all__ = ["ClipConfig", "DataConfig", "SourceConfig"]
+__all__ = ["CacheConfig", "ClipConfig", "DataConfig", "Paths", "SourceConfig", "listed"]
+
+Paths = str | tuple[str, ...]
+"""One dataset, or several that are joined in this order."""
+
+
+def listed(paths: Paths) -> tuple[str, ...]:
+    """The paths as they are written, patterns and all."""
+    return (paths,) if isinstance(paths, str) else paths
 
 
 class ClipConfig(Config):
@@ -27,16 +35,35 @@ class ClipConfig(Config):
 class SourceConfig(Config):
     """One dataset of the mixture."""
 
-    path: str = Field(description="a packed dataset, relative to data.root")
-    validation: str | None = Field(None, description="the held-out dataset, never trained on")
+    path: Paths = Field(
+        description="a packed dataset, relative to data.root: a folder or an address such as "
+        "s3://bucket/it; several, joined in this order: a list, part-{00..03}, part-*"
+    )
+    validation: Paths | None = Field(None, description="the held-out dataset, never trained on")
     weight: PositiveFloat = Field(1.0, description="share of the sequences of every batch")
     stride: PositiveInt | None = Field(None, description="instead of clip.stride")
+
+
+class CacheConfig(Config):
+    """Where the shards of remote datasets are kept, and how they are fetched."""
+
+    folder: str = Field("~/.cache/toto/shards", description="may serve many runs at once")
+    max_gb: PositiveFloat = Field(
+        100.0, description="of the whole folder; shards not used for longest make room"
+    )
+    ahead: NonNegativeInt = Field(
+        2, description="shards that a process fetches at once before they are needed"
+    )
+    retries: NonNegativeInt = Field(5, description="of a fetch that failed, with growing pauses")
+    stall_seconds: PositiveFloat = Field(
+        30.0, description="a fetch that brings nothing for so long has failed"
+    )
 
 
 class DataConfig(Config):
     """The mixture and how it is read."""
 
-    root: str = Field("data", description="folder of the datasets")
+    root: str = Field("data", description="folder of the datasets, or its address")
     make: Literal["samples"] | None = Field(
         None, description="`samples`: make these datasets where root lacks a source's"
     )
@@ -45,6 +72,7 @@ class DataConfig(Config):
         description="tokenize pictures in the run, or once before it into token shards under root",
     )
     sources: dict[str, SourceConfig] = Field(min_length=1)
+    cache: CacheConfig = Field(CacheConfig(), description="of remote datasets")
     workers: NonNegativeInt = Field(0, description="loader processes; the order does not depend")
     max_broken: NonNegativeFloat = Field(
         0.01, le=1.0, description="share of undecodable units that stops the run"

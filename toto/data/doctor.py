@@ -116,7 +116,7 @@ def exclude(dataset: Dataset, findings: Iterable[Finding]) -> int:
     Raises:
         RunError: the disk is full or refuses.
     """
-    path = dataset.path / EXCLUDED_FILE
+    path = dataset.folder / EXCLUDED_FILE
     lines: dict[int, str] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -163,7 +163,7 @@ def _examine_shard(job: tuple[Dataset, int, int]) -> _ShardReport:
 
 def _changed(dataset: Dataset, shard: int) -> str | None:
     entry = dataset.manifest.shards[shard]
-    path = dataset.path / entry.name
+    path = dataset.folder / entry.name
     if not path.is_file():
         return f"{entry.name} is missing"
     if path.stat().st_size != entry.bytes:

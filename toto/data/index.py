@@ -11,8 +11,6 @@ as fast as one of ten, and no process holds its index.
 
 from __future__ import annotations
 
-import json
-import mmap
 import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -22,27 +20,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.manifest import Form, Kind, Manifest, TokenInfo, read_manifest
+from toto.data.addresses import is_remote
+from toto.data.cache import CachedStore
+from toto.data.config import CacheConfig
+from toto.data.store import (
+    COLUMNS,
+    EXCLUDED_FILE,
+    ORIGINS_FILE,
+    JoinedStore,
+    LocalStore,
+    Store,
+    column_file,
+)
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from toto.data.manifest import Form, Kind, Manifest, TokenInfo
 
 __all__ = ["COLUMNS", "EXCLUDED_FILE", "NO_LABEL", "ORIGINS_FILE", "Dataset", "column_file"]
 
-COLUMNS: dict[str, str] = {"offset": "<u8", "size": "<u8", "frames": "<u4", "label": "<i4"}
-"""Name and dtype. `offset` is that of the payload inside its tar, just behind the member's header."""
-ORIGINS_FILE = "files.jsonl"
-EXCLUDED_FILE = "excluded.jsonl"
 NO_LABEL = -1
 # Reads stay within the windows of the order, 16 shards a source.
 KEPT_SHARDS = 48
-
-
-def column_file(name: str) -> str:
-    """The file of a column, such as `offset.u64`."""
-    kind, size = COLUMNS[name][1], int(COLUMNS[name][2])
-    return f"{name}.{kind}{size * 8}"
 
 
 @dataclass(frozen=True)
@@ -53,52 +54,77 @@ class _Shard:
     offsets: npt.NDArray[np.integer[Any]]
     sizes: npt.NDArray[np.integer[Any]]
 
+    def header(self, place: int) -> tarfile.TarInfo:
+        """Of a sample's member in the tar."""
+        start = int(self.offsets[place]) - tarfile.BLOCKSIZE
+        header = bytes(self.content[start : start + tarfile.BLOCKSIZE])
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+
 
 class Dataset:
-    """A packed dataset, opened for reading. Pickles as its path, so workers open their own.
+    """A packed dataset, opened for reading. Pickles as where it lies; workers open their own.
+
+    Args:
+        store: its files.
 
     Attributes:
-        path: the folder.
+        path: where it lies, for messages: a folder, an address, or several joined by ` + `.
         manifest: its description.
         shard_starts: int64 S+1; samples of shard s are shard_starts[s] to shard_starts[s+1].
         excluded: int64, sorted: samples that a stream leaves out.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, excluded: npt.NDArray[np.int64]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.excluded = excluded
-        counts = [shard.samples for shard in manifest.shards]
+    def __init__(self, store: Store) -> None:
+        self.path = store.address
+        self.manifest: Manifest = store.manifest
+        self.excluded = store.excluded
+        counts = [shard.samples for shard in store.manifest.shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._store = store
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
 
     @classmethod
-    def open(cls, path: str | Path) -> Dataset:
-        """Open the dataset in the folder `path`.
+    def open(cls, path: str | Path, cache: CacheConfig | None = None) -> Dataset:
+        """Open the dataset in the folder or at the address `path`.
+
+        Args:
+            path: a folder, or an address with a scheme, such as `s3://bucket/dataset`.
+            cache: of remote shards; the default one where this is None.
 
         Raises:
             DataError: it is missing, half-written, of an unknown version, or damaged.
         """
-        folder = Path(path)
-        manifest = read_manifest(folder)
-        samples = sum(shard.samples for shard in manifest.shards)
-        for name, dtype in COLUMNS.items():
-            file = folder / column_file(name)
-            size = file.stat().st_size if file.is_file() else 0
-            if size != samples * np.dtype(dtype).itemsize:
-                raise DataError(
-                    f"{file} does not hold the {samples} samples of the manifest. "
-                    "Pack the dataset again"
-                )
-        return cls(folder, manifest, _read_excluded(folder, samples))
+        if is_remote(path):
+            return cls(CachedStore(str(path), cache or CacheConfig()))
+        return cls(LocalStore(Path(path)))
 
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Dataset.open, (self.path,)
+    @classmethod
+    def join(cls, datasets: Sequence[Dataset]) -> Dataset:
+        """Several datasets as one, in this order.
+
+        Raises:
+            DataError: they differ in kind, form, classes or tokenizer.
+        """
+        return cls(JoinedStore([dataset._store for dataset in datasets]))
+
+    def __reduce__(self) -> tuple[object, tuple[Store]]:
+        return Dataset, (self._store,)
+
+    @property
+    def folder(self) -> Path:
+        """The folder, where the dataset is one on this machine, for what writes into it.
+
+        Raises:
+            DataError: it is remote, or several.
+        """
+        if not isinstance(self._store, LocalStore):
+            raise DataError(f"{self.path} is no single folder of this machine. Give such a folder")
+        return self._store.folder
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.resolve().name
+        """The folder's name; for joined ones, the first's and how many more."""
+        return self._store.name
 
     @property
     def kind(self) -> Kind:
@@ -135,21 +161,21 @@ class Dataset:
 
     def frames(self, i: int) -> int:
         """Frames of sample i; 1 for a picture."""
-        return int(self._column("frames", i, i + 1)[0])
+        return int(self._store.column("frames", i, i + 1)[0])
 
     def frame_counts(self, first: int, last: int) -> npt.NDArray[np.int64]:
         """Frames of the samples first to last-1; 1 for pictures."""
         if self.kind == "images":
             return np.ones(last - first, dtype=np.int64)
-        return self._column("frames", first, last).astype(np.int64)
+        return self._store.column("frames", first, last).astype(np.int64)
 
     def label(self, i: int) -> int:
         """Class of sample i, or -1."""
-        return int(self._column("label", i, i + 1)[0]) if self.classes else NO_LABEL
+        return int(self._store.column("label", i, i + 1)[0]) if self.classes else NO_LABEL
 
     def labels(self, first: int, last: int) -> npt.NDArray[np.int64]:
         """Classes of the samples first to last-1, -1 without one."""
-        return self._column("label", first, last).astype(np.int64)
+        return self._store.column("label", first, last).astype(np.int64)
 
     def shard_of(self, i: int) -> int:
         """The number of the shard that holds sample i."""
@@ -158,9 +184,7 @@ class Dataset:
     def key(self, i: int) -> str:
         """The WebDataset key of sample i, read from its header in the tar."""
         shard, place = self._locate(i)
-        start = int(shard.offsets[place]) - tarfile.BLOCKSIZE
-        header = bytes(shard.content[start : start + tarfile.BLOCKSIZE])
-        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name.split(".")[0]
+        return shard.header(place).name.split(".")[0]
 
     def origins(self) -> Iterator[str]:
         """The path of each sample's original file, relative to the folder that was packed.
@@ -168,19 +192,14 @@ class Dataset:
         Raises:
             DataError: the list is missing.
         """
-        path = self.path / ORIGINS_FILE
-        if not path.is_file():
-            raise DataError(f"{path} is missing. Pack the dataset again")
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
+        return self._store.origins()
 
     def origin(self, i: int) -> str:
         """The path of one original; reads the list up to there, so for messages only."""
         for number, origin in enumerate(self.origins()):
             if number == i:
                 return origin
-        raise DataError(f"{self.path / ORIGINS_FILE} ends before sample {i}. Pack it again")
+        raise DataError(f"{self.path}: {ORIGINS_FILE} ends before sample {i}. Pack it again")
 
     def read(self, i: int) -> memoryview:
         """The bytes of sample i: the encoded file, or the .npy of its tokens. Nothing is copied.
@@ -218,48 +237,37 @@ class Dataset:
         shard = self._shards.get(number)
         if shard is None:
             first, last = self.shard_starts[number : number + 2].tolist()
-            shard = self._shards[number] = _Shard(
-                self._map(number),
-                self._column("offset", first, last),
-                self._column("size", first, last),
+            shard = _Shard(
+                self._store.map_shard(number),
+                self._store.column("offset", first, last),
+                self._store.column("size", first, last),
             )
-            if len(self._shards) > KEPT_SHARDS:
-                self._shards.popitem(last=False)
+            self._require_index_of(number, shard)
+            self._shards[number] = shard
+            self._forget_shards()
         else:
             self._shards.move_to_end(number)
         return shard, i - int(self.shard_starts[number])
 
-    def _column(self, name: str, first: int, last: int) -> npt.NDArray[np.integer[Any]]:
-        dtype: np.dtype[np.integer[Any]] = np.dtype(COLUMNS[name])
-        return np.fromfile(
-            self.path / column_file(name), dtype, count=last - first, offset=first * dtype.itemsize
-        )
-
-    def _map(self, shard: int) -> memoryview:
-        entry = self.manifest.shards[shard]
-        path = self.path / entry.name
+    def _require_index_of(self, number: int, shard: _Shard) -> None:
+        """The columns have no checksum; that the last sample is where they say shows a mix-up."""
         try:
-            with path.open("rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}. Pack the dataset again") from error
-        if len(mapped) != entry.bytes:
+            found = shard.header(-1).size == int(shard.sizes[-1])
+        except tarfile.HeaderError:
+            found = False
+        if not found:
             raise DataError(
-                f"{path} has {len(mapped)} bytes, and the manifest says {entry.bytes}. "
-                "Copy it again, or pack the dataset again"
+                f"{self.path}: {self.manifest.shards[number].name} and the index beside it are of "
+                "different packings. Copy the whole dataset again, or pack it again"
             )
-        return mapped
 
+    def _forget_shards(self) -> None:
+        """Unmap what was used long ago, and what a cache has removed, whose space it counts on."""
+        for number in [kept for kept in self._shards if self._store.is_dropped(kept)]:
+            del self._shards[number]
+        while len(self._shards) > KEPT_SHARDS:
+            self._shards.popitem(last=False)
 
-def _read_excluded(folder: Path, samples: int) -> npt.NDArray[np.int64]:
-    path = folder / EXCLUDED_FILE
-    if not path.is_file():
-        return np.empty(0, dtype=np.int64)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        excluded = np.unique(np.array([json.loads(line)["sample"] for line in lines], np.int64))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}. Remove it: toto doctor --fix") from error
-    if len(excluded) and not 0 <= excluded[0] <= excluded[-1] < samples:
-        raise DataError(f"{path} names samples that are not there. Write it anew: toto doctor --fix")
-    return excluded
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Say which shards will be read soon, in this order: remote ones are fetched meanwhile."""
+        self._store.prefetch(shards)

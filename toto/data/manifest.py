@@ -26,6 +26,7 @@ __all__ = [
     "ShardEntry",
     "SkippedFile",
     "TokenInfo",
+    "parse_manifest",
     "read_manifest",
 ]
 
@@ -76,6 +77,11 @@ class Manifest(Config):
     )
     skipped: tuple[SkippedFile, ...] = ()
 
+    @property
+    def num_samples(self) -> int:
+        """Pictures or videos in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
     def fingerprint(self) -> str:
         """A hash of what the samples are: kind, form, labels and the bytes of every shard."""
         content = self.model_dump(mode="json", include={"kind", "form", "classes", "tokens"})
@@ -97,8 +103,17 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no packed dataset, or one whose packing did not finish: it has no "
             f"{MANIFEST_FILE}. Pack the pictures or videos into another folder: toto pack SRC OUT"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, path: str) -> Manifest:
+    """The manifest in these bytes; `path` names them in messages.
+
+    Raises:
+        DataError: they are of another version, or damaged.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(content)
         version = data.get("format_version")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}. Pack the dataset again") from error

@@ -7,6 +7,7 @@ is computed for many indices at once; an index costs less than a microsecond the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +27,7 @@ __all__ = ["Draws", "InOrder", "Sampler", "Shuffled", "permute"]
 WINDOW_SHARDS = 16
 MAX_ATTEMPTS = 8
 ROUNDS = 24
+PIECE = 1024
 
 Ints = npt.NDArray[np.int64]
 Fractions = npt.NDArray[np.float64]
@@ -79,6 +81,10 @@ class Sampler(ABC):
             attempt: 1 and on replace the unit at a place by another one.
         """
 
+    @abstractmethod
+    def upcoming(self, number: int) -> list[int]:
+        """The shards to have at hand at this place of the order, the most urgent first."""
+
 
 class InOrder(Sampler):
     """For evaluation: units as they stand, clips at the start of their slot, centre crops."""
@@ -90,6 +96,11 @@ class InOrder(Sampler):
         shard_N, unit_N = _place(self._ends_S, numbers_N % self.num_units)
         centre_N = np.full(len(numbers_N), CENTRE)
         return Draws(shard_N, unit_N, np.zeros(len(numbers_N)), centre_N, centre_N)
+
+    def upcoming(self, number: int) -> list[int]:
+        """The shard of this unit, and the one behind it."""
+        shard = int(_place(self._ends_S, np.array([number % self.num_units]))[0][0])
+        return [shard, (shard + 1) % len(self._ends_S)]
 
 
 class Shuffled(Sampler):
@@ -127,6 +138,19 @@ class Shuffled(Sampler):
                 shard_N[here_N], unit_N[here_N] = self._order(epoch).locate(index_N[here_N])
         return Draws(shard_N, unit_N, *map(_fraction, (jitter_N, crop_y_N, crop_x_N)))
 
+    def upcoming(self, number: int) -> list[int]:
+        """Those of this unit's window, and of the next one as large a share as is done of this.
+
+        So they come in at the pace at which the window is read.
+        """
+        epoch, index = divmod(number, self.num_units)
+        window, done = self._order(epoch).window_at(index)
+        if window + 1 < self._order(epoch).num_windows:
+            coming = self._order(epoch).shards(window + 1)
+        else:
+            coming = self._order(epoch + 1).shards(0)
+        return self._order(epoch).shards(window) + coming[: math.ceil(done * len(coming))]
+
     def _words(self, attempt: int, index_N: Ints, epoch_N: Ints) -> tuple[Words, ...]:
         """Four random 32-bit words that only the key and these decide; an epoch counts mod 2^32."""
         index, epoch = index_N.astype(np.uint64), epoch_N.astype(np.uint64)
@@ -137,14 +161,19 @@ class Shuffled(Sampler):
     def _order(self, epoch: int) -> _EpochOrder:
         """Kept for the last two epochs, which alternate while a batch goes from one to the next."""
         if epoch not in self._orders:
-            shards = np.arange(len(self._units_S) + 1)
-            words = self._words(_ORDER, shards, np.full_like(shards, epoch))
             if len(self._orders) == 2:
                 del self._orders[max(self._orders, key=lambda kept: abs(kept - epoch))]
-            self._orders[epoch] = _EpochOrder(
-                self._units_S, (words[0] << np.uint64(32)) | words[1]
-            )
+            self._orders[epoch] = _EpochOrder(self._units_S, self._shard_words(epoch))
         return self._orders[epoch]
+
+    def _shard_words(self, epoch: int) -> Words:
+        """A random word for each shard and one more; in pieces, as the generator takes memory."""
+        words = np.empty(len(self._units_S) + 1, dtype=np.uint64)
+        for first in range(0, len(words), PIECE):
+            shards = np.arange(first, min(first + PIECE, len(words)))
+            high, low, _, _ = self._words(_ORDER, shards, np.full_like(shards, epoch))
+            words[first : first + PIECE] = (high << np.uint64(32)) | low
+        return words
 
 
 class _EpochOrder:
@@ -160,14 +189,35 @@ class _EpochOrder:
         self._shards_S = np.argsort(words[:-1], kind="stable")
         self._ends_S = np.cumsum(units_S[self._shards_S])
 
+    @property
+    def num_windows(self) -> int:
+        """The last may be smaller."""
+        return -(-len(self._ends_S) // WINDOW_SHARDS)
+
+    def shards(self, window: int) -> list[int]:
+        """The shards of a window."""
+        first = window * WINDOW_SHARDS
+        shards: list[int] = self._shards_S[first : first + WINDOW_SHARDS].tolist()
+        return shards
+
+    def window_at(self, index: int) -> tuple[int, float]:
+        """The window of an index of the epoch, and the share of it that lies up to there."""
+        window = int(np.searchsorted(self._ends_S, index, side="right")) // WINDOW_SHARDS
+        begin, end = self._span(window)
+        return window, (index + 1 - begin) / (end - begin)
+
+    def _span(self, window: int) -> tuple[int, int]:
+        """The indices of a window: first, and one past the last."""
+        first = window * WINDOW_SHARDS
+        begin = int(self._ends_S[first - 1]) if first else 0
+        return begin, int(self._ends_S[min(first + WINDOW_SHARDS, len(self._ends_S)) - 1])
+
     def locate(self, index_N: Ints) -> tuple[Ints, Ints]:
         """(shards, units inside them) at these indices of the epoch."""
         window_N = _place(self._ends_S, index_N)[0] // WINDOW_SHARDS
         place_N = np.empty_like(index_N)
         for window in np.unique(window_N).tolist():
-            first = window * WINDOW_SHARDS
-            begin = int(self._ends_S[first - 1]) if first else 0
-            end = int(self._ends_S[min(first + WINDOW_SHARDS, len(self._ends_S)) - 1])
+            begin, end = self._span(window)
             here_N = window_N == window
             key = _mix(self._key + window * _GOLDEN)
             place_N[here_N] = begin + permute(index_N[here_N] - begin, end - begin, key)

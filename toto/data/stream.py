@@ -165,7 +165,9 @@ class SourceStream:
         Raises:
             DataError: too many units in a row cannot be decoded, or the shards are damaged.
         """
-        read = self._read_units(self.units_of(numbers))
+        unit_N = self.units_of(numbers)
+        self.dataset.prefetch(self._upcoming(int(unit_N[-1])))
+        read = self._read_units(unit_N)
         return [
             _join(
                 list(itertools.islice(read, self._units_per_sequence)),
@@ -191,6 +193,10 @@ class SourceStream:
         draws = self._sampler.draw(unit_N, attempt)
         sample_N, start_N = self._units.locate(draws.shard_N, draws.unit_N, draws.jitter_N)
         return DrawnUnits(sample_N, start_N, draws.crop_y_N, draws.crop_x_N)
+
+    def _upcoming(self, unit: int) -> Iterator[int]:
+        """Computed when it is asked for only: a dataset of this machine never does."""
+        yield from self._sampler.upcoming(unit)
 
     def _read_units(self, unit_N: Ints) -> Iterator[_ReadUnit]:
         drawn = self.draw(unit_N)
@@ -295,9 +301,7 @@ class Stream:
         return [found[place] for place in range(len(positions))]
 
 
-def _join(
-    units: list[_ReadUnit], is_image: bool, source: int, position: int
-) -> DrawnSequence:
+def _join(units: list[_ReadUnit], is_image: bool, source: int, position: int) -> DrawnSequence:
     return DrawnSequence(
         frames=units[0].frames if len(units) == 1 else np.concatenate([u.frames for u in units]),
         is_image=is_image,

@@ -89,7 +89,8 @@ class Units:
         shard = 0
         while shard < len(per_shard):
             # As many whole shards as a piece holds, and one at least.
-            until = max(int(np.searchsorted(starts, starts[shard] + CHUNK, side="right")) - 1, shard + 1)
+            until = int(np.searchsorted(starts, starts[shard] + CHUNK, side="right")) - 1
+            until = max(until, shard + 1)
             first, last = int(starts[shard]), int(starts[until])
             frames_M = self._dataset.frame_counts(first, last)
             slots_M = self._slots(first, frames_M)
@@ -110,7 +111,8 @@ class Units:
         more = f"\n  and {num_short - len(short)} more" if num_short > len(short) else ""
         raise DataError(
             f"{dataset.path}: {num_short} of {dataset.num_samples} videos are shorter than a clip "
-            f"of {self._frames} frames at stride {self._stride}, {self._span} frames. Lower clip.stride or clip.frames, or leave them out: "
+            f"of {self._frames} frames at stride {self._stride}, {self._span} frames. "
+            "Lower clip.stride or clip.frames, or leave them out: "
             f"toto doctor {dataset.path} --frames {self._frames} --stride {self._stride} --fix:"
             f"{listed}{more}"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from toto.data.clips import read_clip
-from toto.data.index import Dataset
 from toto.errors import DataError, RecipeError, UserError
 from toto.files import disk_errors
 from toto.generation.config import SamplingConfig
@@ -29,11 +27,15 @@ from toto.generation.media import (
     write_png,
 )
 from toto.jobs.console import progress_bar, say
+from toto.jobs.sources import open_dataset
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toto.data.index import Dataset
     from toto.recipe.schemas import TrainRecipe
 
 __all__ = ["GenerateRequest", "start_generating"]
@@ -121,7 +123,9 @@ def _videos(recipe: TrainRecipe, wanted: str | None) -> tuple[str, Dataset, int]
     found = {}
     for name, source in recipe.data.sources.items():
         if source.validation is not None:
-            dataset = Dataset.open(Path(recipe.data.root) / source.validation)
+            dataset = open_dataset(
+                source.validation, root=recipe.data.root, cache=recipe.data.cache
+            )
             if dataset.kind == "videos":
                 found[name] = (dataset, source.stride or recipe.clip.stride)
     if wanted is None and found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +12,10 @@ import torch
 from toto.analysis.report import DataSource, Reconstructions, ReportContent, write_report
 from toto.analysis.runs import read_run
 from toto.data.clips import read_clip
-from toto.data.index import Dataset
 from toto.jobs.console import say
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
-from toto.jobs.sources import named_stream
+from toto.jobs.sources import named_stream, open_dataset
 from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
@@ -96,15 +94,18 @@ def _data_sources(found: FoundRun) -> list[DataSource]:
     stream = named_stream(recipe)
     sequences = found.meta.step * recipe.batch_sequences
     drawn = realised_mixture(stream, sequences, FailureLog.read(found.run))
-    root = Path(recipe.data.root)
     rows = []
     for draws, trained in zip(drawn, stream.sources, strict=True):
         source = recipe.data.sources[draws.name]
-        held_out = Dataset.open(root / source.validation).num_samples if source.validation else 0
+        held_out = 0
+        if source.validation is not None:
+            held_out = open_dataset(
+                source.validation, root=recipe.data.root, cache=recipe.data.cache
+            ).num_samples
         rows.append(
             DataSource(
                 name=draws.name,
-                path=str(root / source.path),
+                path=trained.dataset.path,
                 samples=trained.dataset.num_samples,
                 validation_samples=held_out,
                 share=draws.share,
@@ -123,7 +124,7 @@ def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructio
     for source in recipe.data.sources.values():
         if source.validation is None:
             continue
-        dataset = Dataset.open(Path(recipe.data.root) / source.validation)
+        dataset = open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
         if dataset.form == "tokens":
             continue
         count = min(PICTURES_PER_SOURCE, dataset.num_samples)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toto.data.addresses import expand, is_remote
+from toto.data.config import CacheConfig, listed
 from toto.data.index import Dataset
 from toto.data.samples import make_samples
 from toto.data.stream import Stream, StreamSource
@@ -14,11 +16,11 @@ from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
-    from toto.data.config import ClipConfig
+    from toto.data.config import ClipConfig, Paths
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["Source", "named_stream", "open_sources"]
+__all__ = ["Source", "named_stream", "open_dataset", "open_sources"]
 
 MAKERS = {"samples": make_samples}
 
@@ -75,38 +77,69 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
     return sources
 
 
+def open_dataset(paths: Paths, *, root: str = ".", cache: CacheConfig | None = None) -> Dataset:
+    """Open what a source names: a folder, an address, a list or a pattern of several.
+
+    Args:
+        paths: relative to `root`; see `SourceConfig.path`.
+        root: a folder or an address.
+        cache: of remote datasets; the default one where this is None.
+
+    Raises:
+        DataError: one that is missing or broken, or they cannot be joined.
+    """
+    cache = cache or CacheConfig()
+    places = expand(paths, root, cache.stall_seconds)
+    datasets = [Dataset.open(place, cache) for place in places]
+    return datasets[0] if len(datasets) == 1 else Dataset.join(datasets)
+
+
 def named_stream(recipe: Recipe) -> Stream:
     """The stream of the datasets that a recipe names, as they are: nothing is made or tokenized.
 
     Raises:
         DataError: a dataset that is missing or does not fit the clip.
     """
-    root = Path(recipe.data.root)
+    data = recipe.data
     sources = [
-        StreamSource(name, Dataset.open(root / source.path), source.weight, source.stride)
-        for name, source in recipe.data.sources.items()
+        StreamSource(
+            name,
+            open_dataset(source.path, root=data.root, cache=data.cache),
+            source.weight,
+            source.stride,
+        )
+        for name, source in data.sources.items()
     ]
     return Stream(sources, recipe.clip, recipe.seed)
 
 
 def _make_if_missing(recipe: Recipe) -> None:
-    root = Path(recipe.data.root)
+    if recipe.data.make is None:
+        return
+    root = _local_root(recipe, "data.make", "Remove data.make")
     paths = [
         root / path
         for source in recipe.data.sources.values()
-        for path in (source.path, source.validation)
-        if path is not None
+        for paths in (source.path, source.validation or ())
+        for path in listed(paths)
     ]
-    if recipe.data.make is None or all(path.exists() for path in paths):
+    if all(path.exists() for path in paths):
         return
     say(f"making the datasets {recipe.data.make!r} in {root}")
     with progress_bar(f"making {recipe.data.make}") as progress:
         MAKERS[recipe.data.make](root, progress=progress)
 
 
-def _open(recipe: Recipe, path: str, tokenizer: Tokenizer | None) -> Dataset:
-    root = Path(recipe.data.root)
-    dataset = Dataset.open(root / path)
+def _local_root(recipe: Recipe, key: str, mend: str) -> Path:
+    """The folder of the datasets, to write into."""
+    root = recipe.data.root
+    if is_remote(root):
+        raise DataError(f"{key} writes datasets under data.root, and {root} is remote. {mend}")
+    return Path(root)
+
+
+def _open(recipe: Recipe, paths: Paths, tokenizer: Tokenizer | None) -> Dataset:
+    dataset = open_dataset(paths, root=recipe.data.root, cache=recipe.data.cache)
     if tokenizer is None:
         if dataset.form == "tokens":
             raise DataError(
@@ -115,6 +148,7 @@ def _open(recipe: Recipe, path: str, tokenizer: Tokenizer | None) -> Dataset:
             )
         return dataset
     if recipe.data.tokens == "once" and dataset.form == "raw":
+        root = _local_root(recipe, "data.tokens: once", "Tokenize first: toto tokenize SHARDS OUT")
         dataset = _tokenized(dataset, root / "tokens", recipe.clip.resolution, tokenizer)
     if dataset.form == "tokens":
         require_tokenizer(dataset, tokenizer)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toto.data.index import Dataset
 from toto.data.tokens import tokenize_dataset
 from toto.errors import Problem, RecipeError
 from toto.jobs.console import progress_bar, say
+from toto.jobs.sources import open_dataset
 from toto.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["tokenize_shards"]
 
 
-def tokenize_shards(
-    dataset: Path, out: Path, *, recipe_name: str, overrides: Sequence[str]
-) -> None:
+def tokenize_shards(dataset: str, out: Path, *, recipe_name: str, overrides: Sequence[str]) -> None:
     """Tokenize a dataset with the tokenizer and at the resolution of a recipe.
 
     Raises:
@@ -34,7 +32,7 @@ def tokenize_shards(
     resolution = recipe.clip.resolution
     with progress_bar(f"tokenizing {dataset}") as progress:
         report = tokenize_dataset(
-            Dataset.open(dataset),
+            open_dataset(dataset),
             out,
             tokenizer=tokenizer,
             resolution=resolution,

@@ -14,6 +14,7 @@ from toto.data.index import NO_LABEL, Dataset
 from toto.data.stream import SourceStream
 from toto.errors import DataError
 from toto.jobs.console import say
+from toto.jobs.sources import open_dataset
 from toto.tokenizers.base import TokenGrid
 from toto.tokenizers.config import TOKENIZERS
 
@@ -32,12 +33,12 @@ CAPTION = {
 
 
 def view_dataset(
-    path: Path, out: Path, *, frames: int, stride: int, resolution: int, samples: int, seed: int
+    path: str, out: Path, *, frames: int, stride: int, resolution: int, samples: int, seed: int
 ) -> None:
     """Write the page.
 
     Args:
-        path: of the dataset.
+        path: of the dataset, or its address.
         out: the .html file.
         frames: T of a clip; of a picture there is one.
         stride: every stride-th frame.
@@ -49,7 +50,7 @@ def view_dataset(
         DataError: the dataset does not fit the clip, or a sample cannot be decoded.
         UserError: token shards whose tokenizer is not installed or has other weights.
     """
-    dataset = Dataset.open(path)
+    dataset = open_dataset(path)
     tokenizer = _tokenizer(dataset) if dataset.form == "tokens" else None
     if tokenizer is not None:
         resolution = dataset.tokens.resolution

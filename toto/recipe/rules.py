@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from toto.data.addresses import is_remote, place, spelled_out
+from toto.data.config import Paths
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.tasks.config import DvaeTaskConfig
@@ -98,18 +100,22 @@ def _task_is_of_verb(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _datasets_differ(recipe: Recipe) -> Iterator[Problem]:
-    def place(path: str) -> str:
-        return os.path.abspath(os.path.join(recipe.data.root, path))
+    def places(paths: Paths) -> list[str]:
+        found = [place(recipe.data.root, name) for name in spelled_out(paths)]
+        return [name if is_remote(name) else os.path.abspath(name) for name in found]
 
-    trained = {place(source.path): name for name, source in recipe.data.sources.items()}
+    trained = {
+        path: name for name, source in recipe.data.sources.items() for path in places(source.path)
+    }
     for name, source in recipe.data.sources.items():
-        if source.validation is not None and place(source.validation) in trained:
-            owner = trained[place(source.validation)]
-            yield Problem(
-                f"data.sources.{name}.validation",
-                f"{source.validation} is also trained on, by source {owner}",
-                "Hold out another dataset",
-            )
+        held_out = source.validation or ()
+        for path, named in zip(places(held_out), spelled_out(held_out), strict=True):
+            if path in trained:
+                yield Problem(
+                    f"data.sources.{name}.validation",
+                    f"{named} is also trained on, by source {trained[path]}",
+                    "Hold out another dataset",
+                )
 
 
 def _weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:

@@ -1,0 +1,236 @@
+"""A folder of files fetched from elsewhere, of a bounded size, shared by any number of processes.
+
+    folder/.lock                       held for the moments in which room is made
+    folder/<entry>/shard-00000.tar …   evicted when not used for longest
+    folder/<entry>/…                   other files, kept
+
+An unfinished file is its own lock and holds its size in its name, so that space is taken before it
+is used and what a killed process left is seen as such.
+
+A shard that is evicted while some process has it mapped stays readable there, as Linux keeps a
+removed file until it is unmapped; its space comes back when that process next maps another shard.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from toto.errors import DataError
+from toto.files import PARTIAL, sync, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CacheFolder", "cache_errors"]
+
+LOCK_FILE = ".lock"
+UNFINISHED = re.compile(rf"\.(?P<name>.+)\.(?P<size>\d+){re.escape(PARTIAL)}")
+# Only these sub-folders are the cache's: a folder of datasets given by mistake loses nothing.
+ENTRY = re.compile(r"[0-9a-f]{32}")
+EVICTABLE = re.compile(r"shard-\d+\.tar")
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """Files of other places in a folder of a bounded size.
+
+    Attributes:
+        folder: its sub-folders hold the files.
+        max_bytes: of all files together, the unfinished ones counted as if they were whole.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def open(self, path: Path, size: int, download: Callable[[Path], None]) -> BinaryIO:
+        """The file `path`, open; downloaded where it is not there.
+
+        While another process or thread downloads it, this waits.
+
+        Args:
+            path: in a sub-folder.
+            size: in bytes.
+            download: writes the file to the path that it is given, verified.
+
+        Raises:
+            DataError: the folder is too small for the file or cannot be written, or as `download`.
+        """
+        with cache_errors(path):
+            while True:
+                file = self._open_whole(path, size)
+                if file is not None:
+                    return file
+                claim = self._claim(path, size)
+                if claim is None:
+                    time.sleep(POLL_SECONDS)
+                    continue
+                return self._fill(claim, path, download)
+
+    def add(self, path: Path, size: int, download: Callable[[Path], None]) -> None:
+        """Download `path` where it is not there and nobody else does so now; as `open`."""
+        with cache_errors(path):
+            if path.exists():
+                return
+            claim = self._claim(path, size)
+            if claim is not None:
+                self._fill(claim, path, download).close()
+
+    def put(self, path: Path, content: bytes) -> None:
+        """A small file, which is neither counted beforehand nor evicted, where it is not there.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        with cache_errors(path), self._locked():
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                write_atomic(path, content.decode())
+
+    def _open_whole(self, path: Path, size: int) -> BinaryIO | None:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        if os.fstat(file.fileno()).st_size != size:
+            file.close()
+            path.unlink(missing_ok=True)
+            return None
+        # The order of use is the order of these times; reading alone need not leave one.
+        with suppress(PermissionError):  # another user's, in a folder that users share
+            os.utime(file.fileno())
+        return file
+
+    def _claim(self, path: Path, size: int) -> _Claim | None:
+        """Space for a file, and the sole right to write it; None where it must be waited for."""
+        unfinished = path.with_name(f".{path.name}.{size}{PARTIAL}")
+        with self._locked():
+            if path.exists():
+                return None
+            taken, in_use = self._survey()
+            if unfinished in in_use:
+                return None
+            missing = taken + size - self.max_bytes
+            if missing > 0 and not self._evict(missing, path, in_use):
+                return None
+            return _Claim.make(unfinished)
+
+    def _fill(self, claim: _Claim, path: Path, download: Callable[[Path], None]) -> BinaryIO:
+        """Download into a claim; the file gets its name when it is whole and on the disk."""
+        content = claim.path.with_name(f"{claim.path.name}.content")
+        try:
+            download(content)
+            sync(content)
+            # Opened before anybody else can see, and so evict, it.
+            file = content.open("rb")
+            content.replace(path)
+            return file
+        finally:
+            with self._locked():
+                content.unlink(missing_ok=True)
+                claim.release()
+
+    def _survey(self) -> tuple[int, list[Path]]:
+        """Bytes taken, and the unfinished files; what a killed process left is removed."""
+        taken = 0
+        in_use: list[Path] = []
+        for entry in self._files():
+            match = UNFINISHED.fullmatch(entry.name)
+            if match is not None:
+                if _is_locked(Path(entry.path)):
+                    in_use.append(Path(entry.path))
+                    taken += int(match["size"])
+                else:
+                    Path(entry.path).unlink(missing_ok=True)
+        names = tuple(str(path) for path in in_use)
+        for entry in self._files():
+            if entry.name.startswith(".") and PARTIAL in entry.name:
+                if not entry.path.startswith(names):
+                    Path(entry.path).unlink(missing_ok=True)
+            else:
+                taken += entry.stat().st_size
+        return taken, in_use
+
+    def _evict(self, missing: int, path: Path, in_use: list[Path]) -> bool:
+        """Remove the shards not used for longest; False where others must finish first."""
+        shards = [entry for entry in self._files() if EVICTABLE.fullmatch(entry.name)]
+        for entry in sorted(shards, key=lambda shard: shard.stat().st_mtime_ns):
+            if missing <= 0:
+                break
+            missing -= entry.stat().st_size
+            Path(entry.path).unlink(missing_ok=True)
+        if missing > 0 and not in_use:
+            raise DataError(
+                f"{self.folder} may hold {self.max_bytes / 1e9:g} GB, {missing / 1e9:.3g} GB too "
+                f"few for {path.name} beside the columns of the index. Raise data.cache.max_gb"
+            )
+        return missing <= 0
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        for folder in self.folder.iterdir():
+            if ENTRY.fullmatch(folder.name) and folder.is_dir():
+                with os.scandir(folder) as entries:
+                    yield from entries
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            _unlock(descriptor)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """An unfinished file, locked. Made and released under the folder's lock."""
+
+    path: Path
+    descriptor: int
+
+    @classmethod
+    def make(cls, path: Path) -> _Claim:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return cls(path, descriptor)
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        _unlock(self.descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    # Explicitly: a process forked meanwhile has the descriptor too, and would keep the lock.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return True
+    _unlock(descriptor)
+    return False
+
+
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """What the system says against the cache, as a DataError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: the cache of shards cannot be used: {error}. Make room or mend the "
+            "permissions, or set data.cache.folder"
+        ) from error

@@ -1,0 +1,182 @@
+"""Fetching the files of a remote dataset: tried again while that can help, and named when not."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from fsspec.callbacks import Callback
+
+from toto.data.addresses import filesystem
+from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from toto.data.config import CacheConfig
+
+__all__ = ["Remote"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+# Client errors of HTTP that pass: timeout, too early, too many requests.
+PASSING_STATUS = {408, 425, 429}
+# Errors that no second try mends; a full disk among them.
+LASTING_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, ValueError, TypeError)
+LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+class Remote:
+    """The folder of a dataset at an address.
+
+    Args:
+        address: with a scheme.
+        config: how often and how long to try.
+    """
+
+    def __init__(self, address: str, config: CacheConfig) -> None:
+        self.address = address.rstrip("/")
+        self._config = config
+        self._attempts = itertools.count()
+        self._opened: tuple[int, Any, str] | None = None
+
+    def fetch(self, name: str, to: Path, size: int | None = None) -> None:
+        """Copy the file `name` to `to`, which appears when all has come.
+
+        Each try writes to a file of its own, `to`'s name with a number behind it.
+
+        Args:
+            name: of the file in the folder.
+            to: in a folder of this machine.
+            size: bytes that it has; fewer are a connection that broke.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DataError: it did not come in as many tries as there are.
+        """
+        tries = self._config.retries + 1
+        for number in range(tries):
+            part = to.with_name(f"{to.name}.{os.getpid()}-{next(self._attempts)}")
+            try:
+                self._fetch_watched(name, part)
+                _require_size(part, size)
+                part.replace(to)
+                return
+            except FileNotFoundError:
+                raise
+            # Each package behind fsspec has errors of its own, which have nothing in common.
+            except Exception as error:
+                failure = error
+            finally:
+                part.unlink(missing_ok=True)
+            if _is_lasting(failure) or number == tries - 1:
+                break
+            pause = min(FIRST_PAUSE_SECONDS * 2**number, LONGEST_PAUSE_SECONDS)
+            logger.warning("%s/%s: %s; trying again", self.address, name, _text(failure))
+            # Many workers fail together; they should not all come back together.
+            time.sleep(pause * random.uniform(0.5, 1.0))
+        said = "1 try" if number == 0 else f"{number + 1} tries"
+        raise DataError(
+            f"{self.address}/{name} cannot be fetched ({said}): {_text(failure)}. Mend the address "
+            "or the server; for a slow one raise data.cache.stall_seconds or data.cache.retries"
+        ) from failure
+
+    def _fetch_watched(self, name: str, part: Path) -> None:
+        """Fetch in a thread of its own, and leave it when nothing more comes.
+
+        Not every file system has timeouts, and a thread cannot be stopped from outside: one that
+        was left ends when something comes after all.
+        """
+        system, folder = self._filesystem()
+        left = threading.Event()
+        fetching = _Call(
+            lambda: system.get_file(f"{folder}/{name}", str(part), callback=_Watch(left))
+        )
+        size = 0
+        while not fetching.finished.wait(self._config.stall_seconds):
+            now = part.stat().st_size if part.exists() else 0
+            if now == size:
+                left.set()
+                raise TimeoutError(
+                    f"nothing came for {self._config.stall_seconds:g} s, after {size} bytes"
+                )
+            size = now
+        if fetching.error is not None:
+            raise fetching.error
+
+    def _filesystem(self) -> tuple[Any, str]:
+        """One a process: connections and event loops do not outlive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            system, folder = filesystem(self.address, self._config.stall_seconds)
+            self._opened = (os.getpid(), system, folder.rstrip("/"))
+        return self._opened[1:]
+
+    def __reduce__(self) -> tuple[object, tuple[str, CacheConfig]]:
+        return Remote, (self.address, self._config)
+
+
+class _Call:
+    """A call under way in a thread that does not keep the process from ending."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.finished = threading.Event()
+        self.error: Exception | None = None
+        self._call = call
+        threading.Thread(target=self._run, daemon=True, name="toto-fetch").start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.finished.set()
+
+
+class _LeftError(Exception):
+    """Nobody waits for this fetch any more."""
+
+
+class _Watch(Callback):  # type: ignore[misc]
+    """Ends a fetch that was left."""
+
+    def __init__(self, left: threading.Event) -> None:
+        super().__init__()
+        self._left = left
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        """Called by the file system after each piece."""
+        if self._left.is_set():
+            raise _LeftError
+
+
+def _require_size(part: Path, size: int | None) -> None:
+    found = part.stat().st_size
+    if size is not None and found < size:
+        raise ConnectionError(
+            f"{found} of {size} bytes came. If it is as short there, copy it there again, or pack "
+            "the dataset again"
+        )
+
+
+def _is_lasting(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in PASSING_STATUS
+    if isinstance(error, OSError) and error.errno in LASTING_ERRNO:
+        return True
+    return isinstance(error, (DataError, *LASTING_ERRORS))
+
+
+def _text(error: Exception) -> str:
+    """Timeouts often say nothing."""
+    return str(error) or type(error).__name__

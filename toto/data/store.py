@@ -1,0 +1,295 @@
+"""Where the files of a dataset lie: one interface for a folder and for several joined."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from toto.data.manifest import Manifest, read_manifest
+from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from toto.data.manifest import ShardEntry
+
+__all__ = [
+    "COLUMNS",
+    "EXCLUDED_FILE",
+    "ORIGINS_FILE",
+    "JoinedStore",
+    "LocalStore",
+    "Store",
+    "column_file",
+    "map_shard",
+    "parse_excluded",
+    "read_column",
+    "read_origins",
+]
+
+COLUMNS: dict[str, str] = {"offset": "<u8", "size": "<u8", "frames": "<u4", "label": "<i4"}
+"""Name and dtype. `offset` is that of the payload in its tar, just behind the member's header."""
+ORIGINS_FILE = "files.jsonl"
+EXCLUDED_FILE = "excluded.jsonl"
+
+Column = npt.NDArray[np.integer[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+def column_file(name: str) -> str:
+    """The file of a column, such as `offset.u64`."""
+    kind, size = COLUMNS[name][1], int(COLUMNS[name][2])
+    return f"{name}.{kind}{size * 8}"
+
+
+class Store(ABC):
+    """The files of one dataset, read by the number of a shard or of a sample.
+
+    Pickles as what it takes to open it again, without what it has opened.
+
+    Attributes:
+        address: for messages.
+        name: of the dataset, fit for the name of a folder.
+        manifest: its description.
+        excluded: int64, sorted: samples that a stream leaves out.
+    """
+
+    address: str
+    name: str
+    manifest: Manifest
+    excluded: Ints
+
+    @abstractmethod
+    def column(self, name: str, first: int, last: int) -> Column:
+        """A column's values for the samples first to last-1."""
+
+    @abstractmethod
+    def map_shard(self, shard: int) -> memoryview:
+        """The bytes of a shard, memory-mapped.
+
+        Raises:
+            DataError: it is missing, or not as the manifest says.
+        """
+
+    @abstractmethod
+    def origins(self) -> Iterator[str]:
+        """The path of each sample's original.
+
+        Raises:
+            DataError: the list is missing.
+        """
+
+    @abstractmethod
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Begin to bring these shards near, in this order, in place of those said before."""
+
+    def is_dropped(self, shard: int) -> bool:
+        """The file of a shard that is mapped has been removed, and only the mapping holds it."""
+        return False
+
+
+class LocalStore(Store):
+    """A dataset in a folder of this machine.
+
+    Args:
+        folder: of manifest, columns and shards.
+
+    Raises:
+        DataError: it is missing, half-written, of an unknown version, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = str(folder)
+        self.name = folder.resolve().name
+        self.manifest = read_manifest(folder)
+        samples = self.manifest.num_samples
+        for name, dtype in COLUMNS.items():
+            file = folder / column_file(name)
+            size = file.stat().st_size if file.is_file() else 0
+            if size != samples * np.dtype(dtype).itemsize:
+                raise DataError(
+                    f"{file} does not hold the {samples} samples of the manifest. "
+                    "Pack the dataset again"
+                )
+        path = folder / EXCLUDED_FILE
+        self.excluded = parse_excluded(
+            path.read_bytes() if path.is_file() else b"", str(path), samples
+        )
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return LocalStore, (self.folder,)
+
+    def column(self, name: str, first: int, last: int) -> Column:
+        """Read from the column's file."""
+        return read_column(self.folder / column_file(name), name, first, last)
+
+    def map_shard(self, shard: int) -> memoryview:
+        """The file, mapped."""
+        entry = self.manifest.shards[shard]
+        path = self.folder / entry.name
+        try:
+            with path.open("rb") as file:
+                return map_shard(file, entry, str(path))
+        except OSError as error:
+            raise DataError(f"{path}: {error}. Pack the dataset again") from error
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Nothing: they are here, and the system reads ahead by itself."""
+
+    def origins(self) -> Iterator[str]:
+        """Read from the list beside the shards."""
+        return read_origins(self.folder / ORIGINS_FILE, self.address)
+
+
+class JoinedStore(Store):
+    """Several datasets as one, in this order.
+
+    Args:
+        parts: of one kind, form, tokenizer and list of classes.
+
+    Raises:
+        DataError: they differ in one of these.
+    """
+
+    def __init__(self, parts: Sequence[Store]) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            _require_alike(first, part)
+        self.parts = tuple(parts)
+        self.address = " + ".join(part.address for part in parts)
+        self.name = first.name if len(parts) == 1 else f"{first.name}+{len(parts) - 1}"
+        manifests = [part.manifest for part in parts]
+        self.manifest = first.manifest.model_copy(
+            update={
+                name: tuple(item for manifest in manifests for item in getattr(manifest, name))
+                for name in ("shards", "sources", "skipped")
+            }
+        )
+        self._shard_ends = np.cumsum([len(manifest.shards) for manifest in manifests])
+        self._ends = np.cumsum([manifest.num_samples for manifest in manifests], dtype=np.int64)
+        self._starts = [0, *self._ends[:-1].tolist()]
+        self.excluded = np.concatenate(
+            [part.excluded + start for part, start in zip(parts, self._starts, strict=True)]
+        )
+
+    def __reduce__(self) -> tuple[object, tuple[tuple[Store, ...]]]:
+        return JoinedStore, (self.parts,)
+
+    def column(self, name: str, first: int, last: int) -> Column:
+        """Of every part that these samples reach into."""
+        pieces = [
+            part.column(name, max(first, start) - start, min(last, end) - start)
+            for part, start, end in zip(self.parts, self._starts, self._ends.tolist(), strict=True)
+            if first < end and last > start
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def map_shard(self, shard: int) -> memoryview:
+        """Of the part that holds it."""
+        part, place = self._locate(shard)
+        return self.parts[part].map_shard(place)
+
+    def origins(self) -> Iterator[str]:
+        """Those of one part after the other."""
+        for part in self.parts:
+            yield from part.origins()
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Each part its own."""
+        wanted: dict[int, list[int]] = {}
+        for shard in shards:
+            part, place = self._locate(shard)
+            wanted.setdefault(part, []).append(place)
+        for part, places in wanted.items():
+            self.parts[part].prefetch(places)
+
+    def is_dropped(self, shard: int) -> bool:
+        """As the part that holds it says."""
+        part, place = self._locate(shard)
+        return self.parts[part].is_dropped(place)
+
+    def _locate(self, shard: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._shard_ends, shard, side="right"))
+        return part, shard - (int(self._shard_ends[part - 1]) if part else 0)
+
+
+def map_shard(file: BinaryIO, entry: ShardEntry, path: str) -> memoryview:
+    """The bytes of an open shard; the mapping outlives the file.
+
+    Raises:
+        DataError: it is not as long as the manifest says.
+    """
+    try:
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. Pack the dataset again") from error
+    if len(mapped) != entry.bytes:
+        raise DataError(
+            f"{path} has {len(mapped)} bytes, and the manifest says {entry.bytes}. "
+            "Copy it again, or pack the dataset again"
+        )
+    return mapped
+
+
+def read_column(path: Path, name: str, first: int, last: int) -> Column:
+    """The values first to last-1 of a column's file."""
+    dtype: np.dtype[np.integer[Any]] = np.dtype(COLUMNS[name])
+    return np.fromfile(path, dtype, count=last - first, offset=first * dtype.itemsize)
+
+
+def read_origins(path: Path, address: str) -> Iterator[str]:
+    """The lines of a list of originals.
+
+    Raises:
+        DataError: it is missing from the dataset at `address`.
+    """
+    if not path.is_file():
+        raise DataError(f"{address}: {ORIGINS_FILE} is missing. Pack the dataset again")
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
+    """The samples that these lines exclude, sorted.
+
+    Raises:
+        DataError: they are damaged, or name samples that are not there.
+    """
+    try:
+        lines = content.decode("utf-8").splitlines()
+        excluded = np.unique(np.array([json.loads(line)["sample"] for line in lines], np.int64))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}. Remove it: toto doctor --fix") from error
+    if len(excluded) and not 0 <= excluded[0] <= excluded[-1] < samples:
+        raise DataError(
+            f"{path} names samples that are not there. Write it anew: toto doctor --fix"
+        )
+    return excluded
+
+
+def _require_alike(first: Store, other: Store) -> None:
+    """What decides what a sample of them means must be equal."""
+    for field in ("kind", "form", "classes", "tokens"):
+        if getattr(first.manifest, field) != getattr(other.manifest, field):
+            raise DataError(
+                f"{first.address} and {other.address} cannot be one source: their {field} differ "
+                f"({_shown(first.manifest, field)} and {_shown(other.manifest, field)}). "
+                "Pack or tokenize them alike, or make two sources of them"
+            )
+
+
+def _shown(manifest: Manifest, field: str) -> str:
+    value = getattr(manifest, field)
+    if field == "classes":
+        return f"{len(value)} classes"
+    if field == "tokens" and value is not None:
+        return f"tokenizer {value.fingerprint[:12]} at {value.resolution} px"
+    return str(value)

@@ -101,7 +101,8 @@ def _head(text: str) -> Any:
     try:
         return parse_value(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--pool {text}: no YAML. Write a name, or {{name: mine, size: 8}}") from error
+        mend = "Write a name, or {name: mine, size: 8}"
+        raise UserError(f"--pool {text}: no YAML. {mend}") from error
 
 
 def _labelled_source(trained: Trained, wanted: str | None) -> Source:

@@ -1,6 +1,6 @@
 """Token shards to batches in host memory: tokens per second, beside a webdataset pipeline.
 
-Two datasets of synthetic 16 × 16 codes: videos of 160 frames, cut into clips of 16 at stride 4, and
+Two datasets of synthetic 16 × 16 codes: videos of 300 frames (10 s, as in Kinetics), cut into clips of 16 at stride 4, and
 single pictures, 16 random ones a sequence. Each side has one worker process and delivers batches of
 64 sequences as int64 tensors in pinned memory where there is a GPU. The webdataset pipeline reads
 the same shards: decode the .npy, cut a random clip or gather 16 pictures, shuffle 1000, batch. Both
@@ -38,7 +38,7 @@ SIDE = 16
 TOKENS = CLIP.frames * SIDE * SIDE
 BATCH = 64
 SHUFFLE = 1000
-SIZES: dict[Kind, tuple[int, int]] = {"videos": (2_000, 160), "images": (60_000, 1)}
+SIZES: dict[Kind, tuple[int, int]] = {"videos": (1_000, 300), "images": (60_000, 1)}
 
 
 def make_dataset(folder: Path, kind: Kind) -> Dataset:
@@ -75,7 +75,7 @@ def run_toto(dataset: Dataset, sequences: int, seed: int) -> Iterator[torch.Tens
 
 def run_webdataset(dataset: Dataset, sequences: int, seed: int) -> Iterator[torch.Tensor]:
     """The same shards through webdataset."""
-    shards = [str(path) for path in sorted(dataset.path.glob("shard-*.tar"))]
+    shards = [str(path) for path in sorted(dataset.folder.glob("shard-*.tar"))]
     rng = np.random.default_rng(seed)
 
     def clip(sample: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ as fast as one of ten, and no process holds its index.
 from __future__ import annotations
 
 import tarfile
-from collections import OrderedDict
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class _Shard:
     content: memoryview
     offsets: npt.NDArray[np.integer[Any]]
     sizes: npt.NDArray[np.integer[Any]]
+    frames: npt.NDArray[np.integer[Any]]
 
     def header(self, place: int) -> tarfile.TarInfo:
         """Of a sample's member in the tar."""
@@ -80,8 +81,9 @@ class Dataset:
         self.excluded = store.excluded
         counts = [shard.samples for shard in store.manifest.shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._starts = self.shard_starts.tolist()
         self._store = store
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._shards: dict[int, _Shard] = {}
 
     @classmethod
     def open(cls, path: str | Path, cache: CacheConfig | None = None) -> Dataset:
@@ -179,7 +181,7 @@ class Dataset:
 
     def shard_of(self, i: int) -> int:
         """The number of the shard that holds sample i."""
-        return int(np.searchsorted(self.shard_starts, i, side="right")) - 1
+        return bisect_right(self._starts, i) - 1
 
     def key(self, i: int) -> str:
         """The WebDataset key of sample i, read from its header in the tar."""
@@ -221,33 +223,33 @@ class Dataset:
             DataError: raw shards, or the sample has no such frames.
         """
         height, width = self.tokens.grid
-        frames = self.frames(i)
+        shard, place = self._locate(i)
+        frames, size = shard.frames.item(place), shard.sizes.item(place)
         end = start + (count - 1) * stride + 1
         if start < 0 or end > frames:
             raise DataError(f"{self.path}: sample {i} has {frames} frames, not {start} to {end}")
-        payload = self.read(i)
         # The array is the end of an .npy file; the index knows its shape, so the header is not
         # parsed again for each clip.
-        header = len(payload) - frames * height * width * 2
-        codes = np.frombuffer(payload, dtype="<u2", offset=header)
-        return codes.reshape(frames, height, width)[start:end:stride]
+        codes = frames * height * width
+        begin = shard.offsets.item(place) + size - 2 * codes
+        flat = np.frombuffer(shard.content, dtype="<u2", count=codes, offset=begin)
+        return flat.reshape(frames, height, width)[start:end:stride]
 
     def _locate(self, i: int) -> tuple[_Shard, int]:
         number = self.shard_of(i)
         shard = self._shards.get(number)
         if shard is None:
-            first, last = self.shard_starts[number : number + 2].tolist()
+            first, last = self._starts[number : number + 2]
             shard = _Shard(
                 self._store.map_shard(number),
                 self._store.column("offset", first, last),
                 self._store.column("size", first, last),
+                self._store.column("frames", first, last),
             )
             self._require_index_of(number, shard)
             self._shards[number] = shard
             self._forget_shards()
-        else:
-            self._shards.move_to_end(number)
-        return shard, i - int(self.shard_starts[number])
+        return shard, i - self._starts[number]
 
     def _require_index_of(self, number: int, shard: _Shard) -> None:
         """The columns have no checksum; that the last sample is where they say shows a mix-up."""
@@ -262,11 +264,11 @@ class Dataset:
             )
 
     def _forget_shards(self) -> None:
-        """Unmap what was used long ago, and what a cache has removed, whose space it counts on."""
+        """Unmap what was opened long ago, and what a cache has removed, whose space it counts on."""
         for number in [kept for kept in self._shards if self._store.is_dropped(kept)]:
             del self._shards[number]
         while len(self._shards) > KEPT_SHARDS:
-            self._shards.popitem(last=False)
+            del self._shards[next(iter(self._shards))]
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Say which shards will be read soon, in this order: remote ones are fetched meanwhile."""

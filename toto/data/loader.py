@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
@@ -35,32 +36,47 @@ MIN_DRAWN = 1_000
 
 def collate(sequences: Sequence[DrawnSequence]) -> Batch:
     """One Batch of sequences of one form."""
-    return _widened(_stacked(sequences))
+    return _Parcel.of(sequences).batch()
 
 
-def _widened(batch: Batch) -> Batch:
-    """Codes as int64, which models take: a quarter of that travels between processes."""
-    if batch.codes_BTHW is None:
-        return batch
-    return replace(batch, codes_BTHW=batch.codes_BTHW.long())
+@dataclass(frozen=True)
+class _Parcel:
+    """A batch as it travels between processes: pixels, or codes as stored, in shared memory.
 
+    All else is plain lists: each tensor would cost a file of its own.
+    """
 
-def _stacked(sequences: Sequence[DrawnSequence]) -> Batch:
-    """As `collate`, with codes as they are stored, uint16."""
-    frames = np.stack([sequence.frames for sequence in sequences])
-    pixels, codes = None, None
-    if frames.dtype == np.uint8:
-        pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 2)))
-    else:
-        codes = torch.from_numpy(frames)
-    return Batch(
-        pixels_BTCHW=pixels,
-        codes_BTHW=codes,
-        is_image_B=torch.tensor([sequence.is_image for sequence in sequences]),
-        source_B=torch.tensor([sequence.source for sequence in sequences]),
-        position_B=torch.tensor([sequence.position for sequence in sequences]),
-        label_B=torch.tensor([sequence.label for sequence in sequences]),
-    )
+    frames: Tensor
+    is_image_B: list[bool]
+    source_B: list[int]
+    position_B: list[int]
+    label_B: list[int]
+    padding: bool = False
+
+    @classmethod
+    def of(cls, sequences: Sequence[DrawnSequence]) -> _Parcel:
+        frames = np.stack([sequence.frames for sequence in sequences])
+        if frames.dtype == np.uint8:
+            frames = np.ascontiguousarray(np.moveaxis(frames, -1, 2))
+        return cls(
+            torch.from_numpy(frames),
+            [sequence.is_image for sequence in sequences],
+            [sequence.source for sequence in sequences],
+            [sequence.position for sequence in sequences],
+            [sequence.label for sequence in sequences],
+        )
+
+    def batch(self) -> Batch:
+        is_pixels = self.frames.dtype == torch.uint8
+        return Batch(
+            pixels_BTCHW=self.frames if is_pixels else None,
+            codes_BTHW=None if is_pixels else self.frames.long(),
+            is_image_B=torch.tensor(self.is_image_B),
+            source_B=torch.tensor(self.source_B),
+            position_B=torch.tensor(self.position_B),
+            label_B=torch.tensor(self.label_B),
+            padding=self.padding,
+        )
 
 
 def training_batches(
@@ -112,7 +128,7 @@ def training_batches(
         for broken in step.broken:
             on_broken(broken)
         budget.count(step.drawn, [broken.what for broken in step.broken])
-        yield [_widened(batch) for batch in step.micro_batches]
+        yield [parcel.batch() for parcel in step.parcels]
 
 
 def evaluation_batches(
@@ -160,7 +176,7 @@ class BrokenUnit:
 class _Step:
     """What one step needs, and what was broken on the way."""
 
-    micro_batches: list[Batch]
+    parcels: list[_Parcel]
     drawn: int
     broken: tuple[BrokenUnit, ...]
 
@@ -185,8 +201,8 @@ class _Steps(MapDataset[_Step | DataError]):
         except DataError as error:
             return error
         return _Step(
-            micro_batches=[
-                _stacked(sequences[i : i + self._micro_batch])
+            parcels=[
+                _Parcel.of(sequences[i : i + self._micro_batch])
                 for i in range(0, len(sequences), self._micro_batch)
             ]
             + padding,
@@ -199,14 +215,14 @@ class _Steps(MapDataset[_Step | DataError]):
         )
 
 
-    def _padding(self, step: int, sequences: int) -> list[Batch]:
+    def _padding(self, step: int, sequences: int) -> list[_Parcel]:
         """What this rank lacks of the micro-batches of others: the step's first sequence again."""
         own = -(-sequences // self._micro_batch)
         lacking = micro_batches(self._batch_sequences, self._micro_batch, world=self._world) - own
         if not lacking:
             return []
-        batch = _stacked(self._stream.sequences([step * self._batch_sequences]))
-        return [replace(batch, padding=True)] * lacking
+        parcel = _Parcel.of(self._stream.sequences([step * self._batch_sequences]))
+        return [replace(parcel, padding=True)] * lacking
 
 
 class _BrokenBudget:

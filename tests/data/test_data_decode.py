@@ -8,13 +8,13 @@ from toy_data import Codec, encode, moving_frames, png, random_picture
 
 from toto.data.decode import (
     UndecodableError,
-    _seek_clip,
     count_frames,
     decode_clip,
     decode_image,
     iterate_video,
 )
 from toto.data.encode import encode_h264
+from toto.data.video import _seek_clip
 
 CODECS = {
     "h264, short GOPs": Codec("mp4", "libx264", (("g", "7"), ("bf", "3"))),

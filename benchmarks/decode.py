@@ -1,11 +1,12 @@
 """Random clips from videos: toto against decord and torchcodec, one thread, in one process.
 
-Every contender runs on the same core and takes the same clips (16 frames, stride 4) of the same files, from opening the file
-to a 128-px crop, and resizes with the same function (`toto.data.transforms.square`); what differs
-is finding, decoding and converting the frames. The contenders alternate in rounds, in an order
-that rotates; a second is one of the core's time, so that other processes disturb less; a ratio is
-taken within a round, and the table gives the median and the range. The last columns hold the crops against the plain path: all frames decoded, converted to RGB, cropped,
-resized by Pillow.
+Every contender runs on the same core and takes the same clips (16 frames, stride 4) of the same
+files, from opening the file to a 128-px crop, and resizes with the same function
+(`toto.data.transforms.square`); what differs is finding, decoding and converting the frames. The
+contenders alternate in rounds, in an order that rotates. A second is one of the core's time, so
+that other processes disturb less; a ratio is taken within a round, and the table gives the median
+and the range. The last columns hold the crops against the plain path: all frames decoded, converted
+to RGB, cropped, resized by Pillow.
 
     python benchmarks/decode.py [FOLDER ...] [--rounds 7] [--clips 40]
 
@@ -83,7 +84,7 @@ def by_decord(job: Job) -> Frames:
 
 
 def by_torchcodec(seek_mode: str) -> Contender:
-    """The decoder of torchcodec: `exact` reads all packets first, `approximate` trusts the header."""
+    """`exact` reads all packets first, `approximate` trusts the header."""
 
     def decode(job: Job) -> Frames:
         from torchcodec.decoders import VideoDecoder
@@ -166,7 +167,7 @@ def make_jobs(paths: list[Path], count: int) -> list[Job]:
 
 
 def measure(jobs: list[Job], run: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Clips a second of each contender in each round."""
+    """Clips of each contender in each round, per second of the core."""
     rates: dict[str, list[float]] = {name: [] for name in run}
     names = list(run)
     for number in range(-1, rounds):

@@ -8,7 +8,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from toto.registry import Config
 
-__all__ = ["ClipConfig", "DataConfig", "SourceConfig"]
+__all__ = ["ClipConfig", "DataConfig", "Decoder", "SourceConfig"]
+
+
+Decoder = Literal["pyav", "torchcodec"]
 
 
 class ClipConfig(Config):
@@ -46,6 +49,9 @@ class DataConfig(Config):
     )
     sources: dict[str, SourceConfig] = Field(min_length=1)
     workers: NonNegativeInt = Field(0, description="loader processes; the order does not depend")
+    decoder: Decoder = Field(
+        "pyav", description="of the training clips; `torchcodec` has to be installed"
+    )
     max_broken: NonNegativeFloat = Field(
         0.01, le=1.0, description="share of undecodable units that stops the run"
     )

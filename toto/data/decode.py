@@ -7,7 +7,7 @@ numbers count decoded frames in the order of presentation, whatever the frame ra
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,16 +21,20 @@ from toto.data.video import (
     decode_clip,
     iterate_video,
 )
+from toto.data.video_torchcodec import decode_clip_by_torchcodec, require_torchcodec
 
 if TYPE_CHECKING:
+    from toto.data.config import Decoder
     from toto.data.manifest import Kind
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "VIDEO_EXTENSIONS",
+    "ClipDecoder",
     "Frame",
     "Frames",
     "UndecodableError",
+    "clip_decoder",
     "count_frames",
     "decode_clip",
     "decode_frames",
@@ -62,7 +66,34 @@ def decode_image(payload: Payload) -> Frame:
         raise UndecodableError(f"a damaged picture ({error})") from error
 
 
-def decode_frames(kind: Kind, payload: Payload, start: int, count: int, stride: int) -> Frames:
+class ClipDecoder(Protocol):
+    """Decodes frames start, start+stride, … of a video, or raises UndecodableError."""
+
+    def __call__(self, payload: Payload, start: int, count: int, stride: int) -> Frames:
+        """uint8 `[count, H, W, 3]`."""
+
+
+def clip_decoder(name: Decoder) -> ClipDecoder:
+    """The decoder of that name.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if name == "torchcodec":
+        require_torchcodec()
+        return decode_clip_by_torchcodec
+    return decode_clip
+
+
+def decode_frames(
+    kind: Kind,
+    payload: Payload,
+    start: int,
+    count: int,
+    stride: int,
+    *,
+    decode: ClipDecoder = decode_clip,
+) -> Frames:
     """Frames of a sample of either kind; a picture has frame 0 alone.
 
     Raises:
@@ -70,7 +101,7 @@ def decode_frames(kind: Kind, payload: Payload, start: int, count: int, stride: 
     """
     if kind == "images":
         return decode_image(payload)[None]
-    return decode_clip(payload, start, count, stride)
+    return decode(payload, start, count, stride)
 
 
 def count_frames(kind: Kind, payload: Payload) -> int:

@@ -14,7 +14,7 @@ from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
-    from toto.data.config import ClipConfig
+    from toto.data.config import ClipConfig, Decoder
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
@@ -33,6 +33,7 @@ class Source:
         validation: what is held out, or None.
         weight: share in the mixture.
         clip: the recipe's, with the source's own stride.
+        decoder: of its training clips.
     """
 
     name: str
@@ -40,10 +41,11 @@ class Source:
     validation: Dataset | None
     weight: float
     clip: ClipConfig
+    decoder: Decoder = "pyav"
 
     def stream_source(self) -> StreamSource:
         """As the training stream takes it."""
-        return StreamSource(self.name, self.train, self.weight, self.clip.stride)
+        return StreamSource(self.name, self.train, self.weight, self.clip.stride, self.decoder)
 
 
 def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
@@ -70,6 +72,7 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
                 ),
                 weight=config.weight,
                 clip=recipe.clip.model_copy(update={"stride": stride}),
+                decoder=recipe.data.decoder,
             )
         )
     return sources

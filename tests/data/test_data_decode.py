@@ -85,6 +85,30 @@ def test_the_index_leads_to_a_clip_by_the_packets_around_it(videos, name):
             assert len(plan.packets) <= 7 + 5 + 7, start
 
 
+def test_frames_that_an_edit_list_hides_are_not_counted(videos):
+    file = io.BytesIO()
+    options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
+    with (
+        av.open(io.BytesIO(videos["h264, short GOPs"])) as source,
+        av.open(file, "w", format="mp4", options=options) as cut,
+    ):
+        video = source.streams.video[0]
+        stream = cut.add_stream_from_template(video)
+        for packet in source.demux(video):
+            if packet.dts is not None:
+                hidden = 5 * packet.duration
+                packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+                packet.stream = stream
+                cut.mux(packet)
+    whole = list(iterate_video(file.getvalue()))
+    everything = list(iterate_video(videos["h264, short GOPs"]))
+    assert len(whole) == count_frames("videos", file.getvalue()) == 40
+    for number, frame in enumerate(whole):
+        assert np.array_equal(frame, everything[number + 5])
+        (found,) = decode_clip(file.getvalue(), number, 1, 1)
+        assert np.array_equal(found, frame), number
+
+
 def test_frames_look_like_what_was_encoded(videos):
     whole = np.stack(list(iterate_video(videos["h264, one GOP"]))).astype(int)
     assert np.median(np.abs(whole - moving_frames(45))) < 8

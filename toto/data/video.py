@@ -241,7 +241,7 @@ def _read_packets(
 ) -> list[_Packet] | None:
     """Packets from here on, until the first `count` frames to be shown are among them.
 
-    None where there are no so many, or they do not stand in the order of decoding.
+    None where there are fewer, or they do not stand in the order of decoding.
     """
     packets: list[_Packet] = []
     shown = 0
@@ -314,12 +314,10 @@ def _decode_due(stream: VideoStream, plan: _Plan) -> list[Frame]:
         if context.name in SKIPPABLE:
             context.skip_frame = "DEFAULT" if packet.pts in plan.due else "NONREF"
         collect(stream.decode(packet))
-        unread.discard(packet.pts or 0)
+        unread -= {packet.pts}
         if not unread:
-            collect(stream.decode(None))
+            collect(stream.decode(None))  # those that wait for their turn to be shown
             break
-    else:
-        collect(stream.decode(None))
     return [found[pts] for pts in sorted(found)]
 
 

@@ -59,6 +59,23 @@ def test_resume_after_sigkill_is_exact(tmp_path, tiny_datasets, precision):
     assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), killed_at
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_kills_with_changing_workers_leave_no_trace(tmp_path, tiny_datasets):
+    settings = {"steps": 24, "save_every": 2, "eval_every": 24}
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, **settings))
+    toto("train", recipe, "--output", "runs/whole", cwd=tmp_path)
+    kills = sorted(random.sample(range(1, 24), 10))
+    for turn, step in enumerate(kills):
+        command = ["train", recipe, "--output", "runs/killed", "--set", f"data.workers={turn % 3}"]
+        process = start_toto(*command, *["--resume"][:turn], cwd=tmp_path)
+        printed = kill_after(process, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, printed
+    toto("train", recipe, "--output", "runs/killed", "--resume", cwd=tmp_path)
+    assert digests(tmp_path / "runs/killed") == digests(tmp_path / "runs/whole"), kills
+    assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), kills
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets, workers):
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=400, save_every=400))

@@ -197,6 +197,11 @@ def test_samples_are_made_where_one_is_missing(tmp_path, tiny_datasets, monkeypa
     assert made == [Path("data")]
 
 
+def test_a_pool_that_is_no_yaml_is_refused(trained):
+    done = toto("probe", "--pool", "[a", cwd=trained, code=2)
+    assert "--pool [a: no YAML" in done.stderr
+
+
 def test_a_missing_run_names_those_that_exist(trained, tmp_path):
     done = toto("probe", "runs/tinny", cwd=trained, code=2)
     assert "no run at runs/tinny" in done.stderr

@@ -33,7 +33,7 @@ def draw(sampler, epoch, index, attempt=0):
 
 
 def locate(mixture, positions):
-    source, use = mixture.locate(np.array(positions))
+    source, use = mixture.locate(np.array(positions, dtype=np.int64))
     return list(zip(source.tolist(), use.tolist(), strict=True))
 
 
@@ -201,3 +201,10 @@ def test_weights_without_a_short_cycle_are_refused(weights):
 def test_weights_with_rounding_errors_are_taken_as_meant():
     assert Mixture([0.1 * 3, 0.1]).cycle == 4
     assert Mixture([1 / 3, 2 / 3]).cycle == 3
+
+
+@given(weights=WEIGHTS, positions=st.integers(0, 500))
+def test_counts_are_those_of_the_positions(weights, positions):
+    mixture = Mixture(weights)
+    sources = [source for source, _ in locate(mixture, range(positions))]
+    assert mixture.counts(positions) == [sources.count(i) for i in range(len(weights))]

@@ -29,13 +29,20 @@ LARGEST_PIXEL = 255
 
 @dataclass(frozen=True)
 class DataSource:
-    """One source of the mixture: where it lies, its share of the sequences, what it holds."""
+    """One source of the mixture: what it holds, and what the run has drawn of it.
+
+    `tokens` are visual tokens, `share` is of the sequences, `failures` counts units that could not
+    be decoded and were replaced.
+    """
 
     name: str
     path: str
-    share: float
     samples: int
     validation_samples: int
+    share: float
+    tokens: int
+    epochs: float
+    failures: int
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -194,8 +195,13 @@ def _ailment(
 def _count(dataset: Dataset, payload: memoryview) -> int:
     if dataset.form == "raw":
         return count_frames(dataset.kind, payload)
-    height, width = dataset.tokens.grid
-    return len(payload) // (height * width * 2)  # the header is shorter than a frame, or cut off
+    try:
+        codes_THW = np.load(io.BytesIO(payload), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UndecodableError(f"no .npy array ({error})") from error
+    if codes_THW.dtype != np.uint16 or codes_THW.shape[1:] != dataset.tokens.grid:
+        raise UndecodableError(f"codes {codes_THW.dtype} {codes_THW.shape}")
+    return len(codes_THW)
 
 
 def _duplicates(

@@ -18,13 +18,13 @@ from toto.data.stream import DrawnSequence, SourceStream, Stream
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["collate", "evaluation_batches", "training_batches"]
+__all__ = ["BrokenUnit", "collate", "evaluation_batches", "training_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def training_batches(
     max_broken: float = 0.01,
     rank: int = 0,
     world: int = 1,
+    on_broken: Callable[[BrokenUnit], None] = lambda broken: None,
 ) -> Iterator[list[Batch]]:
     """The batches of steps start_step to stop_step-1, each as a list of micro-batches.
 
@@ -77,6 +78,7 @@ def training_batches(
         max_broken: share of undecodable units, counted from start_step, that stops the run.
         rank: whose share of each step this is; see `toto.data.ranks`.
         world: number of ranks. All have as many micro-batches; the last may be padding.
+        on_broken: told of every unit that was replaced, when its step is handed over.
 
     Raises:
         DataError: more units than that cannot be decoded, or the shards are damaged.
@@ -95,7 +97,9 @@ def training_batches(
     for step in steps:
         if isinstance(step, DataError):
             raise step
-        budget.count(step.drawn, step.broken)
+        for broken in step.broken:
+            on_broken(broken)
+        budget.count(step.drawn, [broken.what for broken in step.broken])
         yield step.micro_batches
 
 
@@ -129,12 +133,24 @@ def evaluation_batches(
 
 
 @dataclass(frozen=True)
+class BrokenUnit:
+    """A unit that could not be decoded and was replaced: in which step, of which source's number.
+
+    `what` is `dataset/key: reason`.
+    """
+
+    step: int
+    source: int
+    what: str
+
+
+@dataclass(frozen=True)
 class _Step:
     """What one step needs, and what was broken on the way."""
 
     micro_batches: list[Batch]
     drawn: int
-    broken: tuple[str, ...]
+    broken: tuple[BrokenUnit, ...]
 
 
 class _Steps(MapDataset[_Step | DataError]):
@@ -163,7 +179,11 @@ class _Steps(MapDataset[_Step | DataError]):
             ]
             + padding,
             drawn=sum(sequence.drawn for sequence in sequences),
-            broken=tuple(name for sequence in sequences for name in sequence.broken),
+            broken=tuple(
+                BrokenUnit(step, sequence.source, what)
+                for sequence in sequences
+                for what in sequence.broken
+            ),
         )
 
 

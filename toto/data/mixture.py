@@ -57,6 +57,12 @@ class Mixture:
         source_B = self._source_of[place_B]
         return source_B, turn_B * self._counts_of[source_B] + self._use_of[place_B]
 
+    def counts(self, positions: int) -> list[int]:
+        """How many of the first `positions` positions each source has."""
+        turns, rest = divmod(positions, self.cycle)
+        begun = np.bincount(self._source_of[:rest], minlength=len(self._counts)).tolist()
+        return [turns * count + more for count, more in zip(self._counts, begun, strict=True)]
+
 
 def _smallest_integers(weights: Sequence[float]) -> list[int]:
     """The smallest whole numbers in the ratio of the weights."""

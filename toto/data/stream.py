@@ -197,6 +197,10 @@ class SourceStream:
             for position in positions
         ]
 
+    def epochs(self, sequences: int) -> float:
+        """How often so many sequences go through the dataset."""
+        return sequences * self._units_per_sequence / self.num_units
+
     def units_of(self, numbers: Sequence[int]) -> Ints:
         """The places in the endless order of the units of these sequences, one after another."""
         units = self._units_per_sequence

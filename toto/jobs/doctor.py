@@ -58,18 +58,18 @@ def examine_dataset(
     lines = "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
     with disk_errors(listing):
         write_atomic(listing, lines)
-    say(f"{listing}: {len(findings):,} findings")
+    say(f"findings: {len(findings):,}, listed in {listing}")
     unlike = unlike_paper(dataset, like) if like is not None else None
     if unlike is not None:
         say(f"unlike the paper: {unlike}")
     if not findings:
         return unlike is None
     if not fix:
-        say(f"streams stop at short videos; leave all of these out: toto doctor {path} --fix")
+        say("let streams leave them out: the same command with --fix")
         return False
     if len(findings) + len(dataset.excluded) == dataset.num_samples:
         raise UserError(f"{path}: all {dataset.num_samples:,} samples ail; none would be left")
-    say(f"streams of {path} leave out {exclude(dataset, findings):,} samples now")
+    say(f"streams of {path} leave out {exclude(dataset, findings):,} of its samples now")
     return unlike is None
 
 

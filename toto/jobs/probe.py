@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import ValidationError
 
 from toto.data.clips import LabelledDataset
@@ -82,7 +83,7 @@ def start_probing(
 
 
 def _settings(heads: Sequence[str], layers: str, overrides: Sequence[str]) -> ProbeSettings:
-    raw: dict[str, Any] = {"heads": [parse_value(head) for head in heads]}
+    raw: dict[str, Any] = {"heads": [_head(head) for head in heads]}
     if layers != "all":
         try:
             raw["layers"] = [int(layer) for layer in layers.split(",")]
@@ -94,6 +95,14 @@ def _settings(heads: Sequence[str], layers: str, overrides: Sequence[str]) -> Pr
         return ProbeSettings.model_validate(raw)
     except ValidationError as error:
         raise RecipeError("toto probe", explain(error, ProbeSettings, raw)) from None
+
+
+def _head(text: str) -> Any:
+    try:
+        return parse_value(text)
+    except yaml.YAMLError as error:
+        mend = "Write a name, or {name: mine, size: 8}"
+        raise UserError(f"--pool {text}: no YAML. {mend}") from error
 
 
 def _labelled_source(trained: Trained, wanted: str | None) -> Source:

@@ -15,7 +15,9 @@ from toto.analysis.runs import read_run
 from toto.data.clips import read_clip
 from toto.data.index import Dataset
 from toto.jobs.console import say
+from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
+from toto.jobs.sources import named_stream
 from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
@@ -49,7 +51,7 @@ def start_report(run: str | None, *, imports: Sequence[str]) -> None:
         record=record,
         command=started["command"],
         recipe=dump_yaml(recipe.model_dump(mode="json")),
-        sources=_data_sources(recipe),
+        sources=_data_sources(found),
         reconstructions=_reconstructions(recipe, build_tokenizer(found)),
         loss_unit="nats/token" if recipe.tokenizer.output == "codes" else "squared error",
         facts={
@@ -88,19 +90,27 @@ def _started(found: FoundRun) -> dict[str, Any]:
     return started
 
 
-def _data_sources(recipe: TrainRecipe) -> list[DataSource]:
-    total = sum(source.weight for source in recipe.data.sources.values())
+def _data_sources(found: FoundRun) -> list[DataSource]:
+    """What each source holds, and what the run has drawn of it until its checkpoint."""
+    recipe = found.recipe
+    stream = named_stream(recipe)
+    sequences = found.meta.step * recipe.batch_sequences
+    drawn = realised_mixture(stream, sequences, FailureLog.read(found.run))
+    root = Path(recipe.data.root)
     rows = []
-    for name, source in recipe.data.sources.items():
-        root = Path(recipe.data.root)
+    for draws, trained in zip(drawn, stream.sources, strict=True):
+        source = recipe.data.sources[draws.name]
         held_out = Dataset.open(root / source.validation).num_samples if source.validation else 0
         rows.append(
             DataSource(
-                name=name,
+                name=draws.name,
                 path=str(root / source.path),
-                share=source.weight / total,
-                samples=Dataset.open(root / source.path).num_samples,
+                samples=trained.dataset.num_samples,
                 validation_samples=held_out,
+                share=draws.share,
+                tokens=draws.sequences * recipe.layout.num_visual,
+                epochs=draws.epochs,
+                failures=draws.failures,
             )
         )
     return rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from toto.data.index import Dataset
 from toto.data.samples import make_samples
-from toto.data.stream import StreamSource
+from toto.data.stream import Stream, StreamSource
 from toto.data.tokens import require_tokenizer, tokenize_dataset
 from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["Source", "open_sources"]
+__all__ = ["Source", "named_stream", "open_sources"]
 
 MAKERS = {"samples": make_samples}
 
@@ -76,6 +76,20 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
             )
         )
     return sources
+
+
+def named_stream(recipe: Recipe) -> Stream:
+    """The stream of the datasets that a recipe names, as they are: nothing is made or tokenized.
+
+    Raises:
+        DataError: a dataset that is missing or does not fit the clip.
+    """
+    root = Path(recipe.data.root)
+    sources = [
+        StreamSource(name, Dataset.open(root / source.path), source.weight, source.stride)
+        for name, source in recipe.data.sources.items()
+    ]
+    return Stream(sources, recipe.clip, recipe.seed)
 
 
 def _make_if_missing(recipe: Recipe) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toto.data.index import Dataset
 from toto.data.ranks import share
-from toto.data.stream import Stream, StreamSource
 from toto.errors import UserError
-from toto.jobs.console import say
+from toto.jobs.sources import named_stream
 from toto.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
@@ -36,13 +33,8 @@ def print_stream(
     recipe = read_recipe(recipe_name, overrides)
     if not 1 <= world <= recipe.batch_sequences:
         raise UserError(f"--world {world}: a step has {recipe.batch_sequences} sequences to share")
-    root = Path(recipe.data.root)
-    sources = [
-        StreamSource(name, Dataset.open(root / source.path), source.weight, source.stride)
-        for name, source in recipe.data.sources.items()
-    ]
-    stream = Stream(sources, recipe.clip, recipe.seed)
-    say("\t".join(HEAD))
+    stream = named_stream(recipe)
+    print("\t".join(HEAD))  # rich would expand the tabs
     for step in range(first_step, first_step + steps):
         for rank in range(world):
             positions = share(step, recipe.batch_sequences, rank=rank, world=world)
@@ -59,4 +51,4 @@ def print_stream(
                     f"{unit.crop_y:.6f}",
                     f"{unit.crop_x:.6f}",
                 )
-                say("\t".join(map(str, fields)))
+                print("\t".join(map(str, fields)))

@@ -13,6 +13,7 @@ from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError
 from toto.jobs.console import console, say
+from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import resolve_run
@@ -29,7 +30,7 @@ from toto.training.schedule import WarmupCosine
 from toto.training.task import Task, sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from toto.data.batch import Batch
     from toto.tokenizers.base import Tokenizer
@@ -121,8 +122,9 @@ def train_task(
     """Run the loop over the mixture of a recipe, whatever the task, and say how it ended."""
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
 
-    def batches(start_step: int, stop_step: int) -> Iterable[Sequence[Batch]]:
-        return training_batches(
+    def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
+        failures = FailureLog(run.path, stream.names, start_step)
+        yield from training_batches(
             stream,
             batch_sequences=recipe.batch_sequences,
             micro_batch=recipe.training.micro_batch,
@@ -130,6 +132,7 @@ def train_task(
             start_step=start_step,
             stop_step=stop_step,
             max_broken=recipe.data.max_broken,
+            on_broken=failures.add,
         )
 
     record_run(recipe, run)
@@ -144,6 +147,11 @@ def train_task(
         description=Description(recipe.model_dump(mode="json"), fingerprint),
         display=make_display(console),
     )
+    drawn = realised_mixture(
+        stream, result.step * recipe.batch_sequences, FailureLog.read(run.path)
+    )
+    for line in describe_draws(drawn):
+        say(f"  {line}")
     if result.interrupted:
         say(f"stopped by a signal after step {result.step}; saved {result.checkpoint}")
         say("the same command with --resume goes on")

@@ -1,0 +1,100 @@
+"""doctor, view and stream, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from command_line import tiny_recipe, toto, write_recipe
+
+from toto.data.index import Dataset
+from toto.jobs.realised import FailureLog
+from toto.jobs.sources import named_stream
+from toto.recipe.reader import read_recipe
+
+
+@pytest.fixture
+def data(tmp_path, tiny_datasets):
+    shutil.copytree(tiny_datasets, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_doctor_finds_lists_and_fixes(tmp_path, tiny_folders):
+    shutil.copytree(tiny_folders / "pictures", tmp_path / "pictures")
+    shutil.copy(tmp_path / "pictures/0.png", tmp_path / "pictures/copy.png")
+    toto("pack", "pictures", "data", cwd=tmp_path)
+    done = toto("doctor", "data", cwd=tmp_path, code=1)
+    assert re.search(r"duplicate +1 ", done.stdout)
+    (line,) = (tmp_path / "data/doctor.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] in ("0.png", "copy.png")
+    done = toto("doctor", "data", "--fix", cwd=tmp_path)
+    assert "leave out 1 of its samples" in done.stdout
+    assert Dataset.open(tmp_path / "data").excluded.tolist() == [json.loads(line)["sample"]]
+    done = toto("doctor", "data", cwd=tmp_path)
+    assert "findings: 0," in done.stdout
+    assert "1 excluded before" in done.stdout
+
+
+def test_doctor_names_short_videos_and_does_not_exclude_all(tmp_path, data):
+    videos = ("doctor", "data/videos-val")
+    toto(*videos, "--frames", "4", "--stride", "2", cwd=tmp_path)
+    done = toto(*videos, cwd=tmp_path, code=1)
+    assert "12 frames, and a clip takes 61" in done.stdout
+    done = toto(*videos, "--fix", cwd=tmp_path, code=2)
+    assert "none would be left" in done.stderr
+    assert not (data / "videos-val/excluded.jsonl").exists()
+
+
+def test_doctor_knows_the_papers_sizes(tmp_path, data):
+    done = toto("doctor", "data/pictures", "--like", "imagenet", cwd=tmp_path, code=1)
+    assert "unlike the paper" in done.stdout
+    done = toto("doctor", "data/pictures", "--like", "imagenette", cwd=tmp_path, code=2)
+    assert "kinetics600" in done.stderr
+
+
+def test_view_shows_raw_samples_and_what_tokens_hold(tmp_path, data):
+    clip = ("--frames", "4", "--stride", "2", "--resolution", "32")
+    toto("view", "data/videos-train", "raw.html", *clip, "--samples", "3", cwd=tmp_path)
+    page = (tmp_path / "raw.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "<script" not in page
+    assert "http" not in page
+    recipe = write_recipe(tmp_path, tiny_recipe(data))
+    toto("tokenize", "data/pictures", "codes", "--recipe", recipe, cwd=tmp_path)
+    toto("view", "codes", "codes.html", *clip[:4], "--samples", "5", cwd=tmp_path)
+    page = (tmp_path / "codes.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "decoded by their tokenizer" in page
+
+
+def test_stream_prints_the_same_units_at_any_world_size(tmp_path, data):
+    recipe = write_recipe(tmp_path, tiny_recipe(data))
+
+    def lines(world):
+        printed = toto(
+            "stream", recipe, "--from", "12000", "--steps", "3", "--world", world, cwd=tmp_path
+        ).stdout.splitlines()
+        assert printed[0].split("\t")[:3] == ["step", "rank", "position"]
+        return [line.split("\t") for line in printed[1:]]
+
+    one, three = lines(1), lines(3)
+    assert [row[:1] + row[2:] for row in one] == [row[:1] + row[2:] for row in three]
+    assert {row[1] for row in three} == {"0", "1", "2"}
+    stream = named_stream(read_recipe(str(recipe), []))
+    first = int(one[0][2])
+    assert first == 12000 * 4
+    sample = one[0][4]
+    drawn = next(stream.units([first]))
+    assert (str(drawn.sample), str(drawn.start)) == (sample, one[0][6])
+    toto("stream", recipe, "--world", "5", cwd=tmp_path, code=2)
+
+
+def test_what_was_drawn_is_said_and_reported(tmp_path, data):
+    done = toto("train", write_recipe(tmp_path, tiny_recipe(data, steps=4)), cwd=tmp_path)
+    assert "videos: 12 sequences (75.0%)" in done.stdout
+    assert "pictures: 4 sequences (25.0%)" in done.stdout
+    toto("report", cwd=tmp_path)
+    assert "tokens seen" in (tmp_path / "runs/tiny/report.html").read_text()
+    assert not FailureLog.read(tmp_path / "runs/tiny")

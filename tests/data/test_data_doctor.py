@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+from toy_data import moving_frames, picture_dataset, png, random_picture, token_dataset, write_dataset
+
+from toto.data.config import ClipConfig
+from toto.data.doctor import PAPER_SIZES, PaperSize, examine, exclude, unlike_paper
+from toto.data.encode import encode_h264
+from toto.data.index import Dataset
+from toto.data.stream import SourceStream
+
+CLIP = ClipConfig(frames=4, stride=2, resolution=8)
+
+
+def ailments(dataset, clip=CLIP, workers=1):
+    found = examine(dataset, clip, workers=workers)
+    return [(finding.sample, finding.ailment) for finding in found]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Sample 2 is no picture, 4 repeats 1, 5 has no label."""
+    samples = [(png(random_picture(n)), 1, n % 2) for n in range(6)]
+    samples[2] = (b"no picture", 1, 0)
+    samples[4] = samples[1]
+    samples[5] = (samples[5][0], 1, -1)
+    return write_dataset(
+        tmp_path / "d", samples, kind="images", extension="png", shard_samples=4
+    )
+
+
+def test_a_sound_dataset_has_no_findings(tmp_path):
+    assert ailments(picture_dataset(tmp_path / "d", 20, shard_samples=6)) == []
+    assert ailments(token_dataset(tmp_path / "t", [20, 7])) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_ailment_is_found(pictures, workers):
+    expected = [(2, "undecodable"), (4, "duplicate"), (5, "unlabelled")]
+    assert ailments(pictures, workers=workers) == expected
+    duplicate = examine(pictures, CLIP)[1]
+    assert (duplicate.file, duplicate.detail) == ("4.png", "the same bytes as sample 1")
+
+
+def test_three_copies_name_the_first(tmp_path):
+    samples = [(png(random_picture(0)), 1, -1)] * 3
+    dataset = write_dataset(tmp_path / "d", samples, kind="images", extension="png")
+    details = [finding.detail for finding in examine(dataset, CLIP)]
+    assert details == ["the same bytes as sample 0"] * 2
+
+
+def test_short_and_lying_videos_are_found(tmp_path):
+    videos = [encode_h264(moving_frames(length), fps=25) for length in (9, 5, 8)]
+    samples = [(videos[0], 9, -1), (videos[1], 5, -1), (videos[2], 20, -1)]
+    dataset = write_dataset(tmp_path / "d", samples, kind="videos", extension="mp4")
+    assert ailments(dataset) == [(1, "short"), (2, "undecodable")]
+    assert "8 frames, and the index says 20" in examine(dataset, CLIP)[1].detail
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+def test_a_shard_that_is_gone_or_changed_is_missing(tmp_path, damage):
+    dataset = picture_dataset(tmp_path / "d", 8, shard_samples=4)
+    path = tmp_path / "d" / "shard-00001.tar"
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "changed" else content[:-1])
+    assert ailments(dataset) == [(sample, "missing") for sample in range(4, 8)]
+
+
+def test_excluded_samples_leave_the_stream_and_are_passed_over(pictures):
+    assert exclude(pictures, examine(pictures, CLIP)) == 3
+    dataset = Dataset.open(pictures.path)
+    assert dataset.excluded.tolist() == [2, 4, 5]
+    assert examine(dataset, CLIP) == []
+    stream = SourceStream.shuffled(dataset, CLIP, seed=0, name="a")
+    assert stream.num_units == 3
+    places = stream.draw(np.arange(3 * 50))
+    for epoch in places.sample_N.reshape(-1, 3).tolist():
+        assert sorted(epoch) == [0, 1, 3]
+    lines = (pictures.path / "excluded.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ailment"] for line in lines] == [
+        "undecodable", "duplicate", "unlabelled",
+    ]  # fmt: skip
+    assert exclude(dataset, []) == 3
+
+
+def test_sizes_are_compared_with_the_paper(tmp_path, monkeypatch):
+    dataset = picture_dataset(tmp_path / "d", 10)
+    monkeypatch.setitem(PAPER_SIZES, "imagenet", PaperSize(images=10))
+    assert unlike_paper(dataset, "imagenet") is None
+    monkeypatch.setitem(PAPER_SIZES, "imagenet", PaperSize(images=20))
+    assert "10.0 images, and the paper's Table 2 has 20 (50.0%)" in unlike_paper(dataset, "imagenet")
+    assert PAPER_SIZES["kinetics600"].hours * 3600 * 30 * 256 == pytest.approx(41.36e9, rel=1e-3)

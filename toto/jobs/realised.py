@@ -1,0 +1,98 @@
+"""What a run really drew of each source, and the files that it could not decode."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toto.files import disk_errors
+from toto.training.metrics import cut_back, read_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toto.data.loader import BrokenUnit
+    from toto.data.stream import Stream
+
+__all__ = ["FailureLog", "SourceDraws", "describe_draws", "realised_mixture"]
+
+FAILURES_FILE = "failures.jsonl"
+
+
+@dataclass(frozen=True)
+class SourceDraws:
+    """One source of a run.
+
+    Attributes:
+        name: in the recipe.
+        sequences: that it gave.
+        share: of all sequences.
+        epochs: how often its units were gone through.
+        failures: units that could not be decoded and were replaced by others of the source.
+    """
+
+    name: str
+    sequences: int
+    share: float
+    epochs: float
+    failures: int
+
+
+def realised_mixture(stream: Stream, sequences: int, failures: Counter[str]) -> list[SourceDraws]:
+    """What each source gave to the first `sequences` sequences of a stream.
+
+    Args:
+        stream: of the run.
+        sequences: drawn so far.
+        failures: by source, as `FailureLog.read` counts them.
+    """
+    counts = stream.mixture.counts(sequences)
+    return [
+        SourceDraws(name, count, count / sequences, source.epochs(count), failures[name])
+        for name, source, count in zip(stream.names, stream.sources, counts, strict=True)
+    ]
+
+
+class FailureLog:
+    """RUN/failures.jsonl: a line for each unit that was replaced.
+
+    Args:
+        run: the run directory.
+        names: of the sources.
+        step: steps done; later lines of an earlier process are dropped.
+
+    Raises:
+        RunError: (`add` too) the disk is full or refuses.
+    """
+
+    def __init__(self, run: Path, names: tuple[str, ...], step: int) -> None:
+        self._path = run / FAILURES_FILE
+        self._names = names
+        cut_back(self._path, step)
+
+    def add(self, broken: BrokenUnit) -> None:
+        """Write one down; `step` counts from 1, as in metrics.jsonl."""
+        line = {
+            "kind": "failure",
+            "step": broken.step + 1,
+            "source": self._names[broken.source],
+            "what": broken.what,
+        }
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @staticmethod
+    def read(run: Path) -> Counter[str]:
+        """Failures by source; none where the run has no such file."""
+        return Counter(line["source"] for line in read_lines(run / FAILURES_FILE))
+
+
+def describe_draws(draws: list[SourceDraws]) -> list[str]:
+    """A line for each source."""
+    return [
+        f"{draw.name}: {draw.sequences:,} sequences ({draw.share:.1%}), {draw.epochs:.2f} epochs, "
+        f"{draw.failures:,} undecodable"
+        for draw in draws
+    ]

@@ -8,13 +8,14 @@ from toy_data import Codec, encode, moving_frames, png, random_picture
 
 from toto.data.decode import (
     UndecodableError,
-    _seek_clip,
     count_frames,
     decode_clip,
+    decode_frames,
     decode_image,
     iterate_video,
 )
-from toto.data.encode import encode_h264
+from toto.data.transforms import square, square_plainly
+from toto.data.video import _open_video, _plan_by_index, _seek_clip, decode_clip_plainly
 
 CODECS = {
     "h264, short GOPs": Codec("mp4", "libx264", (("g", "7"), ("bf", "3"))),
@@ -24,10 +25,21 @@ CODECS = {
     "h264, intra": Codec("matroska", "libx264", (("g", "1"),)),
     "h264, one GOP": Codec("mov", "libx264"),
     "mpeg4, avi": Codec("avi", "mpeg4", (("g", "10"), ("bf", "2"))),
+    "h264, B pyramid": Codec(
+        "mp4", "libx264", (("g", "20"), ("bf", "5"), ("b_strategy", "2"), ("refs", "5"))
+    ),
+    "h264, interlaced": Codec("mp4", "libx264", (("g", "12"), ("flags", "+ildct+ilme"))),
+    "h264, 4:4:4, full range": Codec(
+        "mp4", "libx264", (("g", "12"), ("color_range", "pc"), ("colorspace", "bt709")), "yuv444p"
+    ),
+    "h264, fragments": Codec(
+        "mp4", "libx264", (("g", "10"),), muxer=(("movflags", "frag_keyframe+empty_moov"),)
+    ),
     "vp8, webm": Codec(
         "webm", "libvpx", (("g", "12"), ("cpu-used", "8"), ("deadline", "realtime"))
     ),
 }
+INDEXED = ["h264, short GOPs", "h264, open GOPs", "h264, one GOP", "h264, B pyramid"]
 # Without times in its packets, an AVI is decoded from its start.
 SEEKABLE = [name for name in CODECS if "avi" not in name]
 
@@ -51,13 +63,49 @@ def test_clips_equal_a_decode_of_all_frames(videos, name):
     ):
         clip = decode_clip(videos[name], start, count, stride)
         assert np.array_equal(clip, whole[start::stride][:count]), (start, count, stride)
+        assert np.array_equal(clip, decode_clip_plainly(videos[name], start, count, stride))
 
 
+@pytest.mark.parametrize("by_index", [True, False])
 @pytest.mark.parametrize("name", SEEKABLE)
-def test_every_single_frame_is_found_by_seeking(videos, name):
+def test_every_single_frame_is_found_by_seeking(videos, name, by_index):
     whole = list(iterate_video(videos[name]))
     for number, frame in enumerate(whole):
-        (found,) = _seek_clip(videos[name], range(number, number + 1))
+        (found,) = _seek_clip(videos[name], range(number, number + 1), by_index=by_index)
+        assert np.array_equal(found, frame), number
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_index_leads_to_a_clip_by_the_packets_around_it(videos, name):
+    for start in range(40):
+        with _open_video(videos[name]) as (container, stream):
+            plan = _plan_by_index(container, stream, range(start, start + 4, 3))
+        assert plan is not None, start
+        if name == "h264, short GOPs":
+            assert len(plan.packets) <= 7 + 5 + 7, start
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted(videos):
+    file = io.BytesIO()
+    options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
+    with (
+        av.open(io.BytesIO(videos["h264, short GOPs"])) as source,
+        av.open(file, "w", format="mp4", options=options) as cut,
+    ):
+        video = source.streams.video[0]
+        stream = cut.add_stream_from_template(video)
+        for packet in source.demux(video):
+            if packet.dts is not None:
+                hidden = 5 * packet.duration
+                packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+                packet.stream = stream
+                cut.mux(packet)
+    whole = list(iterate_video(file.getvalue()))
+    everything = list(iterate_video(videos["h264, short GOPs"]))
+    assert len(whole) == count_frames("videos", file.getvalue()) == 40
+    for number, frame in enumerate(whole):
+        assert np.array_equal(frame, everything[number + 5])
+        (found,) = decode_clip(file.getvalue(), number, 1, 1)
         assert np.array_equal(found, frame), number
 
 
@@ -95,20 +143,51 @@ def test_nonsense_is_refused(kind, payload):
         count_frames(kind, payload)
 
 
-@pytest.mark.parametrize("kind", ["images", "videos"])
-def test_damaged_files_raise_nothing_but_undecodable(kind):
-    whole = png(random_picture(0)) if kind == "images" else encode_h264(moving_frames(4), fps=9)
-    rng = np.random.default_rng(0)
+def damaged(payload, seed):
+    """Some bytes changed, bits flipped, or the end cut off; half of them in an mp4's tables."""
+    rng = np.random.default_rng(seed)
+    broken = bytearray(payload)
+    if seed % 5 == 0:
+        broken = broken[: rng.integers(1, len(broken))]
+    first = max(broken.find(b"moov"), 0) if seed % 2 else 0
+    for place in rng.integers(first, len(broken), rng.integers(1, 30)):
+        broken[place] = rng.integers(256) if seed % 3 else broken[place] ^ 1 << rng.integers(8)
+    return bytes(broken)
+
+
+@pytest.mark.parametrize("name", ["picture", *CODECS])
+def test_damaged_files_raise_nothing_but_undecodable(videos, name):
+    kind = "images" if name == "picture" else "videos"
+    whole = png(random_picture(0)) if name == "picture" else videos[name]
     refused = 0
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole), 8):
-            damaged[place] = rng.integers(256)
+    for seed in range(200):
+        broken = damaged(whole, seed)
         try:
-            count_frames(kind, bytes(damaged))
+            count_frames(kind, broken)
+            decode_frames(kind, broken, 0 if name == "picture" else seed % 30, 4, 3)
         except UndecodableError:
             refused += 1
     assert refused > 0
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_truncated_video_has_no_frames_behind_its_end(videos, name):
+    half = videos[name][: len(videos[name]) // 2]
+    with pytest.raises(UndecodableError):
+        decode_clip(half, 38, 3, 2)
+
+
+@pytest.mark.parametrize("size", [(63, 97), (97, 63), (64, 64), (256, 341)])
+@pytest.mark.parametrize("name", ["h264, short GOPs", "h264, 4:4:4, full range", "vp8, webm"])
+def test_the_crop_of_a_clip_equals_that_of_the_plain_path(name, size):
+    pixels = "yuv444p" if "4:4:4" in name else "yuv420p"
+    even = [side - side % 2 for side in size] if pixels == "yuv420p" and "h264" in name else size
+    video = encode(moving_frames(20, *even), CODECS[name])
+    place = {"crop_y": 0.3, "crop_x": 0.7}
+    plain = square_plainly(decode_clip_plainly(video, 3, 4, 4), 48, **place).astype(int)
+    off = np.abs(square(decode_clip(video, 3, 4, 4), 48, **place) - plain)
+    assert off.max() <= 2
+    assert off.mean() < 0.05
 
 
 def test_a_picture_decodes_exactly():

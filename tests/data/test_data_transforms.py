@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from toy_data import moving_frames, random_picture
 
-from toto.data.transforms import CENTRE, square
+from toto.data.transforms import CENTRE, square, square_plainly
 
 
 def test_frames_of_the_right_size_are_unchanged():
@@ -40,3 +40,22 @@ def test_resizing_down_is_antialiased():
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
     stripes[:, :, ::2] = 255
     assert np.ptp(square(stripes, 16, crop_y=0, crop_x=0)[:, :, 2:-2]) < 20
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution"),
+    [((256, 340), 128), ((375, 500), 128), ((37, 53), 24), ((48, 48), 47), ((20, 31), 64),
+     ((1500, 1100), 32)],
+)  # fmt: skip
+def test_resizing_equals_pillow(size, resolution):
+    for frames in (moving_frames(3, *size), random_picture(5, *size)[None]):
+        ours = square(frames, resolution, crop_y=0.6, crop_x=0.2).astype(int)
+        off = np.abs(ours - square_plainly(frames, resolution, crop_y=0.6, crop_x=0.2))
+        assert off.max() <= 2
+        assert off.mean() < 0.05
+
+
+def test_read_only_frames_are_resized_too():
+    frames = random_picture(2, 30, 30)[None]
+    frames.setflags(write=False)
+    assert square(frames, 8, crop_y=0, crop_x=0).shape == (1, 8, 8, 3)

@@ -41,19 +41,23 @@ def moving_frames(count, height=32, width=48):
 
 @dataclass(frozen=True)
 class Codec:
-    """A way to encode: container, encoder and its options."""
+    """A way to encode: container, encoder, its options, pixel format and the muxer's options."""
 
     container: str
     name: str
     options: tuple[tuple[str, str], ...] = ()
+    pixels: str = "yuv420p"
+    muxer: tuple[tuple[str, str], ...] = ()
 
 
 def encode(frames, codec):
     file = io.BytesIO()
-    with av.open(file, "w", format=codec.container) as container:
+    with av.open(file, "w", format=codec.container, options=dict(codec.muxer)) as container:
         stream = container.add_stream(codec.name, rate=25, options=dict(codec.options))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = codec.pixels
+        # More threads give other bytes from run to run.
+        stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))

@@ -8,7 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from toto.registry import Config
 
-__all__ = ["CacheConfig", "ClipConfig", "DataConfig", "Paths", "SourceConfig", "listed"]
+__all__ = ["CacheConfig", "ClipConfig", "DataConfig", "Decoder", "Paths", "SourceConfig", "listed"]
+
+Decoder = Literal["pyav", "torchcodec"]
 
 Paths = str | tuple[str, ...]
 """One dataset, or several that are joined in this order."""
@@ -74,6 +76,9 @@ class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(min_length=1)
     cache: CacheConfig = Field(CacheConfig(), description="of remote datasets")
     workers: NonNegativeInt = Field(0, description="loader processes; the order does not depend")
+    decoder: Decoder = Field(
+        "pyav", description="of the training clips; `torchcodec` has to be installed"
+    )
     max_broken: NonNegativeFloat = Field(
         0.01, le=1.0, description="share of undecodable units that stops the run"
     )

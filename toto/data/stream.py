@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.decode import UndecodableError, decode_frames
+from toto.data.decode import UndecodableError, clip_decoder, decode_frames
 from toto.data.mixture import Mixture
 from toto.data.order import InOrder, Sampler, Shuffled
 from toto.data.transforms import square
@@ -25,7 +25,7 @@ from toto.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from toto.data.config import ClipConfig
+    from toto.data.config import ClipConfig, Decoder
     from toto.data.index import Dataset
 
 __all__ = ["DrawnSequence", "DrawnUnits", "NamedUnit", "SourceStream", "Stream", "StreamSource"]
@@ -44,12 +44,14 @@ class StreamSource:
         dataset: opened.
         weight: its share of the sequences, in proportion to the others' weights.
         stride: instead of the clip's, for videos.
+        decoder: of videos.
     """
 
     name: str
     dataset: Dataset
     weight: float = 1.0
     stride: int | None = None
+    decoder: Decoder = "pyav"
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,17 @@ class SourceStream:
         clip: frames, stride and resolution.
         units: of the dataset at this clip.
         sampler: the order of the units.
+        decoder: of videos.
     """
 
-    def __init__(self, dataset: Dataset, clip: ClipConfig, units: Units, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        clip: ClipConfig,
+        units: Units,
+        sampler: Sampler,
+        decoder: Decoder = "pyav",
+    ) -> None:
         if dataset.form == "tokens" and dataset.tokens.resolution != clip.resolution:
             raise DataError(
                 f"{dataset.path} holds tokens of {dataset.tokens.resolution} px frames, and "
@@ -129,18 +139,29 @@ class SourceStream:
         self._clip = clip
         self._units = units
         self._sampler = sampler
+        self._decode_clip = clip_decoder(decoder)
         self._is_image = dataset.kind == "images"
         self._units_per_sequence = clip.frames if self._is_image else 1
 
     @classmethod
-    def shuffled(cls, dataset: Dataset, clip: ClipConfig, *, seed: int, name: str) -> SourceStream:
+    def shuffled(
+        cls,
+        dataset: Dataset,
+        clip: ClipConfig,
+        *,
+        seed: int,
+        name: str,
+        decoder: Decoder = "pyav",
+    ) -> SourceStream:
         """For training: each epoch in another order, clips jittered in their slots, random crops.
 
         Raises:
             DataError: the dataset does not fit the clip.
+            UserError: the decoder is not installed.
         """
         units = _units(dataset, clip)
-        return cls(dataset, clip, units, Shuffled(units.per_shard, seed=seed, source=name))
+        order = Shuffled(units.per_shard, seed=seed, source=name)
+        return cls(dataset, clip, units, order, decoder)
 
     @classmethod
     def in_order(cls, dataset: Dataset, clip: ClipConfig) -> SourceStream:
@@ -228,7 +249,9 @@ class SourceStream:
         if self.dataset.form == "tokens":
             return self.dataset.read_codes(sample, start, count, self._clip.stride)
         payload = self.dataset.read(sample)
-        frames = decode_frames(self.dataset.kind, payload, start, count, self._clip.stride)
+        frames = decode_frames(
+            self.dataset.kind, payload, start, count, self._clip.stride, decode=self._decode_clip
+        )
         return square(
             frames,
             self._clip.resolution,
@@ -248,6 +271,7 @@ class Stream:
     Raises:
         DataError: raw and token shards are mixed, a dataset does not fit the clip, or the weights
             have no short cycle.
+        UserError: a decoder is not installed.
     """
 
     def __init__(self, sources: Sequence[StreamSource], clip: ClipConfig, seed: int) -> None:
@@ -266,6 +290,7 @@ class Stream:
                 clip.model_copy(update={"stride": source.stride or clip.stride}),
                 seed=seed,
                 name=source.name,
+                decoder=source.decoder,
             )
             for source in sources
         )

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from toto.data.decode import Frames
 
-__all__ = ["CENTRE", "square"]
+__all__ = ["CENTRE", "square", "square_plainly"]
 
 CENTRE = 0.5
 
@@ -32,16 +34,28 @@ def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float
     Returns:
         uint8 `[T, resolution, resolution, 3]`.
     """
+    cropped_TSSC = _crop(frames_THWC, crop_y, crop_x)
+    if cropped_TSSC.shape[1] == resolution:
+        return cropped_TSSC
+    # torch's kernels for bytes are Pillow's algorithm with vector instructions: one pass over the
+    # clip, five times as fast.
+    frames_TCSS = torch.from_numpy(np.array(cropped_TSSC)).permute(0, 3, 1, 2)
+    resized_TCRR = functional.interpolate(
+        frames_TCSS, size=(resolution, resolution), mode="bicubic", antialias=True
+    )
+    return np.ascontiguousarray(resized_TCRR.permute(0, 2, 3, 1).numpy())
+
+
+def square_plainly(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float) -> Frames:
+    """What `square` returns, resized by Pillow; a value may differ by 2 of 255."""
+    images = [Image.fromarray(frame) for frame in _crop(frames_THWC, crop_y, crop_x)]
+    size = (resolution, resolution)
+    return np.stack([np.asarray(i.resize(size, Image.Resampling.BICUBIC)) for i in images])
+
+
+def _crop(frames_THWC: Frames, crop_y: float, crop_x: float) -> Frames:
     height, width = frames_THWC.shape[1:3]
     side = min(height, width)
     top = int(crop_y * (height - side + 1))
     left = int(crop_x * (width - side + 1))
-    cropped = frames_THWC[:, top : top + side, left : left + side]
-    if side == resolution:
-        return cropped
-    return np.stack([_resize(frame, resolution) for frame in cropped])
-
-
-def _resize(frame_HWC: Frames, resolution: int) -> Frames:
-    image = Image.fromarray(frame_HWC)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
+    return frames_THWC[:, top : top + side, left : left + side]

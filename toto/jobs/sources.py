@@ -16,7 +16,7 @@ from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
-    from toto.data.config import ClipConfig, Paths
+    from toto.data.config import ClipConfig, Decoder, Paths
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
@@ -35,6 +35,7 @@ class Source:
         validation: what is held out, or None.
         weight: share in the mixture.
         clip: the recipe's, with the source's own stride.
+        decoder: of its training clips.
     """
 
     name: str
@@ -42,10 +43,11 @@ class Source:
     validation: Dataset | None
     weight: float
     clip: ClipConfig
+    decoder: Decoder = "pyav"
 
     def stream_source(self) -> StreamSource:
         """As the training stream takes it."""
-        return StreamSource(self.name, self.train, self.weight, self.clip.stride)
+        return StreamSource(self.name, self.train, self.weight, self.clip.stride, self.decoder)
 
 
 def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
@@ -72,6 +74,7 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
                 ),
                 weight=config.weight,
                 clip=recipe.clip.model_copy(update={"stride": stride}),
+                decoder=recipe.data.decoder,
             )
         )
     return sources

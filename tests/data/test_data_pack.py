@@ -6,7 +6,8 @@ from toy_data import moving_frames, png, random_picture
 
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
-from toto.data.pack import make_key, pack_folder
+from toto.data.pack import pack_folder
+from toto.data.plan import make_key
 from toto.errors import DataError
 
 
@@ -118,7 +119,7 @@ def test_broken_pictures_are_named_and_nothing_is_left(tmp_path, partly_broken):
         pack_folder(partly_broken, tmp_path / "out")
     assert "cats/none.png" in str(caught.value)
     assert "dogs/half.png" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "src"]
 
 
 def test_skipped_pictures_are_named_in_the_manifest(tmp_path, partly_broken):
@@ -137,13 +138,16 @@ def test_videos_cut_short_are_named(tmp_path):
     assert "good.mp4" not in str(caught.value)
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path, pictures):
+def test_an_interrupted_pack_leaves_no_dataset(tmp_path, pictures):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pack_folder(pictures, tmp_path / "out", progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "src"]
+    assert not [path for path in (tmp_path / ".out.partial").rglob("*.tar")]
+    pack_folder(pictures, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"]
 
 
 def test_progress_counts_the_files(tmp_path, pictures):

@@ -59,8 +59,8 @@ def locked(path: Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # The one before removed the file while we waited: then the name is another's.
-            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            # The one before may have removed the file while we waited: then the name is another's.
+            if not _is_named(descriptor, path):
                 continue
             try:
                 yield
@@ -69,6 +69,14 @@ def locked(path: Path) -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether `path` is the name of this open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from toto.data.decode import UndecodableError, count_frames
 from toto.data.index import NO_LABEL
-from toto.data.manifest import Kind
+
+if TYPE_CHECKING:
+    from toto.data.manifest import Kind
 
 __all__ = ["SourceFile", "check_file"]
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toto.data.listing import Listing, compare, counted, find_files, labelled, split_folder
 from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["list_kinetics"]
 

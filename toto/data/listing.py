@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
-from toto.data.manifest import Kind
 from toto.errors import DataError
 
-__all__ = ["Listing", "compare", "counted", "find_files", "first_folder", "labelled", "split_folder"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from toto.data.manifest import Kind
+
+__all__ = [
+    "Listing",
+    "compare",
+    "counted",
+    "find_files",
+    "first_folder",
+    "labelled",
+    "split_folder",
+]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile, check_file
 from toto.data.decode import UndecodableError
@@ -17,6 +16,10 @@ from toto.data.plan import FilePlan, Item, Plan, TarPlan, is_tar_source
 from toto.data.progress import Note, Progress, silent, unsaid
 from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+    from pathlib import Path
 
 __all__ = ["PackReport", "pack", "pack_folder", "plan_pack"]
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import NonNegativeInt, ValidationError
@@ -35,11 +34,16 @@ from toto.data.manifest import (
     SkippedFile,
     TokenInfo,
 )
-from toto.data.progress import Note
 from toto.data.tar import TarFileWriter
 from toto.errors import DataError
 from toto.files import PARTIAL, disk_errors, locked, sync, write_atomic
 from toto.registry import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from toto.data.progress import Note
 
 __all__ = [
     "Description",
@@ -338,4 +342,3 @@ def _lock_of(out: Path) -> Path:
 
 def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
-

@@ -8,18 +8,21 @@ import os
 import re
 import tarfile
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
-from toto.data.listing import Listing
 from toto.data.manifest import Kind, SkippedFile
 from toto.data.shards import MAX_SHARD_BYTES, MAX_SHARD_SAMPLES, ShardLimits
 from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from toto.data.listing import Listing
 
 __all__ = ["FilePlan", "Item", "Plan", "TarPlan", "is_tar_source", "make_key"]
 
@@ -98,28 +101,35 @@ class FilePlan:
 
     @property
     def source(self) -> Path:
+        """The folder."""
         return self.listing.source
 
     @property
     def kind(self) -> Kind:
+        """Of the files."""
         return self.listing.kind
 
     @property
     def classes(self) -> tuple[str, ...] | None:
+        """Of the listing."""
         return self.listing.classes
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """Of the listing."""
         return self.listing.notes
 
     @property
     def ignored(self) -> int:
+        """Of the listing."""
         return self.listing.ignored
 
     def num_shards(self) -> int:
+        """See Plan."""
         return len(self._bounds) - 1
 
     def fingerprint(self) -> str:
+        """See Plan."""
         digest = hashlib.sha256()
         head = [PLAN_VERSION, self.kind, self.classes, self._bounds]
         digest.update(json.dumps(head).encode())
@@ -132,16 +142,19 @@ class FilePlan:
         return digest.hexdigest()
 
     def items(self, shard: int) -> Iterator[Item | SkippedFile]:
+        """See Plan."""
         first, last = self._bounds[shard : shard + 2]
         for number in range(first, last):
             file = self._files[number]
             yield Item(make_key(number, file.stem), file)
 
     def shard_weight(self, shard: int) -> int:
+        """See Plan."""
         first, last = self._bounds[shard : shard + 2]
         return last - first
 
     def weight(self, file: SourceFile) -> int:
+        """See Plan."""
         return 1
 
 
@@ -172,20 +185,24 @@ class TarPlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """See Plan."""
         return (
             f"{len(self.tars):,} WebDataset tars, a shard each; captions (.txt) and .json are not "
             "copied",
         )
 
     def num_shards(self) -> int:
+        """See Plan."""
         return len(self.tars)
 
     def fingerprint(self) -> str:
+        """See Plan."""
         status = [(path.name, *_status(path)) for path in self.tars]
         head = [PLAN_VERSION, self.kind, status]
         return hashlib.sha256(json.dumps(head).encode(errors="surrogateescape")).hexdigest()
 
     def items(self, shard: int) -> Iterator[Item | SkippedFile]:
+        """See Plan."""
         path = self.tars[shard]
         wanted = _extensions(self.kind)
         number = 0
@@ -211,9 +228,11 @@ class TarPlan:
             yield SkippedFile(path=path.name, reason=f"the tar is damaged ({error})")
 
     def shard_weight(self, shard: int) -> int:
+        """See Plan."""
         return _status(self.tars[shard])[0]
 
     def weight(self, file: SourceFile) -> int:
+        """See Plan."""
         return file.size
 
 
@@ -261,8 +280,14 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
                 members = {}
             stem = key
             members[extension] = member
+        end = archive.offset  # type: ignore[attr-defined]
     if members:
         yield stem, members
+    # tarfile takes a tar that was cut between two members, or in a header, for a whole one.
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it is cut short, or the mark of its end is missing")
 
 
 def _kind_of(tars: list[Path]) -> Kind:

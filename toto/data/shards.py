@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from toto.data.manifest import Form, Kind, SkippedFile, TokenInfo
+    from toto.data.manifest import Form, Kind, TokenInfo
 
 __all__ = ["MAX_SHARD_BYTES", "MAX_SHARD_SAMPLES", "DatasetWriter", "ShardLimits"]
 

@@ -56,7 +56,7 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class Rank:
-    """Which process of how many this is: it takes the shards number, number + count, …"""
+    """Which process of how many this is: it takes every `count`-th shard from `number` on."""
 
     number: int = 0
     count: int = 1
@@ -70,7 +70,7 @@ def tokenize_dataset(
     resolution: int,
     crops: int = 1,
     batch: int = 64,
-    rank: Rank = Rank(),  # noqa: B008  (frozen)
+    rank: Rank = Rank(),
     progress: Progress = silent,
     note: Note = unsaid,
 ) -> TokenReport:
@@ -129,9 +129,7 @@ def tokenize_dataset(
 class ShardCoder:
     """Turns the samples of one raw shard into those of one token shard."""
 
-    def __init__(
-        self, dataset: Dataset, tokenizer: Tokenizer, info: TokenInfo, batch: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, info: TokenInfo, batch: int) -> None:
         self._dataset = dataset
         self._tokenizer = tokenizer
         self._info = info
@@ -149,23 +147,25 @@ class ShardCoder:
         kept = self._kept(shard)
         frames = itertools.chain.from_iterable(self._crops_of(sample) for sample in kept)
         codes = _encode(frames, self._tokenizer, self._batch)
-        for sample, crop in itertools.product(kept, range(self._info.crops)):
+        for sample in kept:
             count = self._dataset.frames(sample)
-            codes_THW = np.stack(list(itertools.islice(codes, count)))
-            key = self._dataset.key(sample)
-            yield Sample(
-                key if self._info.crops == 1 else f"{key}-crop{crop}",
-                "npy",
-                _npy(codes_THW),
-                self._origins.of(sample),
-                count,
-                self._dataset.label(sample),
-            )
-            advance(codes_THW.size)
+            key, origin = self._dataset.key(sample), self._origins.of(sample)
+            for crop in range(self._info.crops):
+                codes_THW = np.stack(list(itertools.islice(codes, count)))
+                yield Sample(
+                    key if self._info.crops == 1 else f"{key}-crop{crop}",
+                    "npy",
+                    _npy(codes_THW),
+                    origin,
+                    count,
+                    self._dataset.label(sample),
+                )
+                advance(codes_THW.size)
 
     def _kept(self, shard: int) -> list[int]:
         first, last = self._dataset.shard_starts[shard : shard + 2].tolist()
-        return np.setdiff1d(np.arange(first, last), self._dataset.excluded).tolist()
+        excluded = set(self._dataset.excluded.tolist())
+        return [sample for sample in range(first, last) if sample not in excluded]
 
     def _crops_of(self, sample: int) -> Iterator[Frame]:
         """Each crop of a picture, or each frame of a video, as many as the index says."""
@@ -241,9 +241,7 @@ def require_tokenizer(dataset: Dataset, tokenizer: Tokenizer) -> None:
     )
 
 
-def _token_info(
-    dataset: Dataset, tokenizer: Tokenizer, resolution: int, crops: int
-) -> TokenInfo:
+def _token_info(dataset: Dataset, tokenizer: Tokenizer, resolution: int, crops: int) -> TokenInfo:
     config = tokenizer.config
     if crops > 1 and dataset.kind != "images":
         raise DataError(

@@ -1,4 +1,4 @@
-"""A function over many items in processes of their own, in order; one that dies takes no other down.
+"""A function over many items, in order, in processes that may die without taking others down.
 
 The pool of the standard library is lost as a whole when a process dies, and does not say over which
 item. FFmpeg and the picture libraries do die over damaged files.
@@ -7,16 +7,19 @@ item. FFmpeg and the picture libraries do die over damaged files.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from toto.errors import RunError
 
-__all__ = ["Crash", "map_in_workers"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+__all__ = ["Crash", "map_in_workers", "num_cores"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,6 +86,11 @@ class _Worker(Generic[Item, Result]):
         self.connection.close()
         self.process.join()
         return self.process.exitcode or 0
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_workers(

@@ -280,7 +280,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
                 members = {}
             stem = key
             members[extension] = member
-        end = archive.offset  # type: ignore[attr-defined]
+        end = archive.offset
     if members:
         yield stem, members
     # tarfile takes a tar that was cut between two members, or in a header, for a whole one.

@@ -1,6 +1,6 @@
 """Tar files of one form: fixed time and owner, so that equal samples give equal bytes.
 
-What comes out is to the byte what `webdataset.TarWriter` writes, at a fifth of its time a sample.
+What comes out is to the byte what `webdataset.TarWriter` writes, and where each payload lies in it.
 """
 
 from __future__ import annotations

@@ -195,6 +195,19 @@ def test_pack_takes_layouts_tars_and_workers(tmp_path, tiny_folders):
     assert "folders there: train, val" in done.stderr
 
 
+def test_ranks_of_torchrun_share_a_tokenizing(tmp_path, tiny_datasets, monkeypatch):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
+    command = ["tokenize", tiny_datasets / "pictures", "out", "--recipe", recipe]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done = toto(*command, cwd=tmp_path)
+    assert "rank 1 is through, others are not" in done.stdout
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "0")
+    toto(*command, cwd=tmp_path)
+    assert Dataset.open(tmp_path / "out").num_samples == 7
+
+
 def test_tokenize_codes_several_crops_and_says_the_pace(tmp_path, tiny_datasets):
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
     command = ["tokenize", tiny_datasets / "pictures", "out", "--recipe", recipe]

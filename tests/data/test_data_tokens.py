@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from toto.data.index import Dataset
 from toto.data.tokens import Rank, _places, require_tokenizer, tokenize_dataset
 from toto.data.transforms import CENTRE, square
 from toto.errors import DataError
+from toto.jobs import sources
 
 TOKENIZER = ToyTokenizerConfig().build()
 
@@ -206,6 +208,29 @@ def test_fewer_ranks_go_on_where_more_were_lost(tmp_path):
     assert tokenize_dataset(pictures, tmp_path / "t", note=notes.append, **options).whole
     assert "2 of 8 shards are finished" in notes[0]
     assert contents(tmp_path / "t") == contents(plain.path)
+
+
+def test_tokens_made_once_go_on_after_a_kill(tmp_path, capsys, monkeypatch):
+    pictures = picture_dataset(tmp_path / "p", 12, shard_samples=3)
+
+    def killed_at_8(label, unit):
+        def progress(done, total):
+            if done >= 8 * 4:
+                raise KeyboardInterrupt
+
+        return contextlib.nullcontext(progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "progress_bar", killed_at_8)
+        with pytest.raises(KeyboardInterrupt):
+            sources._tokenized(pictures, tmp_path / "tokens", 32, TOKENIZER)
+    made = sources._tokenized(pictures, tmp_path / "tokens", 32, TOKENIZER)
+    assert "2 of 4 shards are finished; going on" in capsys.readouterr().out
+    assert contents(made.path) == contents(tokenize(pictures, tmp_path / "plain").path)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [made.path.name]
+    (tmp_path / "p/excluded.jsonl").write_text('{"sample": 4}\n')
+    fewer = sources._tokenized(Dataset.open(tmp_path / "p"), tmp_path / "tokens", 32, TOKENIZER)
+    assert (fewer.num_samples, fewer.path != made.path) == (11, True)
 
 
 SCRIPT = """

@@ -37,12 +37,12 @@ Codes = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class TokenReport:
-    """What was coded, by this process and by those before it and beside it.
+    """What was coded: the whole dataset, or what this process did of it.
 
     Attributes:
         path: the token dataset.
         whole: whether it is there; if not, other processes have shards to finish.
-        num_samples: pictures or videos, of the shards that are finished.
+        num_samples: pictures, crops of them, or videos.
         num_frames: coded frames.
         num_tokens: codes of all frames.
     """
@@ -100,13 +100,12 @@ def tokenize_dataset(
             sample cannot be decoded; nothing is at `out` then.
     """
     info = _token_info(dataset, tokenizer, resolution, crops)
-    description = Description(
-        dataset.kind, "tokens", dataset.classes, info, dataset.manifest.sources
-    )
+    manifest = dataset.manifest
+    description = Description(dataset.kind, "tokens", dataset.classes, info, manifest.sources)
     if rank.count > 1 and _is_made(out, dataset, description):
         return _report(Dataset.open(out))
-    shards = len(dataset.manifest.shards)
-    parts = Parts.open(out, _plan(dataset, description, batch), shards, note)
+    plan = _plan(dataset, description, batch)
+    parts = Parts.open(out, plan, len(manifest.shards), note)
     mine = [n for n in parts.missing() if n % rank.count == rank.number]
     coder = ShardCoder(dataset, tokenizer, info, batch)
     total = sum(coder.num_tokens(shard) for shard in mine)
@@ -117,13 +116,11 @@ def tokenize_dataset(
         done += tokens
         progress(done, total)
 
-    for shard in mine:
-        parts.write(shard, coder.samples(shard, advance))
+    written = [parts.write(shard, coder.samples(shard, advance)) for shard in mine]
     if parts.publish(description):
         return _report(Dataset.open(out))
-    height, width = info.grid
-    totals = parts.totals()
-    return TokenReport(out, False, totals.samples, totals.frames, totals.frames * height * width)
+    samples = sum(part.shard.samples for part in written if part.shard)
+    return TokenReport(out, False, samples, sum(part.frames for part in written), done)
 
 
 class ShardCoder:

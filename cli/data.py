@@ -36,17 +36,38 @@ def samples(
 
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="a folder of pictures, or one of videos")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="a folder of pictures, of videos or of WebDataset tars; or one tar"
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the dataset's folder, made here")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="LAYOUT",
+            help="how SRC is laid out: folder, imagenet1k, imagenet21k, kinetics400, kinetics600, "
+            "kinetics700, ego4d, howto100m",
+        ),
+    ] = "folder",
+    split: Annotated[
+        str | None, typer.Option(help="the part to pack: train, val, test; full_scale of ego4d")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that check files; by default one a core")
+    ] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="leave out files that cannot be decoded")
     ] = False,
 ) -> None:
-    """Pack a folder into tar shards with an index; folders by class give labels."""
+    """Pack a folder into tar shards with an index; folders by class give labels.
+
+    Stopped, it goes on from the shards that are finished when it is run again.
+    """
     from toto.jobs.pack import pack_source
 
-    pack_source(source, out, skip_broken=skip_broken)
+    pack_source(source, out, layout=layout, split=split, workers=workers, skip_broken=skip_broken)
 
 
 def tokenize(
@@ -57,12 +78,18 @@ def tokenize(
     recipe: Annotated[
         str, typer.Option(help="the recipe whose tokenizer and resolution are taken")
     ],
+    crops: Annotated[
+        int, typer.Option(min=1, help="crops of each picture: the centre, then random ones")
+    ] = 1,
     overrides: SetOption = None,
 ) -> None:
-    """Tokenize a dataset once, so that runs read codes instead of pictures."""
+    """Tokenize a dataset once, so that runs read codes instead of pictures.
+
+    Under torchrun the ranks share the work. Stopped, it goes on from the shards that are finished.
+    """
     from toto.jobs.tokenize import tokenize_shards
 
-    tokenize_shards(dataset, out, recipe_name=recipe, overrides=overrides or [])
+    tokenize_shards(dataset, out, recipe_name=recipe, overrides=overrides or [], crops=crops)
 
 
 def doctor(

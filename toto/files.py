@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PARTIAL", "disk_errors", "replacing", "sync", "write_atomic"]
+__all__ = ["PARTIAL", "disk_errors", "locked", "replacing", "sync", "write_atomic"]
 
 PARTIAL = ".partial"
 """How the name of what is not whole yet ends."""
@@ -45,6 +46,37 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; others wait. It ends with the block, or with the process.
+
+    Raises:
+        OSError: the folder is missing or refuses, or its file system knows no locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The one before may have removed the file while we waited: then the name is another's.
+            if not _is_named(descriptor, path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether `path` is the name of this open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -227,10 +227,57 @@ def test_bad_folders_are_answered_with_the_mend(tmp_path, tiny_folders):
     done = toto("pack", "pictures", "out", cwd=tmp_path, code=2)
     assert "broken.png" in done.stderr
     assert "--skip-broken" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pictures"]
+    assert not (tmp_path / "out").exists()
     done = toto("pack", "pictures", "out", "--skip-broken", cwd=tmp_path)
     assert "left out broken.png" in done.stdout
     assert "7 pictures" in done.stdout
+    assert "1 of 1 shards are finished; going on" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out", "pictures"]
+
+
+def test_pack_takes_layouts_tars_and_workers(tmp_path, tiny_folders):
+    for split, name in (("train", "n01440764"), ("train", "n01443537"), ("val", "n01440764")):
+        shutil.copytree(tiny_folders / "pictures", tmp_path / "imagenet" / split / name)
+    options = ["--as", "imagenet1k", "--split", "val", "--workers", "2"]
+    done = toto("pack", "imagenet", "val", *options, cwd=tmp_path)
+    assert "1 of the 1,000 classes are there" in done.stdout
+    assert "7 of 7 files" in done.stdout
+    (tmp_path / "tars").mkdir()
+    shutil.copy(tmp_path / "val/shard-00000.tar", tmp_path / "tars/00000.tar")
+    done = toto("pack", "tars", "again", cwd=tmp_path)
+    assert (
+        "1 WebDataset tars, a shard each; captions (.txt) and .json are not copied" in done.stdout
+    )
+    assert Dataset.open(tmp_path / "again").num_samples == 7
+    done = toto("pack", "imagenet", "x", "--as", "imagnet", cwd=tmp_path, code=2)
+    assert "toto knows folder, imagenet1k, imagenet21k, kinetics400" in done.stderr
+    done = toto("pack", "imagenet", "x", "--split", "test", cwd=tmp_path, code=2)
+    assert "folders there: train, val" in done.stderr
+
+
+def test_ranks_of_torchrun_share_a_tokenizing(tmp_path, tiny_datasets, monkeypatch):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
+    command = ["tokenize", tiny_datasets / "pictures", "out", "--recipe", recipe]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done = toto(*command, cwd=tmp_path)
+    assert "rank 1 is through, others are not" in done.stdout
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "0")
+    toto(*command, cwd=tmp_path)
+    assert Dataset.open(tmp_path / "out").num_samples == 7
+
+
+def test_tokenize_codes_several_crops_and_says_the_pace(tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
+    command = ["tokenize", tiny_datasets / "pictures", "out", "--recipe", recipe]
+    done = toto(*command, "--crops", "3", cwd=tmp_path)
+    assert f"{7 * 3 * 16} of {7 * 3 * 16} tokens" in done.stdout
+    assert "21 frames of 4 × 4 codes at 32 px" in done.stdout
+    assert Dataset.open(tmp_path / "out").tokens.crops == 3
+    videos = ["tokenize", tiny_datasets / "videos-val", "v", "--recipe", recipe]
+    done = toto(*videos, "--crops", "2", cwd=tmp_path, code=2)
+    assert "Leave out --crops" in done.stderr
 
 
 def test_short_videos_are_answered_with_the_mend(tmp_path, tiny_datasets):

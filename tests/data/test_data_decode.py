@@ -8,6 +8,7 @@ from toy_data import Codec, encode, moving_frames, png, random_picture
 
 from toto.data.decode import (
     UndecodableError,
+    check_image,
     count_frames,
     decode_clip,
     decode_frames,
@@ -214,3 +215,59 @@ def test_other_modes_become_rgb():
 def test_other_formats_are_refused():
     with pytest.raises(UndecodableError):
         decode_image(_saved(Image.new("RGB", (4, 4)), "BMP"))
+
+
+def jpeg(picture, **options):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def is_whole(read, payload):
+    try:
+        read(payload)
+    except UndecodableError:
+        return False
+    return True
+
+
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "4:4:4": {"subsampling": 0, "quality": 95},
+    "restarts": {"restart_marker_rows": 1},
+    "optimised": {"optimize": True},
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_check_of_a_jpeg_finds_every_cut_that_a_decode_finds(name, smooth):
+    picture = moving_frames(1, 61, 75)[0] if smooth else random_picture(3, 61, 75)
+    whole = jpeg(picture, **JPEGS[name])
+    assert is_whole(check_image, whole)
+    for end in range(len(whole)):
+        cut = whole[:end]
+        assert is_whole(check_image, cut) == is_whole(decode_image, cut), end
+    assert not is_whole(check_image, whole[: len(whole) * 9 // 10])
+
+
+def test_the_check_of_a_jpeg_agrees_with_a_decode_over_damaged_bytes():
+    whole = jpeg(random_picture(4, 61, 75))
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        payload = bytes(damaged)
+        verdicts.append(is_whole(decode_image, payload))
+        assert is_whole(check_image, payload) == verdicts[-1]
+    assert {True, False} == set(verdicts)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_pass_the_check(mode):
+    file = io.BytesIO()
+    Image.fromarray(random_picture(1)).convert(mode).save(file, "JPEG")
+    check_image(file.getvalue())

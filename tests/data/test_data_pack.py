@@ -1,13 +1,19 @@
 import json
 import os
+import signal
 
 import pytest
 import webdataset
 from toy_data import moving_frames, png, random_picture
 
+from toto.data import pack as pack_module
+from toto.data.check import check_file
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
-from toto.data.pack import make_key, pack_folder
+from toto.data.layouts import list_source
+from toto.data.pack import pack, pack_folder, plan_pack
+from toto.data.plan import FilePlan, make_key
+from toto.data.shards import DatasetWriter
 from toto.errors import DataError
 
 
@@ -133,7 +139,7 @@ def test_broken_pictures_are_named_and_nothing_is_left(tmp_path, partly_broken):
         pack_folder(partly_broken, tmp_path / "out")
     assert "cats/none.png" in str(caught.value)
     assert "dogs/half.png" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "src"]
 
 
 def test_skipped_pictures_are_named_in_the_manifest(tmp_path, partly_broken):
@@ -152,13 +158,16 @@ def test_videos_cut_short_are_named(tmp_path):
     assert "good.mp4" not in str(caught.value)
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path, pictures):
+def test_an_interrupted_pack_leaves_no_dataset(tmp_path, pictures):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pack_folder(pictures, tmp_path / "out", progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "src"]
+    assert not list((tmp_path / ".out.partial").rglob("*.tar"))
+    pack_folder(pictures, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"]
 
 
 def test_progress_counts_the_files(tmp_path, pictures):
@@ -172,3 +181,77 @@ def test_progress_counts_the_files(tmp_path, pictures):
 def test_keys_are_plain_and_short():
     assert make_key(7, "café 2.final") == "000007_cafe_2_final"
     assert len(make_key(1, "x" * 300)) <= 80
+
+
+@pytest.fixture
+def many(tmp_path):
+    files = {f"{'abc'[n % 3]}/{n}.png": png(random_picture(n, 9, 7 + n % 5)) for n in range(70)}
+    files["a/broken.png"] = b"no picture"
+    return write(tmp_path / "src", files)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_number_of_workers_does_not_show(tmp_path, many):
+    plan = FilePlan(list_source("folder", many), max_shard_samples=16)
+    for workers in (0, 1, 3):
+        out = tmp_path / f"out{workers}"
+        calls: list[int] = []
+        count = lambda done, total, calls=calls: calls.append(done)  # noqa: E731
+        pack(plan, out, workers=workers, skip_broken=True, progress=count)
+        assert calls == list(range(1, 72))
+        assert contents(out) == contents(tmp_path / "out0")
+    assert len(Dataset.open(tmp_path / "out0").manifest.shards) == 5
+
+
+def test_a_plan_cuts_shards_as_a_writer_would(tmp_path, many):
+    (many / "a/broken.png").unlink()
+    plan = FilePlan(list_source("folder", many), max_shard_bytes=9_000)
+    pack(plan, tmp_path / "planned")
+    planned = Dataset.open(tmp_path / "planned")
+    with DatasetWriter(
+        tmp_path / "written",
+        kind="images",
+        form="raw",
+        classes=planned.classes,
+        max_shard_bytes=9_000,
+    ) as writer:
+        for i, origin in enumerate(planned.origins()):
+            payload = (many / origin).read_bytes()
+            writer.add(planned.key(i), "png", payload, origin=origin, label=planned.label(i))
+    assert contents(tmp_path / "planned") == contents(tmp_path / "written")
+    assert len(planned.manifest.shards) > 5
+
+
+def dies_over_number_13(kind, file):
+    if file.stem == "13":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return check_file(kind, file)
+
+
+def test_a_decoder_that_crashes_costs_its_file_alone(tmp_path, many, monkeypatch):
+    monkeypatch.setattr(pack_module, "check_file", dies_over_number_13)
+    with pytest.raises(DataError, match="2 files cannot be decoded") as caught:
+        pack_folder(many, tmp_path / "out", workers=2)
+    assert "b/13.png: the decoder crashed (signal 11)" in str(caught.value)
+    report = pack_folder(many, tmp_path / "out", workers=2, skip_broken=True)
+    assert {file.path for file in report.skipped} == {"b/13.png", "a/broken.png"}
+    assert report.num_samples == 69
+
+
+def test_a_file_that_changed_is_another_plan(tmp_path, many):
+    with pytest.raises(DataError, match="1 file cannot"):
+        pack_folder(many, tmp_path / "out")
+    (many / "a/broken.png").write_bytes(png(random_picture(1)))
+    notes = []
+    pack(plan_pack(many), tmp_path / "out", note=notes.append)
+    assert "is of other files or options" in notes[0]
+    assert Dataset.open(tmp_path / "out").num_samples == 71
+
+
+def test_a_link_to_nothing_is_a_broken_file(tmp_path, pictures):
+    (pictures / "cats/gone.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cats/gone\.png: .*No such file"):
+        pack_folder(pictures, tmp_path / "out")

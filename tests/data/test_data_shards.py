@@ -7,9 +7,9 @@ import pytest
 import webdataset
 from toy_data import picture_dataset, png, random_picture, token_dataset, write_dataset
 
-from toto.data import shards as shards_module
 from toto.data.index import Dataset
 from toto.data.shards import DatasetWriter
+from toto.data.tar import TarFileWriter
 from toto.errors import DataError, RunError
 
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_a_message_and_leaves_nothing(tmp_path, monkeypatch):
     def full(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards_module._HashedFile, "write", full)
+    monkeypatch.setattr(TarFileWriter, "_write", full)
 
     def pack():
         with DatasetWriter(tmp_path / "d", kind="images", form="raw") as writer:

@@ -51,8 +51,9 @@ class TokenInfo(Config):
 
     tokenizer: dict[str, Any] = Field(description="the tokenizer's Config as JSON")
     fingerprint: str
-    resolution: PositiveInt = Field(description="side in pixels of the centre crop that was coded")
+    resolution: PositiveInt = Field(description="side in pixels of the crops that were coded")
     grid: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) tokens of a frame")
+    crops: PositiveInt = Field(1, description="crops of each picture; the first is the centre one")
     stride: Literal[1] = Field(1, description="every decoded frame is there; clips apply theirs")
 
 

@@ -1,24 +1,32 @@
-"""A folder of pictures or of videos to a dataset, byte for byte."""
+"""Pictures or videos to a dataset, byte for byte: checked in parallel, written in order."""
 
 from __future__ import annotations
 
-import os
-import re
-import unicodedata
+from collections import deque
 from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
-from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, UndecodableError, count_frames
-from toto.data.index import NO_LABEL
+from toto.data.check import SourceFile, check_file
+from toto.data.decode import UndecodableError
+from toto.data.layouts import list_source
 from toto.data.manifest import Kind, SkippedFile
-from toto.data.progress import Progress, silent
-from toto.data.shards import DatasetWriter
+from toto.data.parts import Description, Parts, Sample, Totals
+from toto.data.plan import FilePlan, Item, Plan, TarPlan, is_tar_source
+from toto.data.progress import Note, Progress, silent, unsaid
+from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
 
-__all__ = ["PackReport", "make_key", "pack_folder"]
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+    from pathlib import Path
+
+__all__ = ["PackReport", "pack", "pack_folder", "plan_pack"]
 
 LISTED_FILES = 20
+# What a worker is sent at once: little enough that none waits long for the last one.
+CHUNK_FILES = 32
+CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,138 +56,189 @@ class PackReport:
     ignored: int
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The files to pack, relative to their folder."""
+def plan_pack(source: Path, layout: str = "folder", split: str | None = None) -> Plan:
+    """What packing `source` would write: the files, their labels and their shards.
 
-    kind: Kind
-    files: list[Path]
-    ignored: int
+    Args:
+        source: a folder of pictures or of videos, of WebDataset tars, or one tar.
+        layout: one of LAYOUTS.
+        split: for layouts with splits, such as train.
+
+    Raises:
+        DataError: nothing to pack, or not laid out so.
+    """
+    if layout == "folder" and split is None and is_tar_source(source):
+        return TarPlan.find(source)
+    return FilePlan(list_source(layout, source, split))
+
+
+def pack(
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int = 0,
+    skip_broken: bool = False,
+    progress: Progress = silent,
+    note: Note = unsaid,
+) -> PackReport:
+    """Check every file and write the shards of a plan that are not there yet.
+
+    Pictures are decoded, of videos the first and the last frame. The bytes depend on the plan
+    alone, not on the workers or on how often the packing was stopped and begun again.
+
+    Args:
+        plan: see `plan_pack`.
+        out: the dataset's folder; must not exist yet. What is finished waits in `.OUT.partial`.
+        workers: processes that check files, so that a crash of a decoder costs that file alone;
+            0 checks in this process.
+        skip_broken: leave out files that cannot be decoded, and name them in the manifest.
+        progress: called after each file.
+        note: told of a packing that is gone on with.
+
+    Raises:
+        DataError: `out` exists, or files cannot be decoded; nothing is at `out` then.
+        RunError: the disk is full or refuses.
+    """
+    parts = Parts.open(out, plan.fingerprint(), plan.num_shards(), note)
+    missing = parts.missing()
+    total = sum(plan.shard_weight(shard) for shard in range(parts.count))
+    done = total - sum(plan.shard_weight(shard) for shard in missing)
+    if done:
+        progress(done, total)
+    checked = _check(plan, missing, workers)
+    try:
+        for shard in missing:
+            end = done + plan.shard_weight(shard)
+            parts.write(shard, _to_samples(plan, checked, progress, range(done, end), total))
+            done = end
+    finally:
+        checked.close()
+    totals = parts.totals()
+    if totals.skipped and not skip_broken:
+        raise DataError(_broken_message(plan.source, totals.skipped))
+    classes = plan.classes
+    if classes is None:
+        classes = tuple(str(label) for label in range(totals.max_label + 1))
+    parts.publish(Description(plan.kind, "raw", classes))
+    return _report(plan, out, classes, totals)
 
 
 def pack_folder(
-    src: Path, out: Path, *, skip_broken: bool = False, progress: Progress = silent
+    src: Path,
+    out: Path,
+    *,
+    workers: int = 0,
+    skip_broken: bool = False,
+    progress: Progress = silent,
 ) -> PackReport:
     """Pack the pictures (jpg, png, webp) or videos (mp4, mov, mkv, webm, avi) under `src`.
 
     Files are found in all sub-folders, hidden ones left out, links to folders not followed. Where
-    every file lies in a sub-folder, the first-level folders are the classes, sorted. Samples are
-    ordered by a hash of their paths, so that each shard is a fair part of the whole, whatever the
-    classes. Every file is checked: pictures are decoded, of videos the first and the last frame.
-
-    Args:
-        src: the folder.
-        out: the dataset's folder; must not exist yet.
-        skip_broken: leave out files that cannot be decoded, and name them in the manifest.
-        progress: called after each file.
-
-    Raises:
-        DataError: nothing to pack, pictures and videos mixed, `out` exists, or files cannot be
-            decoded; nothing is left at `out` then.
+    every file lies in a sub-folder, the first-level folders are the classes, sorted. A folder of
+    WebDataset tars becomes a shard a tar. For the rest, and what is raised, see `pack`.
     """
-    found = _find_files(src)
-    classes = _classes(found.files)
-    label_of = {name: label for label, name in enumerate(classes)}
-    broken: list[SkippedFile] = []
-    with DatasetWriter(out, kind=found.kind, form="raw", classes=classes) as writer:
-        for number, path in enumerate(found.files):
-            try:
-                payload = (src / path).read_bytes()
-                frames = count_frames(found.kind, payload)
-            except (OSError, UndecodableError) as error:
-                broken.append(SkippedFile(path=_shown(path), reason=str(error)))
-            else:
-                writer.add(
-                    make_key(number, path.stem),
-                    path.suffix[1:].lower(),
-                    payload,
-                    origin=_shown(path),
-                    frames=frames,
-                    label=label_of.get(_shown(path.parts[0]), NO_LABEL),
-                )
-            progress(number + 1, len(found.files))
-        if broken and not skip_broken:
-            raise DataError(_broken_message(src, broken))
-        writer.skipped = broken
+    plan = plan_pack(src)
+    return pack(plan, out, workers=workers, skip_broken=skip_broken, progress=progress)
+
+
+_Entry = Item | SkippedFile | None
+"""A file, one that is broken already, or the end of a shard."""
+_Checked = tuple[Item, int | str | Crash] | SkippedFile | None
+"""The same with the number of frames, or with what is wrong."""
+
+
+def _entries(plan: Plan, shards: Iterable[int]) -> Iterator[_Entry]:
+    for shard in shards:
+        yield from plan.items(shard)
+        yield None
+
+
+def _check(plan: Plan, shards: list[int], workers: int) -> Generator[_Checked, None, None]:
+    """Every entry of the shards, checked, in order."""
+    check = partial(check_file, plan.kind)
+    if workers == 0:
+        for entry in _entries(plan, shards):
+            yield (entry, check(entry.file)) if isinstance(entry, Item) else entry
+        return
+    sent: deque[list[_Entry]] = deque()
+
+    def chunks() -> Iterator[list[SourceFile]]:
+        for chunk in _chunks(_entries(plan, shards)):
+            sent.append(chunk)
+            yield [entry.file for entry in chunk if isinstance(entry, Item)]
+
+    for results in map_in_workers(check, chunks(), workers=workers):
+        verdicts = iter(results)
+        for entry in sent.popleft():
+            yield (entry, next(verdicts)) if isinstance(entry, Item) else entry
+
+
+def _chunks(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
+    chunk: list[_Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += entry.file.size if isinstance(entry, Item) else 0
+        if len(chunk) == CHUNK_FILES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _to_samples(
+    plan: Plan, checked: Iterator[_Checked], progress: Progress, span: range, total: int
+) -> Iterator[Sample | SkippedFile]:
+    """The entries up to the end of their shard, with their bytes; `span` is their progress."""
+    done = span.start
+    for entry in checked:
+        if entry is None:
+            break
+        if isinstance(entry, SkippedFile):
+            yield entry
+            continue
+        item, verdict = entry
+        yield _to_sample(item, verdict)
+        done = min(done + plan.weight(item.file), span.stop)
+        progress(done, total)
+    if done < span.stop:
+        progress(span.stop, total)
+
+
+def _to_sample(item: Item, verdict: int | str | Crash) -> Sample | SkippedFile:
+    file = item.file
+    if not isinstance(verdict, int):
+        return SkippedFile(path=file.origin, reason=str(verdict))
+    try:
+        payload = file.read()
+    except UndecodableError as error:  # it was there when it was checked
+        return SkippedFile(path=file.origin, reason=str(error))
+    return Sample(item.key, file.extension, payload, file.origin, verdict, file.label)
+
+
+def _report(plan: Plan, out: Path, classes: tuple[str, ...], totals: Totals) -> PackReport:
     return PackReport(
         path=out,
-        kind=found.kind,
-        num_samples=writer.num_samples,
-        num_frames=writer.num_frames,
-        num_bytes=writer.num_bytes,
-        num_shards=writer.num_shards,
+        kind=plan.kind,
+        num_samples=totals.samples,
+        num_frames=totals.frames,
+        num_bytes=totals.payload_bytes,
+        num_shards=totals.shards,
         classes=classes,
-        skipped=tuple(broken),
-        ignored=found.ignored,
+        skipped=tuple(totals.skipped),
+        ignored=plan.ignored,
     )
 
 
-def make_key(number: int, stem: str) -> str:
-    """A WebDataset key, unique by its number: `000012_cafe_2` for sample 12, `café 2`."""
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    return f"{number:06d}_" + re.sub(r"[^A-Za-z0-9_-]", "_", plain)[:60]
-
-
-def _find_files(src: Path) -> _Found:
-    if not src.is_dir():
-        raise DataError(f"no folder at {src}. Give the folder of the pictures or videos")
-    images: list[Path] = []
-    videos: list[Path] = []
-    ignored = 0
-    for folder, subfolders, names in os.walk(src):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            path = (Path(folder) / name).relative_to(src)
-            extension = path.suffix[1:].lower()
-            if name.startswith("."):
-                continue
-            if extension in IMAGE_EXTENSIONS:
-                images.append(path)
-            elif extension in VIDEO_EXTENSIONS:
-                videos.append(path)
-            else:
-                ignored += 1
-    if images and videos:
-        raise DataError(
-            f"{src} holds {len(images)} pictures (such as {_shown(min(images))}) and "
-            f"{len(videos)} videos (such as {_shown(min(videos))}). Move them into two folders "
-            "and pack them apart"
-        )
-    if not images and not videos:
-        known = " ".join(sorted(IMAGE_EXTENSIONS | VIDEO_EXTENSIONS))
-        raise DataError(
-            f"{src} holds no pictures and no videos ({ignored} other files). "
-            f"toto packs files that end in: {known}"
-        )
-    files = sorted(images or videos, key=_hash)
-    return _Found("images" if images else "videos", files, ignored)
-
-
-def _shown(path: Path | str) -> str:
-    """The path as text, also where its name is not valid UTF-8: such bytes read `\\xff`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _hash(path: Path) -> bytes:
-    return blake2b(os.fsencode(path.as_posix()), digest_size=16).digest()
-
-
-def _classes(files: list[Path]) -> tuple[str, ...]:
-    """The first-level folders; none where a file lies beside them."""
-    if any(len(path.parts) == 1 for path in files):
-        return ()
-    return tuple(sorted({_shown(path.parts[0]) for path in files}))
-
-
-def _broken_message(src: Path, broken: list[SkippedFile]) -> str:
+def _broken_message(source: Path, broken: list[SkippedFile]) -> str:
     lines = [f"  {file.path}: {file.reason}" for file in broken[:LISTED_FILES]]
     if len(broken) > LISTED_FILES:
-        lines.append(f"  and {len(broken) - LISTED_FILES} more")
+        lines.append(f"  and {len(broken) - LISTED_FILES:,} more")
     noun = "file" if len(broken) == 1 else "files"
     return "\n".join(
         [
-            f"{src}: {len(broken)} {noun} cannot be decoded. Remove them, or leave them out with "
-            "--skip-broken",
+            f"{source}: {len(broken):,} {noun} cannot be decoded. Remove them, or leave them out "
+            "with --skip-broken, which goes on from the shards that are finished",
             *lines,
         ]
     )

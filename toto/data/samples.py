@@ -27,7 +27,7 @@ from PIL import Image
 from toto.data.decode import decode_image, iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
-from toto.data.pack import make_key
+from toto.data.plan import make_key
 from toto.data.progress import Progress, silent
 from toto.data.shards import DatasetWriter
 from toto.errors import UserError

@@ -1,44 +1,52 @@
-"""Writing a dataset: standard WebDataset tars, deterministic to the byte, published when whole."""
+"""Writing a dataset sample by sample, in one process, published when whole."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
-import tarfile
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import webdataset
-
-from toto.data.index import COLUMNS, NO_LABEL, ORIGINS_FILE, column_file
-from toto.data.manifest import (
-    MANIFEST_FILE,
-    Form,
-    Kind,
-    Manifest,
-    ShardEntry,
-    SkippedFile,
-    TokenInfo,
-)
+from toto.data.index import NO_LABEL
+from toto.data.parts import Description, PartWriter, Sample, make_working_folder, publish
+from toto.data.tar import tar_size
 from toto.errors import DataError
-from toto.files import disk_errors
+from toto.files import PARTIAL, disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["DatasetWriter"]
+    from toto.data.manifest import Form, Kind, TokenInfo
 
-Rows = npt.NDArray[np.void]
-"""One row a sample, with the fields of COLUMNS."""
+__all__ = ["MAX_SHARD_BYTES", "MAX_SHARD_SAMPLES", "DatasetWriter", "ShardLimits"]
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_SHARD_BYTES = 256 * 2**20
 MAX_SHARD_SAMPLES = 10_000
+
+
+class ShardLimits:
+    """Where one shard ends and the next begins: before the sample that would make it too large."""
+
+    def __init__(
+        self, max_bytes: int = MAX_SHARD_BYTES, max_samples: int = MAX_SHARD_SAMPLES
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._max_samples = max_samples
+        self._bytes = 0
+        self._samples = 0
+
+    def starts_shard(self, size: int, *, labelled: bool) -> bool:
+        """Count one more sample; whether it is the first of another shard (not of the first)."""
+        full = self._samples > 0 and (
+            self._samples >= self._max_samples or self._bytes + size > self._max_bytes
+        )
+        if full:
+            self._bytes = self._samples = 0
+        self._samples += 1
+        self._bytes += tar_size(size) + (tar_size(1) if labelled else 0)
+        return full
 
 
 class DatasetWriter:
@@ -75,27 +83,17 @@ class DatasetWriter:
     ) -> None:
         if out.exists():
             raise DataError(f"{out} exists already. Remove it, or choose another folder")
-        self.skipped: list[SkippedFile] = []
         self.num_samples = 0
-        self.num_frames = 0
-        self.num_bytes = 0
         self._out = out
-        self._partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-        self._kind: Kind = kind
-        self._form: Form = form
-        self._classes = classes
-        self._tokens = tokens
-        self._sources = sources
-        self._max_bytes = max_shard_bytes
-        self._max_samples = max_shard_samples
-        self._shards: list[ShardEntry] = []
-        self._rows: list[Rows] = []
-        self._shard: _Shard | None = None
+        self._partial = out.parent / f".{out.name}.{os.getpid()}{PARTIAL}"
+        self._description = Description(kind, form, classes, tokens, sources)
+        self._limits = ShardLimits(max_shard_bytes, max_shard_samples)
+        self._shards = 0
+        self._part: PartWriter | None = None
 
     def __enter__(self) -> DatasetWriter:
         with disk_errors(self._out):
-            self._partial.mkdir(parents=True)
-            self._origins = (self._partial / ORIGINS_FILE).open("w", encoding="utf-8")
+            make_working_folder(self._partial)
         return self
 
     def add(
@@ -108,15 +106,7 @@ class DatasetWriter:
         frames: int = 1,
         label: int = NO_LABEL,
     ) -> None:
-        """Append one sample.
-
-        Args:
-            key: unique in the dataset; letters, digits, `_` and `-`, at most 80 of them.
-            extension: of the payload, without its dot: jpg, mp4, npy.
-            payload: the encoded file, as it is.
-            origin: where the payload came from, for messages.
-            frames: number of frames; 1 for a picture.
-            label: class, or -1.
+        """Append one sample; see Sample.
 
         Raises:
             ValueError: the key has other characters, which WebDataset readers would misread.
@@ -125,17 +115,12 @@ class DatasetWriter:
         if not KEY_PATTERN.fullmatch(key):
             raise ValueError(f"key {key!r} does not match {KEY_PATTERN.pattern}")
         with disk_errors(self._out):
-            if self._shard is not None and self._shard.is_full(
-                len(payload), self._max_bytes, self._max_samples
-            ):
+            if self._limits.starts_shard(len(payload), labelled=label != NO_LABEL):
                 self._close_shard()
-            if self._shard is None:
-                self._shard = _Shard(self._partial, len(self._shards))
-            self._shard.add(key, extension, payload, frames, label)
-            self._origins.write(json.dumps(origin) + "\n")
+            if self._part is None:
+                self._part = PartWriter(self._partial, self._shards)
+            self._part.add(Sample(key, extension, payload, origin, frames, label))
         self.num_samples += 1
-        self.num_frames += frames
-        self.num_bytes += len(payload)
 
     def __exit__(
         self,
@@ -144,102 +129,15 @@ class DatasetWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            with disk_errors(self._out):
-                self._close_shard()
-                self._origins.close()
-                if error is None:
-                    self._publish()
+            if error is None:
+                with disk_errors(self._out):
+                    self._close_shard()
+                    publish(self._partial, self._shards, self._out, self._description)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def _close_shard(self) -> None:
-        if self._shard is not None:
-            entry, rows = self._shard.close()
-            self._shards.append(entry)
-            self._rows.append(rows)
-            self._shard = None
-
-    def _publish(self) -> None:
-        if not self._shards:
-            raise DataError(f"{self._out}: there is no sample to pack")
-        for column in COLUMNS:
-            with (self._partial / column_file(column)).open("wb") as file:
-                for rows in self._rows:
-                    rows[column].tofile(file)
-        manifest = Manifest(
-            kind=self._kind,
-            form=self._form,
-            shards=tuple(self._shards),
-            classes=self._classes,
-            tokens=self._tokens,
-            sources=self._sources,
-            skipped=tuple(self.skipped),
-        )
-        text = manifest.model_dump_json(indent=1)
-        (self._partial / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        self._partial.rename(self._out)
-
-    @property
-    def num_shards(self) -> int:
-        """Shards that are closed."""
-        return len(self._shards)
-
-
-class _HashedFile:
-    """A file for writing that counts and hashes what passes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-
-class _Shard:
-    """One tar under way."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._name = f"shard-{number:05d}.tar"
-        self._file = (folder / self._name).open("wb")
-        self._hashed = _HashedFile(self._file)
-        # Fixed time and owner: equal samples give equal bytes. GNU tar has no limit on sizes.
-        self._tar = webdataset.TarWriter(
-            self._hashed,
-            user="",
-            group="",
-            mtime=0,
-            encoder=False,
-            compress=False,
-            format="GNU_FORMAT",
-        )
-        self._rows: list[tuple[int, int, int, int]] = []
-        self._offset = 0
-
-    def is_full(self, size: int, max_bytes: int, max_samples: int) -> bool:
-        return len(self._rows) >= max_samples or self._offset + size > max_bytes
-
-    def add(self, key: str, extension: str, payload: bytes, frames: int, label: int) -> None:
-        members = {extension: payload}
-        if label != NO_LABEL:
-            members["cls"] = str(label).encode()
-        self._tar.write({"__key__": key, **members})
-        for name in sorted(members):  # the order in which TarWriter writes them
-            self._offset += tarfile.BLOCKSIZE
-            if name == extension:
-                self._rows.append((self._offset, len(payload), frames, label))
-            self._offset += -(-len(members[name]) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-    def close(self) -> tuple[ShardEntry, Rows]:
-        self._tar.close()
-        self._file.close()
-        entry = ShardEntry(
-            name=self._name,
-            samples=len(self._rows),
-            bytes=self._hashed.size,
-            sha256=self._hashed.digest.hexdigest(),
-        )
-        return entry, np.array(self._rows, dtype=list(COLUMNS.items()))
+        if self._part is not None:
+            self._part.finish()
+            self._shards += 1
+            self._part = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toto.data.pack import pack_folder
+from toto.data.pack import pack, plan_pack
 from toto.data.samples import make_samples
+from toto.data.workers import num_cores
+from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
@@ -14,14 +16,42 @@ if TYPE_CHECKING:
 __all__ = ["make_sample_datasets", "pack_source"]
 
 
-def pack_source(source: Path, out: Path, *, skip_broken: bool) -> None:
+def pack_source(
+    source: Path,
+    out: Path,
+    *,
+    layout: str,
+    split: str | None,
+    workers: int | None,
+    skip_broken: bool,
+) -> None:
     """Pack a folder and say what became of it.
 
+    Args:
+        source: a folder, or a WebDataset tar.
+        out: the dataset's folder.
+        layout: one of `toto.data.layouts.LAYOUTS`.
+        split: for layouts with splits.
+        workers: processes that check files; None for one a core, 0 for none besides this one.
+        skip_broken: leave out files that cannot be decoded.
+
     Raises:
-        DataError: see `pack_folder`.
+        DataError: see `plan_pack` and `pack`.
     """
-    with progress_bar(f"packing {source}") as progress:
-        report = pack_folder(source, out, skip_broken=skip_broken, progress=progress)
+    if out.exists():
+        raise DataError(f"{out} exists already. Remove it, or choose another folder")
+    plan = plan_pack(source, layout, split)
+    for note in plan.notes:
+        say(f"{plan.source}: {note}")
+    with progress_bar(f"packing {plan.source}", plan.unit) as progress:
+        report = pack(
+            plan,
+            out,
+            workers=num_cores() if workers is None else workers,
+            skip_broken=skip_broken,
+            progress=progress,
+            note=say,
+        )
     what = "pictures" if report.kind == "images" else "videos"
     say(
         f"{out}: {report.num_samples:,} {what}, {report.num_frames:,} frames, "

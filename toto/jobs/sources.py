@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,16 +162,23 @@ def _open(recipe: Recipe, paths: Paths, tokenizer: Tokenizer | None) -> Dataset:
 def _tokenized(dataset: Dataset, folder: Path, resolution: int, tokenizer: Tokenizer) -> Dataset:
     """The token shards of a dataset, made at the first use.
 
-    Their folder names the content of the dataset and the tokenizer: another dataset of the same
-    name, or the same one packed anew, has a folder of its own.
+    Their folder names the content of the dataset, what is excluded of it, and the tokenizer:
+    another dataset of the same name, or the same one packed anew, has a folder of its own.
     """
     content = dataset.manifest.fingerprint()[:8]
+    if len(dataset.excluded):
+        content += "-" + hashlib.sha256(dataset.excluded.tobytes()).hexdigest()[:8]
     out = folder / f"{dataset.name}-{content}-{resolution}px-{tokenizer.fingerprint()[:12]}"
     if not out.exists():
         say(f"tokenizing {dataset.path} → {out}, once")
         folder.mkdir(parents=True, exist_ok=True)
-        with progress_bar(f"tokenizing {dataset.name}") as progress:
+        with progress_bar(f"tokenizing {dataset.name}", "tokens") as progress:
             tokenize_dataset(
-                dataset, out, tokenizer=tokenizer, resolution=resolution, progress=progress
+                dataset,
+                out,
+                tokenizer=tokenizer,
+                resolution=resolution,
+                progress=progress,
+                note=say,
             )
     return Dataset.open(out)

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from toto.data.tokens import tokenize_dataset
+import torch
+
+from toto.data.tokens import Rank, tokenize_dataset
 from toto.errors import Problem, RecipeError
 from toto.jobs.console import progress_bar, say
 from toto.jobs.sources import open_dataset
 from toto.recipe.reader import read_recipe
+from toto.training.machine import resolve_machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from toto.training.config import TrainingConfig
+
 __all__ = ["tokenize_shards"]
 
 
-def tokenize_shards(dataset: str, out: Path, *, recipe_name: str, overrides: Sequence[str]) -> None:
+def tokenize_shards(
+    dataset: str,
+    out: Path,
+    *,
+    recipe_name: str,
+    overrides: Sequence[str],
+    crops: int,
+) -> None:
     """Tokenize a dataset with the tokenizer and at the resolution of a recipe.
+
+    Under torchrun every rank takes its share of the shards, on a GPU of its own where there are
+    some, and the last one publishes the dataset.
+
+    Args:
+        dataset: raw shards.
+        out: the token dataset's folder.
+        recipe_name: the recipe.
+        overrides: of the recipe.
+        crops: of each picture; 1 is the centre alone.
 
     Raises:
         RecipeError: the recipe's mistakes.
@@ -28,16 +51,35 @@ def tokenize_shards(dataset: str, out: Path, *, recipe_name: str, overrides: Seq
     missing = recipe.tokenizer.missing_weights
     if missing:
         raise RecipeError(recipe_name, [Problem("tokenizer.weights", "missing", missing)])
-    tokenizer = recipe.tokenizer.build().eval()
+    rank = Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    tokenizer = recipe.tokenizer.build().eval().to(_device(recipe.training))
     resolution = recipe.clip.resolution
-    with progress_bar(f"tokenizing {dataset}") as progress:
+    label = f"tokenizing {dataset}" + (f", rank {rank.number}" if rank.count > 1 else "")
+    with progress_bar(label, "tokens") as progress:
         report = tokenize_dataset(
             open_dataset(dataset),
             out,
             tokenizer=tokenizer,
             resolution=resolution,
+            crops=crops,
+            rank=rank,
             progress=progress,
+            note=say,
         )
+    if not report.whole:
+        say(
+            f"rank {rank.number} is through, others are not: the last one makes {out}. Where one "
+            "was lost, the same command goes on from the shards that are finished"
+        )
+        return
     height, width = recipe.tokenizer.grid(resolution)
     say(f"{out}: {report.num_frames:,} frames of {height} × {width} codes at {resolution} px")
     say(f"  tokenizer {recipe.tokenizer.registered_name} {tokenizer.fingerprint()[:12]}")
+
+
+def _device(training: TrainingConfig) -> str:
+    """What the recipe asks for; each rank of a machine has a GPU of its own."""
+    settled, _ = resolve_machine(training)
+    if settled.device != "cuda":
+        return settled.device
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

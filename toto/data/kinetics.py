@@ -1,0 +1,121 @@
+"""Kinetics as CVDF distributes it: clips `{youtube_id}_{start:06d}_{end:06d}.mp4` and csv files.
+
+The csv has the columns label, youtube_id, time_start, time_end, split (some files leave the header
+out). A list of `file,label` does as well, for a part of the clips under other names.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from toto.data.listing import Listing, compare, counted, find_files, labelled, split_folder
+from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["list_kinetics"]
+
+COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
+YOUTUBE_ID = 11
+Labels = dict[str, str | None]
+"""Class of a clip by the stem of its file; None where it is not known."""
+
+
+def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
+    """The clips of one split, flat or in folders by class, with the labels of the annotations.
+
+    The classes are those of all annotation files, so that every split has the same numbers.
+
+    Raises:
+        DataError: no annotations, or none that can be read.
+    """
+    folder = split_folder(source, split)
+    listing = find_files(folder)
+    tables = _annotations(source, folder)
+    if not tables:
+        raise DataError(
+            f"no annotations for {folder}: no csv in {source}, {source / 'annotations'} or "
+            f"{folder.parent / 'annotations'} has the columns {', '.join(COLUMNS)}. Put CVDF's "
+            "there, or pack --as folder"
+        )
+    classes = tuple(sorted({name for t in tables.values() for name in t.values() if name}))
+    own = [path for path in tables if folder.name in re.split(r"[_-]", path.stem)]
+    listed: Labels = {}
+    for path in own or tables:
+        listed |= tables[path]
+    entry_of = _Matcher(listed)
+    listing = labelled(listing, classes, lambda file: listed.get(entry_of(file.stem)))
+    where = ", ".join(path.name for path in own or tables)
+    notes = [
+        *compare(listed, {entry_of(file.stem) for file in listing.files}, where),
+        *_unlabelled(listing),
+    ]
+    if len(classes) != num_classes:
+        notes.append(f"{len(classes):,} of the {num_classes} classes are in the annotations")
+    return replace(listing, notes=(*listing.notes, *notes))
+
+
+class _Matcher:
+    """From the stem of a file to that of its row: the same, or the one row of the same video."""
+
+    def __init__(self, listed: Labels) -> None:
+        self._listed = listed
+        self._by_id: dict[str, str | None] = {}
+        for stem in listed:
+            youtube_id = stem[:YOUTUBE_ID]
+            self._by_id[youtube_id] = None if youtube_id in self._by_id else stem
+
+    def __call__(self, stem: str) -> str:
+        if stem in self._listed:
+            return stem
+        return self._by_id.get(stem[:YOUTUBE_ID]) or stem
+
+
+def _annotations(source: Path, folder: Path) -> dict[Path, Labels]:
+    """Every csv of annotations, and CVDF's txt of Kinetics-600, whose csv are incomplete."""
+    places = dict.fromkeys([source / "annotations", source, folder, folder.parent / "annotations"])
+    tables: dict[str, tuple[Path, Labels]] = {}
+    for pattern in ("*.csv", "*.txt"):  # a txt takes the place of its csv
+        for path in (path for place in places for path in sorted(place.glob(pattern))):
+            labels = _read(path)
+            if labels is not None:
+                tables[path.stem] = (path, labels)
+    return dict(tables.values())
+
+
+def _read(path: Path) -> Labels | None:
+    """The clips of one file; None where it holds something else."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        rows = [row for row in csv.reader(lines) if row]
+    if not rows:
+        return None
+    header, first = rows[0], 1
+    if len(header) == len(COLUMNS) and header[2].isdecimal():
+        header, first = COLUMNS, 0
+    if not ({*COLUMNS[:4]} <= {*header} or {"file", "label"} <= {*header}):
+        return None
+    labels: Labels = {}
+    for number, row in enumerate(rows[first:], start=first + 1):
+        try:
+            entry = dict(zip(header, row, strict=False))
+            labels[_stem(entry)] = entry["label"] or None
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path}, row {number}: {row}: {error!r}. Take CVDF's csv") from error
+    return labels
+
+
+def _stem(entry: dict[str, str]) -> str:
+    if "file" in entry:
+        return entry["file"].rpartition("/")[2].rpartition(".")[0]
+    # Some lists write the times as 12.0.
+    start, end = (int(float(entry[name])) for name in ("time_start", "time_end"))
+    return f"{entry['youtube_id']}_{start:06d}_{end:06d}"
+
+
+def _unlabelled(listing: Listing) -> list[str]:
+    names = [file.origin for file in listing.files if file.label < 0]
+    return [f"{len(names):,} clips have no label{counted(names)}"] if names else []

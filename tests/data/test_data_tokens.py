@@ -150,7 +150,7 @@ def test_crops_are_the_centre_and_then_places_of_their_own(tmp_path):
         assert len({code.tobytes() for code in codes}) == 4
         assert [four.label(sample * 4 + crop) for crop in range(4)] == [sample] * 4
     again = tokenize(pictures, tmp_path / "again", crops=4)
-    assert contents(four.path) == contents(again.path)
+    assert contents(four.folder) == contents(again.folder)
 
 
 def test_crops_lie_evenly_over_the_picture():
@@ -191,7 +191,7 @@ def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path, order):
         assert report.whole is (place == 2)
         assert (tmp_path / "t").exists() is report.whole
     assert report.num_samples == 23
-    assert contents(tmp_path / "t") == contents(plain.path)
+    assert contents(tmp_path / "t") == contents(plain.folder)
     # One that begins when all is done finds it so.
     late = tokenize_dataset(
         pictures, tmp_path / "t", tokenizer=TOKENIZER, resolution=32, rank=Rank(1, 3)
@@ -207,7 +207,7 @@ def test_fewer_ranks_go_on_where_more_were_lost(tmp_path):
     notes = []
     assert tokenize_dataset(pictures, tmp_path / "t", note=notes.append, **options).whole
     assert "2 of 8 shards are finished" in notes[0]
-    assert contents(tmp_path / "t") == contents(plain.path)
+    assert contents(tmp_path / "t") == contents(plain.folder)
 
 
 def test_tokens_made_once_go_on_after_a_kill(tmp_path, capsys, monkeypatch):
@@ -226,7 +226,7 @@ def test_tokens_made_once_go_on_after_a_kill(tmp_path, capsys, monkeypatch):
             sources._tokenized(pictures, tmp_path / "tokens", 32, TOKENIZER)
     made = sources._tokenized(pictures, tmp_path / "tokens", 32, TOKENIZER)
     assert "2 of 4 shards are finished; going on" in capsys.readouterr().out
-    assert contents(made.path) == contents(tokenize(pictures, tmp_path / "plain").path)
+    assert contents(made.folder) == contents(tokenize(pictures, tmp_path / "plain").folder)
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == [made.path.name]
     (tmp_path / "p/excluded.jsonl").write_text('{"sample": 4}\n')
     fewer = sources._tokenized(Dataset.open(tmp_path / "p"), tmp_path / "tokens", 32, TOKENIZER)
@@ -268,5 +268,5 @@ def test_killed_processes_are_gone_on_with_by_two(tmp_path):
     assert not (tmp_path / "t").exists()
     pair = [start(tmp_path, rank, 2) for rank in range(2)]
     assert [process.wait() for process in pair] == [0, 0]
-    assert contents(tmp_path / "t") == contents(plain.path)
+    assert contents(tmp_path / "t") == contents(plain.folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "plain", "t"]

@@ -244,7 +244,7 @@ class Dataset:
                 self._store.map_shard(number),
                 self._store.column("offset", first, last),
                 self._store.column("size", first, last),
-                self._store.column("frames", first, last),
+                self.frame_counts(first, last),
             )
             self._require_index_of(number, shard)
             self._shards[number] = shard

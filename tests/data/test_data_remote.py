@@ -406,7 +406,7 @@ def test_shards_are_fetched_before_they_are_needed(server, tmp_path):
     assert cached_shards(config) == [f"shard-0000{n}.tar" for n in (3, 4, 5)]
     server.served.clear()
     dataset.read(6)
-    assert server.served.keys() == {"offset.u64", "size.u64"}
+    assert server.served.keys() == {"offset.u64", "size.u64", "frames.u32"}
 
 
 def test_the_stream_reads_ahead_of_its_window(server, tmp_path):

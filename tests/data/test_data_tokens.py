@@ -227,7 +227,7 @@ def test_tokens_made_once_go_on_after_a_kill(tmp_path, capsys, monkeypatch):
     made = sources._tokenized(pictures, tmp_path / "tokens", 32, TOKENIZER)
     assert "2 of 4 shards are finished; going on" in capsys.readouterr().out
     assert contents(made.folder) == contents(tokenize(pictures, tmp_path / "plain").folder)
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [made.path.name]
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [made.folder.name]
     (tmp_path / "p/excluded.jsonl").write_text('{"sample": 4}\n')
     fewer = sources._tokenized(Dataset.open(tmp_path / "p"), tmp_path / "tokens", 32, TOKENIZER)
     assert (fewer.num_samples, fewer.path != made.path) == (11, True)

@@ -2,7 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from toy_data import moving_frames, picture_dataset, png, random_picture, token_dataset, write_dataset
+from toy_data import (
+    moving_frames,
+    picture_dataset,
+    png,
+    random_picture,
+    token_dataset,
+    write_dataset,
+)
 
 from toto.data.config import ClipConfig
 from toto.data.doctor import PAPER_SIZES, PaperSize, examine, exclude, unlike_paper
@@ -25,9 +32,7 @@ def pictures(tmp_path):
     samples[2] = (b"no picture", 1, 0)
     samples[4] = samples[1]
     samples[5] = (samples[5][0], 1, -1)
-    return write_dataset(
-        tmp_path / "d", samples, kind="images", extension="png", shard_samples=4
-    )
+    return write_dataset(tmp_path / "d", samples, kind="images", extension="png", shard_samples=4)
 
 
 def test_a_sound_dataset_has_no_findings(tmp_path):
@@ -93,5 +98,7 @@ def test_sizes_are_compared_with_the_paper(tmp_path, monkeypatch):
     monkeypatch.setitem(PAPER_SIZES, "imagenet", PaperSize(images=10))
     assert unlike_paper(dataset, "imagenet") is None
     monkeypatch.setitem(PAPER_SIZES, "imagenet", PaperSize(images=20))
-    assert "10.0 images, and the paper's Table 2 has 20 (50.0%)" in unlike_paper(dataset, "imagenet")
+    assert "10.0 images, and the paper's Table 2 has 20 (50.0%)" in unlike_paper(
+        dataset, "imagenet"
+    )
     assert PAPER_SIZES["kinetics600"].hours * 3600 * 30 * 256 == pytest.approx(41.36e9, rel=1e-3)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from toto.data.decode import UndecodableError, count_frames
 from toto.data.index import EXCLUDED_FILE, NO_LABEL
 from toto.data.progress import Progress, silent
-from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -221,9 +220,7 @@ def _duplicates(
     return found
 
 
-def _with_files(
-    dataset: Dataset, ailments: list[tuple[int, Ailment, str]]
-) -> list[Finding]:
+def _with_files(dataset: Dataset, ailments: list[tuple[int, Ailment, str]]) -> list[Finding]:
     wanted = {sample for sample, _, _ in ailments}
     files = {n: file for n, file in enumerate(dataset.origins()) if n in wanted} if wanted else {}
     return [Finding(sample, files[sample], ail, detail) for sample, ail, detail in ailments]

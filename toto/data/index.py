@@ -264,7 +264,7 @@ class Dataset:
             )
 
     def _forget_shards(self) -> None:
-        """Unmap what was opened long ago, and what a cache has removed, whose space it counts on."""
+        """Unmap what was opened first, and what a cache has removed, whose space it counts on."""
         for number in [kept for kept in self._shards if self._store.is_dropped(kept)]:
             del self._shards[number]
         while len(self._shards) > KEPT_SHARDS:

@@ -145,7 +145,7 @@ def counted(names: Iterable[str]) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as text, also where its name is not valid UTF-8: such bytes read `\\xff`."""
+    r"""A path as text, also where its name is not valid UTF-8: such bytes read `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -214,7 +214,6 @@ class _Steps(MapDataset[_Step | DataError]):
             ),
         )
 
-
     def _padding(self, step: int, sequences: int) -> list[_Parcel]:
         """What this rank lacks of the micro-batches of others: the step's first sequence again."""
         own = -(-sequences // self._micro_batch)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from toto.cli.options import RecipeArgument, SetOption
 
 __all__ = ["add_to"]

@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-
 from toto.cli.options import ImportOption, RecipeArgument, SetOption
 
 __all__ = ["add_to"]

@@ -7,8 +7,8 @@ import sys
 import typer
 from rich.console import Console
 from rich.markup import escape
-
 from toto.cli import data, inspection, models, tokenizers
+
 from toto.errors import TotoError
 
 __all__ = ["app", "main"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typer
-
 from toto.cli.options import OutputOption, RecipeArgument, ResumeOption, SetOption
 
 __all__ = ["add_to"]

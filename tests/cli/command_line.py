@@ -12,8 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-
 from toto.cli.main import main
+
 from toto.recipe.yaml_reader import dump_yaml
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}

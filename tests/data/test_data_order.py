@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toto.data.mixture import Mixture
-from toto.data.philox import philox
 from toto.data.order import WINDOW_SHARDS, InOrder, Shuffled, permute
+from toto.data.philox import philox
 from toto.errors import DataError
 
 UNITS_S = np.array([3, 1, 7, 2, 5] * 9)

@@ -22,8 +22,9 @@ from toy_data import (
 from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
+from toto.data.order import CENTRE
 from toto.data.tokens import Rank, _places, require_tokenizer, tokenize_dataset
-from toto.data.transforms import CENTRE, square
+from toto.data.transforms import square
 from toto.errors import DataError
 from toto.jobs import sources
 

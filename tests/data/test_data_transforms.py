@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from toy_data import moving_frames, random_picture
 
-from toto.data.transforms import CENTRE, square, square_plainly
+from toto.data.order import CENTRE
+from toto.data.transforms import square, square_plainly
 
 
 def test_frames_of_the_right_size_are_unchanged():

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from toto.data.decode import UndecodableError, decode_frames
 from toto.data.loader import collate
+from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
-from toto.data.transforms import CENTRE, square
+from toto.data.transforms import square
 from toto.errors import DataError
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from toto.data.philox import philox
-from toto.data.transforms import CENTRE
 
 if TYPE_CHECKING:
     from toto.data.philox import Words
 
-__all__ = ["Draws", "InOrder", "Sampler", "Shuffled", "permute"]
+__all__ = ["CENTRE", "Draws", "InOrder", "Sampler", "Shuffled", "permute"]
 
+CENTRE = 0.5
+"""The place of a crop in the middle."""
 WINDOW_SHARDS = 16
 MAX_ATTEMPTS = 8
 ROUNDS = 24

@@ -16,10 +16,11 @@ import torch
 from toto.data.decode import Frame, UndecodableError, decode_image, iterate_video
 from toto.data.index import Dataset
 from toto.data.manifest import TokenInfo
+from toto.data.order import CENTRE
 from toto.data.parts import Description, Parts, Sample
 from toto.data.philox import philox
 from toto.data.progress import Note, Progress, silent, unsaid
-from toto.data.transforms import CENTRE, square
+from toto.data.transforms import square
 from toto.errors import DataError
 from toto.tokenizers.base import TokenGrid, Tokenizer
 

@@ -17,9 +17,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from toto.data.decode import Frames
 
-__all__ = ["CENTRE", "square", "square_plainly"]
-
-CENTRE = 0.5
+__all__ = ["square", "square_plainly"]
 
 
 def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float) -> Frames:

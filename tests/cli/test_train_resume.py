@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def test_a_run_that_exists_is_refused_with_the_command_to_type(tmp_path, tiny_da
     done = toto("train", recipe, "--resume", "--set", "optimizer.lr=1e-5", cwd=tmp_path, code=2)
     assert "optimizer.lr: 0.0003 before, 1e-05 now" in done.stderr
     assert digests(tmp_path / "runs/tiny") == before
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, tiny_datasets):
+    shutil.copytree(tiny_datasets, tmp_path / "data")
+    recipe = write_recipe(tmp_path, tiny_recipe(tmp_path / "data", steps=3))
+    toto("train", recipe, cwd=tmp_path)
+    (tmp_path / "data/pictures/excluded.jsonl").write_text('{"sample": 1}\n')
+    done = toto("train", recipe, "--resume", cwd=tmp_path, code=2)
+    assert "data.sources.pictures: not the data that" in done.stderr
+    (tmp_path / "data/pictures/excluded.jsonl").unlink()
+    toto("train", recipe, "--resume", cwd=tmp_path)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, tiny_datasets, monkeypatch):

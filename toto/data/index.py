@@ -11,6 +11,7 @@ as fast as one of ten, and no process holds its index.
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -142,6 +143,11 @@ class Dataset:
     def classes(self) -> tuple[str, ...]:
         """The name of each label; empty without labels."""
         return self.manifest.classes
+
+    def fingerprint(self) -> str:
+        """A hash of what a stream reads: the samples, and which of them are excluded."""
+        content = self.manifest.fingerprint().encode() + self.excluded.tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def num_samples(self) -> int:

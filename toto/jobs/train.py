@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
-from toto.errors import CheckpointError
+from toto.errors import CheckpointError, DataError
 from toto.jobs.console import console, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
@@ -21,7 +21,7 @@ from toto.model import AutoregressiveModel
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask, to_frames
-from toto.training.checkpoint import load_weights
+from toto.training.checkpoint import load_weights, read_meta
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
@@ -31,6 +31,7 @@ from toto.training.task import Task, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from toto.data.batch import Batch
     from toto.tokenizers.base import Tokenizer
@@ -121,6 +122,9 @@ def train_task(
 ) -> TrainResult:
     """Run the loop over the mixture of a recipe, whatever the task, and say how it ended."""
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
+    data = {source.name: source.train.fingerprint() for source in sources}
+    if run.checkpoint is not None:
+        _refuse_other_data(data, run.checkpoint)
 
     def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
         failures = FailureLog(run.path, stream.names, start_step)
@@ -144,7 +148,7 @@ def train_task(
         evaluate=evaluate,
         tokens_per_step=recipe.batch_sequences * recipe.layout.num_visual,
         seed=recipe.seed,
-        description=Description(recipe.model_dump(mode="json"), fingerprint),
+        description=Description(recipe.model_dump(mode="json"), fingerprint, data),
         display=make_display(console),
     )
     drawn = realised_mixture(
@@ -158,6 +162,17 @@ def train_task(
     else:
         say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")
     return result
+
+
+def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:
+    before = read_meta(checkpoint).data
+    changed = [name for name, fingerprint in data.items() if before.get(name) != fingerprint]
+    if before and changed:  # a checkpoint of before 2026-11-21 does not say
+        raise DataError(
+            f"data.sources.{', data.sources.'.join(changed)}: not the data that {checkpoint} was "
+            "trained on: packed anew, or with other samples excluded. A resumed run is the same "
+            "run: put the data back, or begin another run with --output"
+        )
 
 
 def validation_batches(recipe: Recipe, source: Source) -> list[Batch]:

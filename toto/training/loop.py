@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -47,10 +47,12 @@ class Description:
     Attributes:
         recipe: the resolved recipe as plain JSON.
         tokenizer: fingerprint of the tokenizer whose tokens are learned; None without one.
+        data: fingerprint of each source's training dataset.
     """
 
     recipe: dict[str, Any]
     tokenizer: str | None
+    data: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,7 @@ class _Session(Generic[B]):
             seconds=self.seconds(),
             recipe=self._description.recipe,
             tokenizer=self._description.tokenizer,
+            data=self._description.data,
             versions=versions(),
         )
         state = self._engine.state()

@@ -140,7 +140,7 @@ def view(
     stride: StrideOption = 4,
     resolution: Annotated[int, typer.Option(min=1, help="side of the crop in pixels")] = 128,
     samples: Annotated[int, typer.Option(min=1, help="how many, spread over the dataset")] = 24,
-    seed: Annotated[int, typer.Option(help="of the crops and of where clips begin")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the crops and of where clips begin")] = 0,
 ) -> None:
     """Write a page of samples as a model will see them, after crop and stride."""
     from toto.jobs.view import view_dataset

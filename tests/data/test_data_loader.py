@@ -1,4 +1,6 @@
 import logging
+import os
+import signal
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from toy_data import picture_dataset, token_dataset, video_dataset
 from toto.data.config import ClipConfig
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream, StreamSource
-from toto.errors import DataError
+from toto.errors import DataError, RunError
 
 CLIP = ClipConfig(frames=4, stride=2, resolution=8)
 
@@ -143,3 +145,12 @@ def test_fewer_evaluation_sequences_are_spread(datasets):
 def test_evaluation_takes_no_more_than_there_is(datasets):
     (batch,) = evaluation_batches(datasets[0], CLIP, micro_batch=8, count=100)
     assert len(batch) == 5
+
+
+def test_a_loader_process_that_dies_is_a_message(stream, monkeypatch):
+    def crash(positions):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(stream, "sequences", crash)
+    with pytest.raises(RunError, match=r"a loader process died .*toto doctor"):
+        load(stream, workers=1)

@@ -208,3 +208,11 @@ def test_counts_are_those_of_the_positions(weights, positions):
     mixture = Mixture(weights)
     sources = [source for source, _ in locate(mixture, range(positions))]
     assert mixture.counts(positions) == [sources.count(i) for i in range(len(weights))]
+
+
+def test_shards_without_units_do_not_change_the_order():
+    """Token shards leave them out; a run on them is the run on the raw shards."""
+    with_gap, without = np.array([3, 0, 7, 2, 0, 5]), np.array([3, 7, 2, 5])
+    names = [0, 2, 3, 5]
+    drawn = epoch_of(sampler(units_S=without), 4)
+    assert epoch_of(sampler(units_S=with_gap), 4) == [(names[s], unit) for s, unit in drawn]

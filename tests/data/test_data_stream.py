@@ -180,7 +180,7 @@ def test_a_source_may_have_a_stride_of_its_own(tokens):
 
 def test_raw_and_tokens_do_not_mix(pictures, tokens):
     with pytest.raises(DataError, match=r"p: raw, t: tokens.*Tokenize them all"):
-        Stream([StreamSource("p", pictures), StreamSource("t", tokens)], CLIP, 0)
+        Stream([StreamSource("p", pictures), StreamSource("t", tokens)], CLIP, 0).require_one_form()
 
 
 def test_tokens_of_another_resolution_are_refused(tokens):

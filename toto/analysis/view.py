@@ -40,7 +40,7 @@ class ViewContent:
         name: of the dataset.
         facts: sizes worth reading first.
         caption: how the samples were cut, and what the frames are.
-        samples: in the order of the dataset.
+        samples: in the order in which training would draw them.
         classes: name → number of samples; empty without labels.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toto.data.decode import UndecodableError, decode_frames
+from toto.data.index import NO_LABEL
 from toto.data.loader import collate
 from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
@@ -49,7 +50,7 @@ def read_clip(
 
 
 class LabelledDataset:
-    """One clip of each labelled sample: a picture alone, or the middle of a video.
+    """One clip of each labelled sample that is not excluded: a picture, or the middle of a video.
 
     Args:
         dataset: with labels, raw or tokens.
@@ -67,24 +68,32 @@ class LabelledDataset:
         self._dataset = dataset
         self._is_image = dataset.kind == "images"
         self._clip = clip.model_copy(update={"frames": 1}) if self._is_image else clip
-        lengths = [dataset.frames(sample) for sample in range(len(self))]
-        short = [sample for sample, length in enumerate(lengths) if length < self._clip.span]
+        kept = dataset.kept()
+        self._samples = kept[dataset.labels(0, dataset.num_samples)[kept] != NO_LABEL].tolist()
+        short = [i for i in self._samples if dataset.frames(i) < self._clip.span]
         if short:
             raise DataError(
                 f"{dataset.path}: {len(short)} videos are shorter than a clip of "
                 f"{self._clip.span} frames, such as {dataset.origin(short[0])} with "
-                f"{lengths[short[0]]}. Lower frames"
+                f"{dataset.frames(short[0])}. Lower frames, or leave them out: "
+                f"toto doctor {dataset.path} --fix"
             )
 
     def __len__(self) -> int:
-        return self._dataset.num_samples
+        return len(self._samples)
 
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
-        """The samples of these numbers, in this order, `size` a batch; the last may be smaller."""
-        for first in range(0, len(order), size):
-            yield collate([self._sequence(sample) for sample in order[first : first + size]])
+        """The samples of these numbers, in this order, `size` a batch; the last may be smaller.
 
-    def _sequence(self, sample: int) -> DrawnSequence:
+        Args:
+            order: numbers from 0 to len-1: excluded and unlabelled samples are not counted.
+            size: B of a batch.
+        """
+        for first in range(0, len(order), size):
+            yield collate([self._sequence(number) for number in order[first : first + size]])
+
+    def _sequence(self, number: int) -> DrawnSequence:
+        sample = self._samples[number]
         start = (self._dataset.frames(sample) - self._clip.span) // 2
         return DrawnSequence(
             frames=read_clip(self._dataset, sample, start, self._clip),

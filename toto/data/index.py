@@ -149,6 +149,10 @@ class Dataset:
         content = self.manifest.fingerprint().encode() + self.excluded.tobytes()
         return hashlib.sha256(content).hexdigest()
 
+    def kept(self) -> npt.NDArray[np.int64]:
+        """The samples that are not excluded, in order; for small datasets, of evaluations."""
+        return np.setdiff1d(np.arange(self.num_samples), self.excluded, assume_unique=True)
+
     @property
     def num_samples(self) -> int:
         """Pictures or videos, the excluded ones too."""

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset as MapDataset
 from toto.data.batch import Batch
 from toto.data.ranks import micro_batches, share
 from toto.data.stream import DrawnSequence, SourceStream, Stream
-from toto.errors import DataError
+from toto.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
 
     from toto.data.config import ClipConfig
@@ -110,6 +110,7 @@ def training_batches(
 
     Raises:
         DataError: more units than that cannot be decoded, or the shards are damaged.
+        RunError: a loader process died.
     """
     steps: DataLoader[_Step | DataError] = DataLoader(
         _Steps(stream, batch_sequences, micro_batch, rank, world),
@@ -122,13 +123,27 @@ def training_batches(
         generator=torch.Generator(),
     )
     budget = _BrokenBudget(max_broken)
-    for step in steps:
+    for step in _alive(steps):
         if isinstance(step, DataError):
             raise step
         for broken in step.broken:
             on_broken(broken)
         budget.count(step.drawn, [broken.what for broken in step.broken])
         yield [parcel.batch() for parcel in step.parcels]
+
+
+def _alive(steps: Iterable[_Step | DataError]) -> Iterator[_Step | DataError]:
+    """The same; a loader process that dies is a message and not a traceback."""
+    try:
+        yield from steps
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch has no class for it
+            raise
+        raise RunError(
+            f"a loader process died ({error}): a file crashed its decoder, or memory ran out. "
+            "Let `toto doctor DATASET --fix` leave the file out, or lower data.workers; then go "
+            "on with --resume"
+        ) from error
 
 
 def evaluation_batches(

@@ -122,7 +122,9 @@ class Shuffled(Sampler):
         named = seed.to_bytes(8, "little") + source.encode()
         key = int.from_bytes(blake2b(named, digest_size=8).digest(), "little")
         self._key = (key & _WORD32, key >> 32)
-        self._units_S = units_S
+        # Shards without units do not count: token shards, which have none, are in the same order.
+        self._used_S = np.flatnonzero(units_S)
+        self._units_S = units_S[self._used_S]
         self._orders: dict[int, _EpochOrder] = {}
 
     def draw(self, numbers_N: Ints, attempt: int = 0) -> Draws:
@@ -164,7 +166,8 @@ class Shuffled(Sampler):
         if epoch not in self._orders:
             if len(self._orders) == 2:
                 del self._orders[max(self._orders, key=lambda kept: abs(kept - epoch))]
-            self._orders[epoch] = _EpochOrder(self._units_S, self._shard_words(epoch))
+            words = self._shard_words(epoch)
+            self._orders[epoch] = _EpochOrder(self._used_S, self._units_S, words)
         return self._orders[epoch]
 
     def _shard_words(self, epoch: int) -> Words:
@@ -181,14 +184,16 @@ class _EpochOrder:
     """Shuffled shards, cut into windows, and a permutation inside each window.
 
     Args:
-        units_S: int64, the number of units in each shard.
+        shards_S: int64, the numbers of the shards.
+        units_S: int64, the number of units in each, from 1.
         words: S random 64-bit words to shuffle the shards by, and one to permute by.
     """
 
-    def __init__(self, units_S: Ints, words: Words) -> None:
+    def __init__(self, shards_S: Ints, units_S: Ints, words: Words) -> None:
         self._key = int(words[-1])
-        self._shards_S = np.argsort(words[:-1], kind="stable")
-        self._ends_S = np.cumsum(units_S[self._shards_S])
+        order_S = np.argsort(words[:-1], kind="stable")
+        self._shards_S = shards_S[order_S]
+        self._ends_S = np.cumsum(units_S[order_S])
 
     @property
     def num_windows(self) -> int:

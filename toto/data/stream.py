@@ -264,24 +264,16 @@ class Stream:
     """The training stream of a mixture.
 
     Args:
-        sources: at least one; all raw, or all tokens.
+        sources: at least one; to be read, all raw or all tokens.
         clip: what a sequence is cut to.
         seed: of the run.
 
     Raises:
-        DataError: raw and token shards are mixed, a dataset does not fit the clip, or the weights
-            have no short cycle.
+        DataError: a dataset does not fit the clip, or the weights have no short cycle.
         UserError: a decoder is not installed.
     """
 
     def __init__(self, sources: Sequence[StreamSource], clip: ClipConfig, seed: int) -> None:
-        forms = {source.dataset.form for source in sources}
-        if len(forms) > 1:
-            listed = ", ".join(f"{source.name}: {source.dataset.form}" for source in sources)
-            raise DataError(
-                f"the sources are raw and tokens mixed ({listed}). Tokenize them all "
-                "(toto tokenize SHARDS OUT), or none"
-            )
         self.names = tuple(source.name for source in sources)
         self.mixture = Mixture([source.weight for source in sources])
         self.sources = tuple(
@@ -294,6 +286,20 @@ class Stream:
             )
             for source in sources
         )
+
+    def require_one_form(self) -> None:
+        """Refuse raw and token shards side by side: a batch holds pixels or codes.
+
+        Raises:
+            DataError: names the form of each source.
+        """
+        forms = [source.dataset.form for source in self.sources]
+        if len(set(forms)) > 1:
+            listed = ", ".join(f"{n}: {form}" for n, form in zip(self.names, forms, strict=True))
+            raise DataError(
+                f"the sources are raw and tokens mixed ({listed}). Tokenize them all "
+                "(toto tokenize SHARDS OUT), or none"
+            )
 
     def units(self, positions: Sequence[int]) -> Iterator[NamedUnit]:
         """The units that these positions are made of, in order. Nothing is read."""

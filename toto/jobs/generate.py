@@ -141,9 +141,10 @@ def _real_clips(
 ) -> list[Clip]:
     """The first frames of videos spread over the dataset: prompts, and what really follows."""
     clips = []
-    count = min(request.samples, dataset.num_samples)
+    kept = dataset.kept().tolist()
+    count = min(request.samples, len(kept))
     for index in range(count):
-        sample = index * dataset.num_samples // count
+        sample = kept[index * len(kept) // count]
         available = (dataset.frames(sample) - 1) // stride + 1
         if available < prompt_frames:
             raise DataError(

@@ -127,9 +127,10 @@ def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructio
         dataset = open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
         if dataset.form == "tokens":
             continue
-        count = min(PICTURES_PER_SOURCE, dataset.num_samples)
+        kept = dataset.kept().tolist()
+        count = min(PICTURES_PER_SOURCE, len(kept))
         for index in range(count):
-            sample = index * dataset.num_samples // count
+            sample = kept[index * len(kept) // count]
             frame = read_clip(dataset, sample, dataset.frames(sample) // 2, clip)[0]
             originals.append(frame.astype(np.uint8))
     if not originals:

@@ -57,7 +57,7 @@ def tokenize_shards(
     label = f"tokenizing {dataset}" + (f", rank {rank.number}" if rank.count > 1 else "")
     with progress_bar(label, "tokens") as progress:
         report = tokenize_dataset(
-            open_dataset(dataset),
+            open_dataset(dataset, cache=recipe.data.cache),
             out,
             tokenizer=tokenizer,
             resolution=resolution,

@@ -63,7 +63,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         RunError: the run had to stop.
     """
     recipe, run = begin_run(recipe, resume=resume)
-    tokenizer = recipe.tokenizer.build().eval()
+    tokenizer = recipe.tokenizer.build().eval().to(recipe.training.device)
     sources = open_sources(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
     model = AutoregressiveModel(recipe.tokenizer, recipe.backbone)
@@ -122,6 +122,7 @@ def train_task(
 ) -> TrainResult:
     """Run the loop over the mixture of a recipe, whatever the task, and say how it ended."""
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
+    stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
     if run.checkpoint is not None:
         _refuse_other_data(data, run.checkpoint)

@@ -62,6 +62,9 @@ def view_dataset(
     numbers = [index * stream.num_units // count for index in range(count)]
     places = stream.draw(stream.units_of(numbers))
     drawn = stream.sequences(numbers, source=0, positions=numbers)
+    broken = [name for sequence in drawn for name in sequence.broken]
+    if broken:
+        raise DataError(f"{broken[0]}. Leave such samples out: toto doctor {path} --fix")
     viewed = [
         ViewedSample(
             _title(dataset, sample),

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from toto.tokenizers import dvae as dvae_module
 from toto.tokenizers.base import PatchGrid, TokenGrid
 from toto.tokenizers.config import TOKENIZERS, DvaeConfig
 from toto.tokenizers.dvae import Dvae, map_pixels, unmap_pixels
@@ -155,3 +156,10 @@ def test_config_refuses_what_names_no_weights(weights: str) -> None:
 def test_config_refuses_a_width_that_does_not_divide_by_four() -> None:
     with pytest.raises(ValidationError, match="multiple of 4"):
         DvaeConfig(width=30)
+
+
+def test_pieces_of_a_batch_have_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    dvae = build().eval()
+    whole = dvae.encode(pixels(5)).codes_BHW
+    monkeypatch.setattr(dvae_module, "CPU_PIXELS", 2 * 32 * 32)
+    assert torch.equal(dvae.encode(pixels(5)).codes_BHW, whole)

@@ -27,6 +27,9 @@ PIXEL_MARGIN = 0.1
 """ε: pixels are squeezed into (ε, 1-ε), where the logit-Laplace density is finite."""
 
 NUM_GROUPS = 4
+# Pixels in one pass on a CPU. dvae-tiny on 2 cores of an AMD EPYC, 64 frames in a call: 1,419 frames
+# of 64 px a second instead of 670 for the whole batch at once, 359 of 128 px instead of 120.
+CPU_PIXELS = 2**16
 
 
 def map_pixels(pixels: Tensor) -> Tensor:
@@ -197,7 +200,8 @@ class Dvae(Tokenizer):
         """
         self.check_pixels(pixels_BCHW)
         with torch.autocast(pixels_BCHW.device.type, enabled=False):
-            return TokenGrid(self.encoder_logits(pixels_BCHW).argmax(dim=1))
+            codes = [self.encoder_logits(part).argmax(dim=1) for part in _parts(pixels_BCHW)]
+            return TokenGrid(torch.cat(codes))
 
     @torch.no_grad()
     def decode(self, grid: TokenGrid | PatchGrid) -> Tensor:
@@ -206,6 +210,14 @@ class Dvae(Tokenizer):
             raise TypeError(f"a dvae decodes a TokenGrid, not a {type(grid).__name__}")
         with torch.autocast(grid.codes_BHW.device.type, enabled=False):
             return reconstruction(self.code_stats(grid.codes_BHW))
+
+
+def _parts(pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
+    """The batch on a GPU; on a CPU pieces whose activations stay in its caches."""
+    if pixels_BCHW.device.type != "cpu":
+        return (pixels_BCHW,)
+    pictures = max(CPU_PIXELS // pixels_BCHW[0, 0].numel(), 1)
+    return pixels_BCHW.split(pictures)
 
 
 def reconstruction(stats_BCHW: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def pack_source(
     what = "pictures" if report.kind == "images" else "videos"
     say(
         f"{out}: {report.num_samples:,} {what}, {report.num_frames:,} frames, "
-        f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards} shards, "
+        f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
+        f"{'shard' if report.num_shards == 1 else 'shards'}, "
         + (f"{len(report.classes)} classes" if report.classes else "no labels")
     )
     if report.ignored:

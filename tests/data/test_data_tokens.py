@@ -115,7 +115,7 @@ def test_a_resolution_that_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("payload", "frames", "message"),
     [
-        (b"nonsense", 4, "2.mp4 .*no readable video"),
+        (b"nonsense", 4, r"2.mp4 .*no readable video.*toto doctor .* --fix"),
         (encode_h264(moving_frames(3), fps=25), 4, "2.mp4 .*3 of its 4 frames"),
     ],
 )

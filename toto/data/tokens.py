@@ -282,8 +282,8 @@ def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
             raise UndecodableError(f"{decoded} of its {count} frames can be decoded")
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
-            "the file and pack its folder again"
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Let "
+            f"streams leave it out: toto doctor {dataset.path} --fix"
         ) from error
 
 

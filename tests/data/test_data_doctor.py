@@ -109,6 +109,22 @@ def test_a_crash_of_the_decoder_costs_its_sample_alone(tmp_path, workers):
     assert calls == [(1, 2), (2, 2)]
 
 
+def test_origins_that_are_no_text_are_listed_so(tmp_path):
+    dataset = picture_dataset(tmp_path / "d", 2, broken=[1])
+    (tmp_path / "d/files.jsonl").write_text('"0.png"\n"caf\\udce9.png"\n')
+    (finding,) = examine(dataset, CLIP)
+    assert finding.file == r"caf\udce9.png"
+    assert exclude(dataset, [finding]) == 1
+
+
+@pytest.mark.parametrize("content", ["damaged\n", '{"sample": 9}\n'])
+def test_damaged_exclusions_can_be_made_anew(tmp_path, content):
+    path = picture_dataset(tmp_path / "d", 2).folder / "excluded.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"Remove {path}, then toto doctor --fix"):
+        Dataset.open(tmp_path / "d")
+
+
 def test_a_sample_passed_over_hides_no_duplicate(tmp_path):
     samples = [(png(random_picture(0)), 1, label) for label in (0, -1, 0)]
     dataset = write_dataset(tmp_path / "d", samples, kind="images", extension="png")

@@ -277,7 +277,14 @@ def _duplicates(
 def _with_files(dataset: Dataset, ailments: list[tuple[int, Ailment, str]]) -> list[Finding]:
     wanted = {sample for sample, _, _ in ailments}
     files = {n: file for n, file in enumerate(dataset.origins()) if n in wanted} if wanted else {}
-    return [Finding(sample, files[sample], ail, detail) for sample, ail, detail in ailments]
+    return [
+        Finding(sample, _printable(files[sample]), ail, detail) for sample, ail, detail in ailments
+    ]
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates, which older packings left in the paths of originals, can't be written."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def count_by_ailment(findings: Iterable[Finding]) -> Counter[str]:

@@ -167,7 +167,8 @@ class JoinedStore(Store):
         self.name = first.name if len(parts) == 1 else f"{first.name}+{len(parts) - 1}"
         manifests = [part.manifest for part in parts]
         self.manifest = first.manifest.model_copy(
-            update={
+            update={"made_from": first.manifest.made_from if len(parts) == 1 else ""}
+            | {
                 name: tuple(item for manifest in manifests for item in getattr(manifest, name))
                 for name in ("shards", "sources", "skipped")
             }

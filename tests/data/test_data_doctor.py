@@ -1,8 +1,12 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 from toy_data import (
+    Codec,
+    encode,
     moving_frames,
     picture_dataset,
     png,
@@ -12,12 +16,15 @@ from toy_data import (
 )
 
 from toto.data.config import ClipConfig
+from toto.data.decode import count_frames
 from toto.data.doctor import PAPER_SIZES, PaperSize, examine, exclude, unlike_paper
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
 from toto.data.stream import SourceStream
+from toto.errors import DataError
 
 CLIP = ClipConfig(frames=4, stride=2, resolution=8)
+INTRA = Codec("mp4", "mjpeg", pixels="yuvj420p")
 
 
 def ailments(dataset, clip=CLIP, workers=1):
@@ -61,6 +68,77 @@ def test_short_and_lying_videos_are_found(tmp_path):
     dataset = write_dataset(tmp_path / "d", samples, kind="videos", extension="mp4")
     assert ailments(dataset) == [(1, "short"), (2, "undecodable")]
     assert "8 frames, and the index says 20" in examine(dataset, CLIP)[1].detail
+
+
+def test_a_video_damaged_in_the_middle_is_found(tmp_path):
+    content = bytearray(encode(moving_frames(60), INTRA))
+    content[len(content) // 2 - 700 : len(content) // 2 + 700] = bytes(1400)
+    assert count_frames("videos", bytes(content)) == 60  # which packing is content with
+    samples = [(encode(moving_frames(60), INTRA), 60, -1), (bytes(content), 60, -1)]
+    dataset = write_dataset(tmp_path / "d", samples, kind="videos", extension="mp4")
+    assert ailments(dataset) == [(1, "undecodable")]
+
+
+class Deadly(Dataset):
+    """The process dies over sample 2."""
+
+    def __reduce__(self):
+        return Deadly, (self._store,)
+
+    def read(self, i):
+        if i == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().read(i)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_of_the_decoder_costs_its_sample_alone(tmp_path, workers):
+    samples = [(png(random_picture(n)), 1, -1) for n in (0, 1, 2, 1, 4, 0)]
+    dataset = write_dataset(
+        tmp_path / "d", samples, kind="images", extension="png", shard_samples=4
+    )
+    calls = []
+    found = examine(
+        Deadly(dataset._store), CLIP, workers=workers, progress=lambda *c: calls.append(c)
+    )
+    assert [(finding.sample, finding.detail) for finding in found] == [
+        (2, "the decoder crashed (signal 11)"),
+        (3, "the same bytes as sample 1"),
+        (5, "the same bytes as sample 0"),
+    ]
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_origins_that_are_no_text_are_listed_so(tmp_path):
+    dataset = picture_dataset(tmp_path / "d", 2, broken=[1])
+    (tmp_path / "d/files.jsonl").write_text('"0.png"\n"caf\\udce9.png"\n')
+    (finding,) = examine(dataset, CLIP)
+    assert finding.file == r"caf\udce9.png"
+    assert exclude(dataset, [finding]) == 1
+
+
+@pytest.mark.parametrize("content", ["damaged\n", '{"sample": 9}\n'])
+def test_damaged_exclusions_can_be_made_anew(tmp_path, content):
+    path = picture_dataset(tmp_path / "d", 2).folder / "excluded.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"Remove {path}, then toto doctor --fix"):
+        Dataset.open(tmp_path / "d")
+
+
+def test_a_sample_passed_over_hides_no_duplicate(tmp_path):
+    samples = [(png(random_picture(0)), 1, label) for label in (0, -1, 0)]
+    dataset = write_dataset(tmp_path / "d", samples, kind="images", extension="png")
+    assert ailments(dataset) == [(1, "unlabelled"), (2, "duplicate")]
+
+
+def test_an_index_of_another_packing_is_refused(tmp_path):
+    dataset = picture_dataset(tmp_path / "d", 4)
+    np.array([5], "<u8").tofile(tmp_path / "x")
+    with (tmp_path / "d/size.u64").open("r+b") as file:
+        file.seek(3 * 8)
+        file.write((tmp_path / "x").read_bytes())
+    with pytest.raises(DataError, match="are of different packings"):
+        examine(dataset, CLIP)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])

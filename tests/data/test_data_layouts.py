@@ -168,6 +168,16 @@ def test_kinetics_without_annotations_is_refused(tmp_path):
         list_source("kinetics400", tmp_path)
 
 
+def test_a_csv_of_other_things_is_passed_over(tmp_path):
+    endless = "x" * 200_000
+    files = {"train/a.mp4": VIDEO, "a.csv": HEADER.replace("id", "") + endless, "b.csv": endless}
+    write(tmp_path, files | {"train.csv": "file,label\na.mp4,hula\n"})
+    assert labels(list_source("kinetics400", tmp_path)) == {"a.mp4": "hula"}
+    write(tmp_path, {"train.csv": "file,label\na.mp4,hula\n" + endless})
+    with pytest.raises(DataError, match=r"train\.csv: field larger than .* Take CVDF's csv"):
+        list_source("kinetics400", tmp_path)
+
+
 def test_a_row_that_is_no_clip_is_named(tmp_path):
     write(tmp_path, {"a.mp4": VIDEO, "train.csv": HEADER + "a,b,soon,later,train\n"})
     with pytest.raises(DataError, match=r"train\.csv, row 2"):
@@ -250,6 +260,20 @@ def test_tars_of_img2dataset(tmp_path, workers):
     assert len({dataset.key(i) for i in range(12)}) == 12
 
 
+def test_members_whose_names_are_not_utf_8(tmp_path):
+    names = ("caf\udce9.jpg", "caf\udce8.txt")
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in names:
+            add(archive, name, PICTURE)
+    report = pack(plan_pack(tmp_path / "x.tar"), tmp_path / "out", skip_broken=True)
+    assert [file.path for file in report.skipped] == [r"x.tar/caf\xe8"]
+    assert list(Dataset.open(tmp_path / "out").origins()) == [r"x.tar/caf\xe9.jpg"]
+    (tmp_path / "src").mkdir()
+    (tmp_path / "x.tar").rename(tmp_path / "src/n00004475.tar")
+    listing = list_source("imagenet21k", tmp_path / "src")
+    assert [file.origin for file in listing.files] == [r"n00004475/caf\xe9.jpg"]
+
+
 def test_one_tar_of_video2dataset_with_keys_in_folders(tmp_path):
     members = [("a/b.c.json", b"{}"), ("a/b.mp4", VIDEO), ("a/d.mp4", VIDEO), ("e.txt", b"x")]
     plan = plan_pack(make_tar(tmp_path / "x.tar", members))
@@ -269,9 +293,10 @@ def test_a_tar_cut_short_is_named(tmp_path, size):
     assert pack(plan, tmp_path / "out", skip_broken=True).num_samples >= 1
 
 
-def test_labels_that_are_no_numbers_are_refused(tmp_path):
-    make_tar(tmp_path / "x.tar", [("a.png", PICTURE), ("a.cls", b"cat")])
-    with pytest.raises(DataError, match=r"a\.cls holds b'cat', not the number"):
+@pytest.mark.parametrize("label", ["cat", "-2", "10000000"])
+def test_labels_that_are_no_numbers_of_classes_are_refused(tmp_path, label):
+    make_tar(tmp_path / "x.tar", [("a.png", PICTURE), ("a.cls", label.encode())])
+    with pytest.raises(DataError, match=rf"a\.cls holds b'{label}', not the number"):
         pack(plan_pack(tmp_path / "x.tar"), tmp_path / "out")
 
 

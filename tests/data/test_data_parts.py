@@ -67,6 +67,22 @@ def test_a_part_that_fails_is_not_there(tmp_path):
     assert not any((tmp_path / ".d.partial/work").iterdir())
 
 
+def test_a_part_is_finished_though_another_process_publishes_at_once(tmp_path, monkeypatch):
+    parts = write_all(tmp_path / "d", range(4))
+    folder, replace = tmp_path / ".d.partial", Path.replace
+
+    def replace_and_publish(path, target):
+        replace(path, target)
+        if target == folder / "parts/00004.json":
+            assert parts.publish(DESCRIPTION)
+            assert not folder.exists()
+
+    monkeypatch.setattr(Path, "replace", replace_and_publish)
+    assert parts.write(4, [sample(8), sample(9)]).shard.samples == 2
+    assert parts.publish(DESCRIPTION)
+    assert Dataset.open(tmp_path / "d").num_samples == 10
+
+
 def test_another_plan_is_discarded_and_said(tmp_path):
     write_all(tmp_path / "d", [0, 1])
     notes = []

@@ -22,8 +22,9 @@ from toy_data import (
 from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
+from toto.data.manifest import TokenInfo
 from toto.data.order import CENTRE
-from toto.data.tokens import Rank, _places, require_tokenizer, tokenize_dataset
+from toto.data.tokens import Rank, ShardCoder, _places, require_tokenizer, tokenize_dataset
 from toto.data.transforms import square
 from toto.errors import DataError
 from toto.jobs import sources
@@ -115,7 +116,7 @@ def test_a_resolution_that_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("payload", "frames", "message"),
     [
-        (b"nonsense", 4, "2.mp4 .*no readable video"),
+        (b"nonsense", 4, r"2.mp4 .*no readable video.*toto doctor .* --fix"),
         (encode_h264(moving_frames(3), fps=25), 4, "2.mp4 .*3 of its 4 frames"),
     ],
 )
@@ -198,6 +199,29 @@ def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path, order):
         pictures, tmp_path / "t", tokenizer=TOKENIZER, resolution=32, rank=Rank(1, 3)
     )
     assert late.whole
+
+
+def test_tokens_of_another_dataset_are_no_success(tmp_path):
+    pictures = picture_dataset(tmp_path / "p", 6, shard_samples=3)
+    others = picture_dataset(tmp_path / "q", 6, shard_samples=3, broken=[5])
+    made = tokenize(pictures, tmp_path / "t")
+    assert len(made.manifest.made_from) == 64
+    options = {"tokenizer": TOKENIZER, "resolution": 32, "rank": Rank(1, 2)}
+    assert tokenize_dataset(pictures, tmp_path / "t", **options).whole
+    with pytest.raises(DataError, match="exists already"):
+        tokenize_dataset(others, tmp_path / "t", **options)
+    plain = made.manifest.model_copy(update={"made_from": ""})
+    assert plain.fingerprint() == made.manifest.fingerprint()
+
+
+def test_the_tokens_of_a_shard_are_counted_from_its_column(tmp_path, monkeypatch):
+    video_dataset(tmp_path / "v", [3, 5, 2, 4], shard_samples=3)
+    (tmp_path / "v/excluded.jsonl").write_text('{"sample": 1}\n{"sample": 3}\n')
+    videos = Dataset.open(tmp_path / "v")
+    info = TokenInfo(tokenizer={}, fingerprint="", resolution=32, grid=(2, 2))
+    monkeypatch.setattr(Dataset, "frames", None)
+    coder = ShardCoder(videos, TOKENIZER, info, 4)
+    assert [coder.num_tokens(shard) for shard in (0, 1)] == [(3 + 2) * 4, 0]
 
 
 def test_fewer_ranks_go_on_where_more_were_lost(tmp_path):

@@ -6,16 +6,18 @@ import hashlib
 import io
 import json
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.decode import UndecodableError, count_frames
+from toto.data.decode import UndecodableError, count_frames, iterate_video
 from toto.data.index import EXCLUDED_FILE, NO_LABEL
 from toto.data.progress import Progress, silent
+from toto.data.workers import Crash, map_in_workers
+from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -74,14 +76,22 @@ class _ShardReport:
     hashes: npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class _SampleReport:
+    """What one sample is."""
+
+    digest: int
+    ailment: tuple[Ailment, str] | None
+
+
 def examine(
     dataset: Dataset, clip: ClipConfig, *, workers: int = 1, progress: Progress = silent
 ) -> list[Finding]:
     """Read a whole dataset; samples that are excluded already are passed over.
 
-    Shards are compared with the manifest's sizes and checksums. Pictures are decoded; of videos
-    the frames are counted, and the first and the last are decoded; codes are counted. A sample is
-    a duplicate if an earlier one has the same bytes.
+    Shards are compared with the manifest's sizes and checksums. Every picture and every
+    frame of the videos is decoded; codes are counted. A sample over which the decoder crashes is
+    undecodable. A sample is a duplicate if an earlier one has the same bytes.
 
     Args:
         dataset: raw or tokens.
@@ -91,18 +101,31 @@ def examine(
 
     Returns:
         At most one finding a sample, in order.
+
+    Raises:
+        DataError: a shard and its index are of different packings.
     """
-    shards = range(len(dataset.manifest.shards))
-    jobs = [(dataset, shard, clip.span if dataset.kind == "videos" else 1) for shard in shards]
-    ailments: list[tuple[int, Ailment, str]] = []
-    hashes = []
-    with ProcessPoolExecutor(workers) as pool:
-        for done, report in enumerate(pool.map(_examine_shard, jobs), start=1):
-            ailments += report.ailments
-            hashes.append(report.hashes)
-            progress(done, len(jobs))
-    ailing = {sample for sample, _, _ in ailments}
-    ailments += _duplicates(np.concatenate(hashes), ailing | set(dataset.excluded.tolist()))
+    count = len(dataset.manifest.shards)
+    span = clip.span if dataset.kind == "videos" else 1
+    reports: dict[int, _ShardReport] = {}
+    crashed: list[int] = []
+    chunks = ([shard] for shard in range(count))
+    examined = map_in_workers(partial(_examine_shard, dataset, span), chunks, workers=workers)
+    for shard, (report,) in enumerate(examined):
+        if isinstance(report, DataError):
+            raise report
+        if isinstance(report, Crash):
+            crashed.append(shard)
+            continue
+        reports[shard] = report
+        progress(len(reports), count)
+    for shard in crashed:
+        reports[shard] = _examine_one_by_one(dataset, span, shard, workers)
+        progress(len(reports), count)
+    ailments = [ailment for report in reports.values() for ailment in report.ailments]
+    passed_over = {sample for sample, _, _ in ailments} | set(dataset.excluded.tolist())
+    hashes = np.concatenate([reports[shard].hashes for shard in range(count)])
+    ailments += _duplicates(hashes, passed_over)
     return _with_files(dataset, sorted(ailments))
 
 
@@ -140,24 +163,53 @@ def unlike_paper(dataset: Dataset, name: str) -> str | None:
     return f"{found:,.1f} {unit}, and the paper's Table 2 has {wanted:,.0f} ({found / wanted:.1%})"
 
 
-def _examine_shard(job: tuple[Dataset, int, int]) -> _ShardReport:
-    dataset, shard, span = job
+def _examine_shard(dataset: Dataset, span: int, shard: int) -> _ShardReport | DataError:
+    samples = _kept(dataset, shard)
+    try:
+        reason = _changed(dataset, shard)
+        if reason is None:
+            reports = {sample: _examine_sample(dataset, span, sample) for sample in samples}
+        else:
+            reports = {sample: _SampleReport(0, ("missing", reason)) for sample in samples}
+    except DataError as error:  # what a worker raises would pass for a crash
+        return error
+    return _joined(dataset, shard, reports)
+
+
+def _examine_one_by_one(dataset: Dataset, span: int, shard: int, workers: int) -> _ShardReport:
+    """What `_examine_shard` returns, for a shard over which it crashes."""
+    samples = _kept(dataset, shard)
+    examined = map_in_workers(
+        partial(_examine_sample, dataset, span), ([sample] for sample in samples), workers=workers
+    )
+    reports = {}
+    for sample, (report,) in zip(samples, examined, strict=True):
+        if isinstance(report, Crash):
+            report = _SampleReport(0, ("undecodable", str(report)))
+        reports[sample] = report
+    return _joined(dataset, shard, reports)
+
+
+def _examine_sample(dataset: Dataset, span: int, sample: int) -> _SampleReport:
+    payload = dataset.read(sample)
+    digest = hashlib.blake2b(payload, digest_size=8).digest()
+    return _SampleReport(int.from_bytes(digest, "little"), _ailment(dataset, sample, payload, span))
+
+
+def _joined(dataset: Dataset, shard: int, reports: dict[int, _SampleReport]) -> _ShardReport:
     first, last = dataset.shard_starts[shard : shard + 2].tolist()
     hashes = np.zeros(last - first, dtype=np.uint64)
-    reason = _changed(dataset, shard)
-    excluded = set(dataset.excluded.tolist())
-    samples = [sample for sample in range(first, last) if sample not in excluded]
-    if reason is not None:
-        return _ShardReport([(sample, "missing", reason) for sample in samples], hashes)
-    ailments: list[tuple[int, Ailment, str]] = []
-    for sample in samples:
-        payload = dataset.read(sample)
-        digest = hashlib.blake2b(payload, digest_size=8).digest()
-        hashes[sample - first] = int.from_bytes(digest, "little")
-        ailment = _ailment(dataset, sample, payload, span)
-        if ailment is not None:
-            ailments.append((sample, *ailment))
+    for sample, report in reports.items():
+        hashes[sample - first] = report.digest
+    ailments = [(sample, *report.ailment) for sample, report in reports.items() if report.ailment]
     return _ShardReport(ailments, hashes)
+
+
+def _kept(dataset: Dataset, shard: int) -> list[int]:
+    """The samples of a shard that are not excluded already."""
+    first, last = dataset.shard_starts[shard : shard + 2].tolist()
+    excluded = set(dataset.excluded.tolist())
+    return [sample for sample in range(first, last) if sample not in excluded]
 
 
 def _changed(dataset: Dataset, shard: int) -> str | None:
@@ -192,6 +244,8 @@ def _ailment(
 
 
 def _count(dataset: Dataset, payload: memoryview) -> int:
+    if dataset.form == "raw" and dataset.kind == "videos":
+        return sum(1 for _ in iterate_video(payload))
     if dataset.form == "raw":
         return count_frames(dataset.kind, payload)
     try:
@@ -208,13 +262,13 @@ def _duplicates(
 ) -> list[tuple[int, Ailment, str]]:
     """Every sample whose payload stood before, with the first that has it."""
     order = np.argsort(hashes, kind="stable")
+    # Left in, one of them would part two that are alike.
+    order = order[~np.isin(order, list(passed_over))]
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
     first_of: dict[int, int] = {}
     found: list[tuple[int, Ailment, str]] = []
     for place in same.tolist():
         sample, before = int(order[place]), int(order[place - 1])
-        if {sample, before} & passed_over:
-            continue
         first_of[sample] = first = first_of.get(before, before)
         found.append((sample, "duplicate", f"the same bytes as sample {first}"))
     return found
@@ -223,7 +277,14 @@ def _duplicates(
 def _with_files(dataset: Dataset, ailments: list[tuple[int, Ailment, str]]) -> list[Finding]:
     wanted = {sample for sample, _, _ in ailments}
     files = {n: file for n, file in enumerate(dataset.origins()) if n in wanted} if wanted else {}
-    return [Finding(sample, files[sample], ail, detail) for sample, ail, detail in ailments]
+    return [
+        Finding(sample, _printable(files[sample]), ail, detail) for sample, ail, detail in ailments
+    ]
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates, which older packings left in the paths of originals, can't be written."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def count_by_ailment(findings: Iterable[Finding]) -> Counter[str]:

@@ -7,6 +7,7 @@ out). A list of `file,label` does as well, for a part of the clips under other n
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from toto.data.listing import Listing, compare, counted, find_files, labelled, s
 from toto.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = ["list_kinetics"]
@@ -90,16 +92,26 @@ def _annotations(source: Path, folder: Path) -> dict[Path, Labels]:
 def _read(path: Path) -> Labels | None:
     """The clips of one file; None where it holds something else."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-        rows = [row for row in csv.reader(lines) if row]
-    if not rows:
-        return None
-    header, first = rows[0], 1
-    if len(header) == len(COLUMNS) and header[2].isdecimal():
-        header, first = COLUMNS, 0
-    if not ({*COLUMNS[:4]} <= {*header} or {"file", "label"} <= {*header}):
-        return None
+        rows = (row for row in csv.reader(lines) if row)
+        try:
+            header = next(rows, [])
+        except csv.Error:  # a line without end, as of a model or an archive
+            return None
+        numbered = enumerate(rows, start=2)
+        if len(header) == len(COLUMNS) and header[2].isdecimal():
+            numbered = enumerate(itertools.chain([header], rows), start=1)
+            header = COLUMNS
+        if not ({*COLUMNS[:4]} <= {*header} or {"file", "label"} <= {*header}):
+            return None
+        try:
+            return _labels(path, header, numbered)
+        except csv.Error as error:
+            raise DataError(f"{path}: {error}. Take CVDF's csv") from error
+
+
+def _labels(path: Path, header: list[str], rows: Iterable[tuple[int, list[str]]]) -> Labels:
     labels: Labels = {}
-    for number, row in enumerate(rows[first:], start=first + 1):
+    for number, row in rows:
         try:
             entry = dict(zip(header, row, strict=False))
             labels[_stem(entry)] = entry["label"] or None

@@ -18,7 +18,15 @@ from pathlib import Path
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS
 from toto.data.kinetics import list_kinetics
-from toto.data.listing import Listing, compare, find_files, first_folder, labelled, split_folder
+from toto.data.listing import (
+    Listing,
+    compare,
+    find_files,
+    first_folder,
+    labelled,
+    shown,
+    split_folder,
+)
 from toto.errors import DataError
 
 __all__ = ["LAYOUTS", "list_source"]
@@ -99,7 +107,7 @@ def _members(folder: Path, tars: list[Path]) -> Listing:
                     files.append(
                         SourceFile(
                             str(path),
-                            f"{path.stem}/{member.name.rpartition('/')[2]}",
+                            shown(f"{path.stem}/{member.name.rpartition('/')[2]}"),
                             member.size,
                             member.offset_data,
                             status.st_mtime_ns,

@@ -77,6 +77,11 @@ class Manifest(Config):
         (), description="the originals that samples were made of, for telling splits apart"
     )
     skipped: tuple[SkippedFile, ...] = ()
+    # Not of TokenInfo, which is a part of what it is a hash of, and is compared where tokens of
+    # several datasets are joined.
+    made_from: str = Field(
+        "", description="for token shards: a hash of all that decides their bytes"
+    )
 
     @property
     def num_samples(self) -> int:

@@ -14,6 +14,7 @@ number of processes nor their deaths show in the result.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -90,6 +91,7 @@ class Description:
     classes: tuple[str, ...] = ()
     tokens: TokenInfo | None = None
     sources: tuple[str, ...] = ()
+    made_from: str = ""
 
 
 class Part(Config):
@@ -162,9 +164,15 @@ class PartWriter:
         (self._work / "json").write_text(part.model_dump_json() + "\n", encoding="utf-8")
         if part.shard is not None:
             self._move("tar", self._folder / DATASET / part.shard.name)
-        for name in ("rows", "origins", "json"):
+        for name in ("rows", "origins"):
             self._move(name, _part_file(self._folder, self._number, name))
-        shutil.rmtree(self._work)
+        sync(self._work / "json")
+        finished = _part_file(self._folder, self._number, "json")
+        (self._work / "json").replace(finished)
+        # From here on another process may publish the dataset and remove the working folder.
+        with contextlib.suppress(FileNotFoundError):
+            sync(finished.parent)
+        shutil.rmtree(self._work, ignore_errors=True)
         return part
 
     def __enter__(self) -> PartWriter:
@@ -314,6 +322,7 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
         classes=description.classes,
         tokens=description.tokens,
         sources=description.sources,
+        made_from=description.made_from,
         skipped=tuple(file for n in range(count) for file in _read_part(folder, n).skipped),
     )
     for path in (dataset / ORIGINS_FILE, *(dataset / column_file(name) for name in COLUMNS)):

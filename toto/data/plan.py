@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
+from toto.data.listing import shown
 from toto.data.manifest import Kind, SkippedFile
 from toto.data.shards import MAX_SHARD_BYTES, MAX_SHARD_SAMPLES, ShardLimits
 from toto.errors import DataError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["FilePlan", "Item", "Plan", "TarPlan", "is_tar_source", "make_key"]
 
 PLAN_VERSION = 1
+MAX_CLASSES = 10_000_000
+"""A label in a tar is below; the manifest names every class up to the largest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +214,13 @@ class TarPlan:
                 media = [name for name in members if name.lower() in wanted]
                 if not media:
                     reason = f"no {self.kind} in this sample, only {' '.join(sorted(members))}"
-                    yield SkippedFile(path=f"{path.name}/{stem}", reason=reason)
+                    yield SkippedFile(path=shown(f"{path.name}/{stem}"), reason=shown(reason))
                     continue
                 extension = min(media)
                 member = members[extension]
                 file = SourceFile(
                     str(path),
-                    f"{path.name}/{stem}.{extension}",
+                    shown(f"{path.name}/{stem}.{extension}"),
                     member.size,
                     member.offset_data,
                     label=_read_label(path, members.get("cls")),
@@ -225,7 +228,7 @@ class TarPlan:
                 yield Item(f"{shard:05d}-{make_key(number, file.stem)}", file)
                 number += 1
         except (tarfile.TarError, OSError) as error:
-            yield SkippedFile(path=path.name, reason=f"the tar is damaged ({error})")
+            yield SkippedFile(path=shown(path.name), reason=f"the tar is damaged ({error})")
 
     def shard_weight(self, shard: int) -> int:
         """See Plan."""
@@ -314,10 +317,11 @@ def _read_label(path: Path, member: tarfile.TarInfo | None) -> int:
     try:
         label = int(text)
     except ValueError:
-        label = NO_LABEL - 1
-    if label < NO_LABEL:
+        label = -1
+    if not 0 <= label < MAX_CLASSES:
         raise DataError(
-            f"{path}: {member.name} holds {text[:40]!r}, not the number of a class. Write the "
-            "labels as numbers, or unpack the tars into folders by class"
+            f"{shown(str(path))}: {shown(member.name)} holds {text[:40]!r}, not the number of a "
+            f"class, from 0 to {MAX_CLASSES - 1:,}. Write the labels as such numbers, or unpack "
+            "the tars into folders by class"
         )
     return label

@@ -167,7 +167,8 @@ class JoinedStore(Store):
         self.name = first.name if len(parts) == 1 else f"{first.name}+{len(parts) - 1}"
         manifests = [part.manifest for part in parts]
         self.manifest = first.manifest.model_copy(
-            update={
+            update={"made_from": first.manifest.made_from if len(parts) == 1 else ""}
+            | {
                 name: tuple(item for manifest in manifests for item in getattr(manifest, name))
                 for name in ("shards", "sources", "skipped")
             }
@@ -267,10 +268,12 @@ def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
         lines = content.decode("utf-8").splitlines()
         excluded = np.unique(np.array([json.loads(line)["sample"] for line in lines], np.int64))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}. Remove it: toto doctor --fix") from error
+        raise DataError(
+            f"{path} is damaged: {error}. Remove {path}, then toto doctor --fix"
+        ) from error
     if len(excluded) and not 0 <= excluded[0] <= excluded[-1] < samples:
         raise DataError(
-            f"{path} names samples that are not there. Write it anew: toto doctor --fix"
+            f"{path} names samples that are not there. Remove {path}, then toto doctor --fix"
         )
     return excluded
 

@@ -102,10 +102,10 @@ def tokenize_dataset(
     """
     info = _token_info(dataset, tokenizer, resolution, crops)
     manifest = dataset.manifest
-    description = Description(dataset.kind, "tokens", dataset.classes, info, manifest.sources)
-    if rank.count > 1 and _is_made(out, dataset, description):
+    plan = _plan(dataset, info, batch)
+    if rank.count > 1 and _is_made(out, plan):
         return _report(Dataset.open(out))
-    plan = _plan(dataset, description, batch)
+    description = Description(dataset.kind, "tokens", dataset.classes, info, manifest.sources, plan)
     parts = Parts.open(out, plan, len(manifest.shards), note)
     mine = [n for n in parts.missing() if n % rank.count == rank.number]
     coder = ShardCoder(dataset, tokenizer, info, batch)
@@ -136,7 +136,9 @@ class ShardCoder:
 
     def num_tokens(self, shard: int) -> int:
         """Codes of a token shard."""
-        frames = sum(self._dataset.frames(sample) for sample in self._kept(shard))
+        first, last = self._dataset.shard_starts[shard : shard + 2].tolist()
+        counts = self._dataset.frame_counts(first, last)
+        frames = int(counts[np.array(self._kept(shard), np.int64) - first].sum())
         height, width = self._info.grid
         return frames * height * width * self._info.crops
 
@@ -191,29 +193,20 @@ def _places(sample: int, crops: int) -> list[tuple[float, float]]:
     return [(CENTRE, CENTRE), *zip((y / 2**32).tolist(), (x / 2**32).tolist(), strict=True)]
 
 
-def _plan(dataset: Dataset, description: Description, batch: int) -> str:
+def _plan(dataset: Dataset, info: TokenInfo, batch: int) -> str:
     """A fingerprint of all that decides the bytes of the token shards."""
-    assert description.tokens is not None
     content = [
         dataset.manifest.fingerprint(),
         dataset.excluded.tolist(),
-        description.tokens.model_dump(mode="json"),
+        info.model_dump(mode="json"),
         batch,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _is_made(out: Path, dataset: Dataset, description: Description) -> bool:
+def _is_made(out: Path, plan: str) -> bool:
     """Whether other ranks have published these very token shards before this one began."""
-    if not out.exists():
-        return False
-    made = Dataset.open(out).manifest
-    return (made.kind, made.tokens, made.classes, len(made.shards)) == (
-        description.kind,
-        description.tokens,
-        description.classes,
-        len(dataset.manifest.shards),
-    )
+    return out.exists() and Dataset.open(out).manifest.made_from == plan
 
 
 def _report(made: Dataset) -> TokenReport:
@@ -282,8 +275,8 @@ def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
             raise UndecodableError(f"{decoded} of its {count} frames can be decoded")
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
-            "the file and pack its folder again"
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Let "
+            f"streams leave it out: toto doctor {dataset.path} --fix"
         ) from error
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from toto.data.config import ClipConfig
 from toto.data.doctor import PAPER_SIZES, Finding, count_by_ailment, examine, exclude, unlike_paper
 from toto.data.index import Dataset
+from toto.data.workers import num_cores
 from toto.errors import UserError
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import progress_bar, say
@@ -53,7 +53,7 @@ def examine_dataset(
     dataset = Dataset.open(path)
     clip = ClipConfig(frames=frames, stride=stride)
     with progress_bar(f"examining {path}") as progress:
-        findings = examine(dataset, clip, workers=os.cpu_count() or 1, progress=progress)
+        findings = examine(dataset, clip, workers=num_cores(), progress=progress)
     _say_summary(dataset, findings)
     lines = "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
     with disk_errors(listing):

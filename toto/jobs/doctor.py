@@ -39,11 +39,11 @@ def examine_dataset(
         frames: T of a clip.
         stride: every stride-th frame.
         like: a row of the paper's Table 2 to compare with.
-        fix: write the findings to the dataset's list of excluded samples.
+        fix: write the findings to the dataset's list of excluded samples, all but unlabelled ones.
         listing: the file of the findings.
 
     Returns:
-        Whether all is well: nothing was found, or all that was found is excluded now.
+        Whether all is well: nothing was found, or what was found and harms is excluded now.
 
     Raises:
         UserError: no such row of Table 2; or no sample would be left.
@@ -67,9 +67,11 @@ def examine_dataset(
     if not fix:
         say("let streams leave them out: the same command with --fix")
         return False
-    if len(findings) + len(dataset.excluded) == dataset.num_samples:
+    # Pre-training needs no labels, and probes pass over samples without one.
+    harmful = [finding for finding in findings if finding.ailment != "unlabelled"]
+    if len(harmful) + len(dataset.excluded) == dataset.num_samples:
         raise UserError(f"{path}: all {dataset.num_samples:,} samples ail; none would be left")
-    say(f"streams of {path} leave out {exclude(dataset, findings):,} of its samples now")
+    say(f"streams of {path} leave out {exclude(dataset, harmful):,} of its samples now")
     return unlike is None
 
 

@@ -122,9 +122,7 @@ class Shuffled(Sampler):
         named = seed.to_bytes(8, "little") + source.encode()
         key = int.from_bytes(blake2b(named, digest_size=8).digest(), "little")
         self._key = (key & _WORD32, key >> 32)
-        # Shards without units do not count: token shards, which have none, are in the same order.
-        self._used_S = np.flatnonzero(units_S)
-        self._units_S = units_S[self._used_S]
+        self._units_S = units_S
         self._orders: dict[int, _EpochOrder] = {}
 
     def draw(self, numbers_N: Ints, attempt: int = 0) -> Draws:
@@ -166,13 +164,15 @@ class Shuffled(Sampler):
         if epoch not in self._orders:
             if len(self._orders) == 2:
                 del self._orders[max(self._orders, key=lambda kept: abs(kept - epoch))]
-            words = self._shard_words(epoch)
-            self._orders[epoch] = _EpochOrder(self._used_S, self._units_S, words)
+            # Those without units do not count: token shards, which lack them, have the same order.
+            shards_S = np.flatnonzero(self._units_S)
+            words = self._shard_words(epoch, len(shards_S))
+            self._orders[epoch] = _EpochOrder(shards_S, self._units_S[shards_S], words)
         return self._orders[epoch]
 
-    def _shard_words(self, epoch: int) -> Words:
+    def _shard_words(self, epoch: int, count: int) -> Words:
         """A random word for each shard and one more; in pieces, as the generator takes memory."""
-        words = np.empty(len(self._units_S) + 1, dtype=np.uint64)
+        words = np.empty(count + 1, dtype=np.uint64)
         for first in range(0, len(words), PIECE):
             shards = np.arange(first, min(first + PIECE, len(words)))
             high, low, _, _ = self._words(_ORDER, shards, np.full_like(shards, epoch))

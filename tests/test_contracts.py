@@ -15,6 +15,7 @@ from toto.tokenizers.patch import PatchTokenizer
 TOKENIZER_CONFIGS = {
     "dvae": {"weights": "random:0", "num_codes": 64, "width": 8, "blocks_per_group": 1},
     "patch": {"patch_size": 16},
+    "vqgan": {"weights": "random:0", "num_codes": 64, "width": 32, "blocks_per_level": 1},
 }
 BACKBONE_CONFIGS = {"llama": {"preset": "tiny"}}
 HEAD_CONFIGS = {"average": {}, "attention": {"num_heads": 2}}

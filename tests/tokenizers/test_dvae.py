@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from toto.tokenizers import dvae as dvae_module
+from toto.tokenizers import base
 from toto.tokenizers.base import PatchGrid, TokenGrid
 from toto.tokenizers.config import TOKENIZERS, DvaeConfig
 from toto.tokenizers.dvae import Dvae, map_pixels, unmap_pixels
@@ -161,5 +161,5 @@ def test_config_refuses_a_width_that_does_not_divide_by_four() -> None:
 def test_pieces_of_a_batch_have_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     dvae = build().eval()
     whole = dvae.encode(pixels(5)).codes_BHW
-    monkeypatch.setattr(dvae_module, "CPU_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(base, "CPU_PIXELS", 2 * 32 * 32)
     assert torch.equal(dvae.encode(pixels(5)).codes_BHW, whole)

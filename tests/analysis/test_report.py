@@ -14,7 +14,6 @@ from toto.analysis.report import (
     DataSource,
     Reconstructions,
     ReportContent,
-    psnr,
     write_report,
 )
 from toto.analysis.runs import read_run
@@ -136,13 +135,6 @@ def test_an_older_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"report\.html cannot be written"):
         write_report(tmp_path / "report.html", content(tmp_path))
     assert not list(tmp_path.glob(".report*"))
-
-
-def test_psnr_follows_its_formula() -> None:
-    black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 51, np.uint8)
-    assert psnr(black, grey) == pytest.approx(20 * np.log10(5))
-    assert psnr(grey, black) == psnr(black, grey)
-    assert psnr(grey, grey) == float("inf")
 
 
 def test_summary_and_tables(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from toto.data.batch import Batch
 from toto.tasks.config import TASKS, DvaeTaskConfig
-from toto.tasks.dvae import DvaeTask, codebook_stats, cosine, kl_to_uniform, logit_laplace_nll, psnr
+from toto.tasks.dvae import DvaeTask, cosine, kl_to_uniform, logit_laplace_nll
 from toto.tokenizers.config import DvaeConfig
 from toto.tokenizers.dvae import Dvae, map_pixels
+from toto.tokenizers.quality import psnr
 
 TINY = DvaeConfig(weights="random:0", width=8, num_codes=32, blocks_per_group=1, decoder_stem=8)
 SHORT = DvaeTaskConfig(kl_weight=2.0, kl_warmup_steps=10, temperature_steps=20)
@@ -82,19 +83,6 @@ def test_usage_kl_sees_the_mixture_and_not_the_tokens() -> None:
     assert of_mixture.item() == pytest.approx(0.0, abs=1e-5)
     _, collapsed = kl_to_uniform(certain[:1])
     assert collapsed.item() == pytest.approx(math.log(32), abs=1e-5)
-
-
-def test_psnr_by_hand() -> None:
-    black = torch.zeros(2, 3, 4, 4)
-    pictures = torch.stack([black[0] + 0.1, black[0] + 1.0])
-    assert psnr(pictures, black).tolist() == pytest.approx([20.0, 0.0], abs=1e-4)
-
-
-def test_codebook_stats_by_hand() -> None:
-    assert codebook_stats(torch.tensor([4.0, 4.0, 0.0, 0.0])) == pytest.approx((0.5, 2.0))
-    assert codebook_stats(torch.ones(8)) == pytest.approx((1.0, 8.0))
-    with pytest.raises(ValueError, match="no code was counted"):
-        codebook_stats(torch.zeros(4))
 
 
 def test_loss_is_reconstruction_plus_weighted_kl() -> None:

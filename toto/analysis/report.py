@@ -9,22 +9,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from toto.analysis import plots
 from toto.analysis.page import data_uri, png_uri, write_page
 from toto.analysis.summary import probe_table, summary, validation_table
 from toto.generation.media import pixel_scale, sheet
+from toto.tokenizers.quality import psnr
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from toto.analysis.runs import Generated, RunRecord
 
-__all__ = ["DataSource", "Reconstructions", "ReportContent", "psnr", "write_report"]
-
-LARGEST_PIXEL = 255
+__all__ = ["DataSource", "Reconstructions", "ReportContent", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,6 @@ def write_report(out: Path, content: ReportContent) -> None:
     )
 
 
-def psnr(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit pictures; infinite where they are equal."""
-    error = original.astype(np.float64) - decoded.astype(np.float64)
-    mean_square = float(np.square(error).mean())
-    return float(10 * np.log10(LARGEST_PIXEL**2 / mean_square)) if mean_square else float("inf")
-
-
 def _loss_sections(content: ReportContent) -> list[Section]:
     record, unit = content.record, content.loss_unit
     last = record.evals[-1].sources if record.evals else {}
@@ -167,14 +161,17 @@ def _reconstruction_sheet(pictures: Reconstructions | None) -> dict[str, str] | 
     """The pictures above their reconstructions, as a data URI, and the mean PSNR."""
     if pictures is None:
         return None
-    pairs = zip(pictures.originals_NHWC, pictures.decoded_NHWC, strict=True)
-    values = [psnr(original, decoded) for original, decoded in pairs]
+    values = psnr(_pixels(pictures.originals_NHWC), _pixels(pictures.decoded_NHWC)).tolist()
     image_HWC = sheet(
         {"original": pictures.originals_NHWC, "decoded": pictures.decoded_NHWC},
         [f"{value:.1f} dB" for value in values],
         scale=pixel_scale(pictures.originals_NHWC.shape[1]),
     )
     return {"image": png_uri(image_HWC), "psnr": f"{np.mean(values):.1f}"}
+
+
+def _pixels(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pictures_NHWC).permute(0, 3, 1, 2).double() / 255
 
 
 def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:

@@ -13,8 +13,9 @@ from toto.jobs.sources import open_sources
 from toto.jobs.train import make_engine, train_task, validation_batches
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import DvaeTaskConfig
-from toto.tasks.dvae import DvaeTask, codebook_stats
+from toto.tasks.dvae import DvaeTask
 from toto.tokenizers.dvae import Dvae
+from toto.tokenizers.quality import codebook_stats
 from toto.tokenizers.weights import save_weights
 from toto.training.metrics import Values, metric_values
 from toto.training.task import sum_metrics

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from toto.data.batch import Batch
 from toto.tokenizers.dvae import Dvae, map_pixels, reconstruction
+from toto.tokenizers.quality import psnr
 from toto.training.task import Mean, Task, TaskOutput
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from toto.tasks.config import DvaeTaskConfig
     from toto.tokenizers.dvae import Decoder, Encoder
 
-__all__ = ["DvaeTask", "codebook_stats", "cosine", "logit_laplace_nll"]
+__all__ = ["DvaeTask", "cosine", "logit_laplace_nll"]
 
 
 class DvaeTask(Task[Batch]):
@@ -136,29 +137,6 @@ def kl_to_uniform(logits_BVHW: Tensor) -> tuple[Tensor, Tensor]:
     ln_v = math.log(logits_BVHW.shape[1])
     kl_BHW = (log_q_BVHW.exp() * log_q_BVHW).sum(dim=1) + ln_v
     return kl_BHW, (log_mixture_V.exp() * log_mixture_V).sum() + ln_v
-
-
-def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB, `B`."""
-    mse_B = (first_BCHW - second_BCHW).square().mean(dim=(1, 2, 3))
-    return -10 * torch.log10(mse_B.clamp_min(1e-10))
-
-
-def codebook_stats(counts_V: Tensor) -> tuple[float, float]:
-    """What share of the codes was used at all, and the perplexity: exp of their entropy.
-
-    Args:
-        counts_V: how often each code was used.
-
-    Raises:
-        ValueError: nothing was counted.
-    """
-    total = counts_V.sum()
-    if total <= 0:
-        raise ValueError("no code was counted; the codebook's use needs at least one token")
-    p_V = counts_V.double() / total
-    entropy = torch.special.entr(p_V).sum()
-    return (counts_V > 0).double().mean().item(), entropy.exp().item()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ class Family(StrEnum):
     BACKBONES = "backbones"
     HEADS = "heads"
     TASKS = "tasks"
+    FEATURE_NETWORKS = "feature-networks"
     RECIPES = "recipes"
 
 

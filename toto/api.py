@@ -9,20 +9,34 @@ from toto.backbones.base import Backbone, resolve_layers
 from toto.backbones.config import BACKBONES, BackboneConfig
 from toto.heads.base import Head
 from toto.heads.config import HEADS, HeadConfig
+from toto.tasks.config import (
+    FEATURE_NETWORKS,
+    TASKS,
+    FeatureNetworkConfig,
+    TokenizerTaskConfig,
+)
+from toto.tasks.perceptual import FeatureNetwork
+from toto.tasks.tokenizer import TokenizerTask
 from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
 from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "FeatureNetwork",
+    "FeatureNetworkConfig",
     "Head",
     "HeadConfig",
     "PatchGrid",
     "TokenGrid",
     "Tokenizer",
     "TokenizerConfig",
+    "TokenizerTask",
+    "TokenizerTaskConfig",
     "register_backbone",
+    "register_feature_network",
     "register_head",
+    "register_task",
     "register_tokenizer",
     "resolve_layers",
 ]
@@ -30,3 +44,5 @@ __all__ = [
 register_tokenizer = TOKENIZERS.register
 register_backbone = BACKBONES.register
 register_head = HEADS.register
+register_task = TASKS.register
+register_feature_network = FEATURE_NETWORKS.register

@@ -113,8 +113,11 @@ def test_imports_that_are_no_list_are_refused_in_a_file_too(tmp_path):
 def test_a_task_trains_the_tokenizer_that_it_is_for():
     raw = wrong(verb="tokenizer", tokenizer={"name": "patch", "patch_size": 8})
     del raw["backbone"]
-    problem = problems_of(raw)["tokenizer.name"]
+    problem = problems_of(raw)["task.name"]
     assert problem.what == "task dvae trains tokenizer dvae, not patch"
+    raw["tokenizer"] = {"name": "vqgan"}
+    assert problems_of(raw)["task.name"].what == "task dvae trains tokenizer dvae, not vqgan"
+    assert check_recipe(raw | {"task": "vqgan"}, "r.yaml").task.registered_name == "vqgan"
     raw["tokenizer"] = GOOD["tokenizer"]
     assert check_recipe(raw, "r.yaml").verb == "tokenizer"
 

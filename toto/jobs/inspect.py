@@ -12,7 +12,7 @@ from toto.recipe.derived import describe
 from toto.recipe.reader import list_recipes, read_recipe
 from toto.recipe.yaml_reader import dump_yaml
 from toto.registry import Registry, import_plugin
-from toto.tasks.config import TASKS
+from toto.tasks.config import FEATURE_NETWORKS, TASKS
 from toto.tokenizers.config import TOKENIZERS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "backbones": BACKBONES,
     "heads": HEADS,
     "tasks": TASKS,
+    "feature-networks": FEATURE_NETWORKS,
 }
 
 

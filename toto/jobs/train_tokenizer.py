@@ -1,4 +1,4 @@
-"""`toto tokenizer train`: a dVAE on pictures and frames, with PSNR and codebook use beside it."""
+"""`toto tokenizer train`: on pictures and frames, with PSNR and codebook use beside the loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from toto.jobs.setup import begin_run, read_recipe_for
 from toto.jobs.sources import open_sources
 from toto.jobs.train import make_engine, train_task, validation_batches
 from toto.recipe.schemas import TokenizerRecipe
-from toto.tasks.config import DvaeTaskConfig
-from toto.tasks.dvae import DvaeTask
-from toto.tokenizers.dvae import Dvae
+from toto.tasks.config import TokenizerTaskConfig
 from toto.tokenizers.quality import codebook_stats
 from toto.tokenizers.weights import save_weights
 from toto.training.metrics import Values, metric_values
@@ -45,15 +43,14 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
     """Train a tokenizer, and write RUN/tokenizer.safetensors and RUN/evaluation.json.
 
     Returns:
-        The last evaluation: for each source loss, nll, kl, psnr, codebook_use and perplexity.
+        The last evaluation: for each source the task's metrics, codebook_use and perplexity.
     """
     recipe, run = begin_run(recipe, resume=resume)
     sources = open_sources(recipe, None)
     torch.manual_seed(recipe.seed)
-    dvae = recipe.tokenizer.build()
-    assert isinstance(dvae, Dvae)
-    assert isinstance(recipe.task, DvaeTaskConfig)
-    engine = make_engine(recipe, DvaeTask(dvae, recipe.task))
+    tokenizer = recipe.tokenizer.build()
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    engine = make_engine(recipe, recipe.task.build(tokenizer))
     held_out = {
         source.name: validation_batches(recipe, source)
         for source in sources
@@ -84,7 +81,7 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
     )
     if result.interrupted:
         return {}
-    save_weights(dvae, run.path / WEIGHTS_FILE)
+    save_weights(tokenizer, run.path / WEIGHTS_FILE)
     say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
     if not held_out:
         return {}

@@ -14,8 +14,7 @@ from toto.data.addresses import is_remote, place, spelled_out
 from toto.data.config import Paths
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
-from toto.tasks.config import DvaeTaskConfig
-from toto.tokenizers.config import DvaeConfig
+from toto.tasks.config import TokenizerTaskConfig
 
 __all__ = ["broken_rules"]
 
@@ -143,12 +142,12 @@ def _tokens_can_be_stored(recipe: TrainRecipe) -> Iterator[Problem]:
 
 
 def _task_trains_tokenizer(recipe: TokenizerRecipe) -> Iterator[Problem]:
-    if isinstance(recipe.task, DvaeTaskConfig) and not isinstance(recipe.tokenizer, DvaeConfig):
+    task, tokenizer = recipe.task, recipe.tokenizer.registered_name
+    if isinstance(task, TokenizerTaskConfig) and task.trains != tokenizer:
         yield Problem(
-            "tokenizer.name",
-            f"task {recipe.task.registered_name} trains tokenizer dvae, not "
-            f"{recipe.tokenizer.registered_name}",
-            "Write tokenizer: {name: dvae, ...}",
+            "task.name",
+            f"task {task.registered_name} trains tokenizer {task.trains}, not {tokenizer}",
+            f"Write the task of {tokenizer}; see `toto list tasks`",
         )
 
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from toto.heads.config import HEADS, AttentionConfig, AverageConfig, HeadConfig
 from toto.registry import Component, Registry
+from toto.tokenizers.config import DvaeConfig
 
-__all__ = ["TASKS", "DvaeTaskConfig", "NextTokenConfig", "ProbeBankConfig", "TaskConfig"]
+if TYPE_CHECKING:
+    from toto.tasks.perceptual import FeatureNetwork
+    from toto.tasks.tokenizer import TokenizerTask
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = [
+    "FEATURE_NETWORKS",
+    "TASKS",
+    "DvaeFeaturesConfig",
+    "DvaeTaskConfig",
+    "FeatureNetworkConfig",
+    "NextTokenConfig",
+    "ProbeBankConfig",
+    "TaskConfig",
+    "TokenizerTaskConfig",
+    "VqganTaskConfig",
+]
 
 TASKS: Registry[TaskConfig] = Registry("task", builtins="toto.tasks.config")
+FEATURE_NETWORKS: Registry[FeatureNetworkConfig] = Registry(
+    "feature network", builtins="toto.tasks.config"
+)
 
 
 class TaskConfig(Component):
@@ -28,15 +56,27 @@ class NextTokenConfig(TaskConfig):
     verb: ClassVar[str] = "train"
 
 
+class TokenizerTaskConfig(TaskConfig, ABC):
+    """Base of the tasks that train a tokenizer."""
+
+    verb: ClassVar[str] = "tokenizer"
+    trains: ClassVar[str]
+    """The name of the tokenizer that the task trains."""
+
+    @abstractmethod
+    def build(self, tokenizer: Tokenizer) -> TokenizerTask:
+        """Make the task for a tokenizer of that name."""
+
+
 @TASKS.register("dvae")
-class DvaeTaskConfig(TaskConfig):
+class DvaeTaskConfig(TokenizerTaskConfig):
     """Train a dVAE: logit-Laplace reconstruction, KL to uniform, Gumbel-softmax relaxation.
 
     The defaults are those of Ramesh et al. 2021, App. A.2, for millions of steps; both ramps are
     half a cosine. `usage_weight` and the two gains are ours: with them thousands of steps suffice.
     """
 
-    verb: ClassVar[str] = "tokenizer"
+    trains: ClassVar[str] = "dvae"
 
     kl_weight: NonNegativeFloat = Field(6.6, description="β at the end of its ramp from 0")
     kl_warmup_steps: PositiveInt = Field(5_000, description="steps of β's ramp")
@@ -52,6 +92,80 @@ class DvaeTaskConfig(TaskConfig):
     initial_code_gain: PositiveFloat = Field(
         1.0, description="multiplies the fresh weights that read the codes; √V or so"
     )
+
+    def build(self, tokenizer: Tokenizer) -> TokenizerTask:
+        """See `TokenizerTaskConfig.build`."""
+        from toto.tasks.dvae import DvaeTask
+        from toto.tokenizers.dvae import Dvae
+
+        assert isinstance(tokenizer, Dvae)
+        return DvaeTask(tokenizer, self)
+
+
+class FeatureNetworkConfig(Component, ABC):
+    """Base of the networks in whose features pictures can be compared."""
+
+    @abstractmethod
+    def build(self) -> FeatureNetwork:
+        """Make the network and load its weights."""
+
+
+@FEATURE_NETWORKS.register("dvae_features")
+class DvaeFeaturesConfig(FeatureNetworkConfig):
+    """The groups of a dVAE's encoder: features that no label has shaped."""
+
+    dvae: DvaeConfig = Field(description="with weights")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.dvae.missing_weights:
+            raise ValueError(f"no weights. {self.dvae.missing_weights}")
+        return self
+
+    def build(self) -> FeatureNetwork:
+        """Make the dVAE's encoder."""
+        from toto.tasks.perceptual import DvaeFeatures
+
+        return DvaeFeatures(self.dvae)
+
+
+@TASKS.register("vqgan")
+class VqganTaskConfig(TokenizerTaskConfig):
+    """Train a VQGAN: L1, codebook, and a patch discriminator from its start step on.
+
+    The defaults are taming-transformers' for ImageNet, but for the perceptual term, which is off:
+    its features came of labels there (the Toto paper, §2, objects to that).
+    """
+
+    trains: ClassVar[str] = "vqgan"
+
+    codebook_weight: NonNegativeFloat = Field(
+        0.25, description="of the pull of codes towards the encoder's vectors"
+    )
+    commitment_weight: NonNegativeFloat = Field(
+        1.0, description="of the pull of the encoder's vectors towards codes"
+    )
+    perceptual: Annotated[FeatureNetworkConfig, FEATURE_NETWORKS] | None = Field(
+        None, description="the network whose features are compared; none: L1 alone"
+    )
+    perceptual_weight: NonNegativeFloat = 1.0
+    discriminator_start: NonNegativeInt = Field(250_001, description="its first step")
+    discriminator_weight: NonNegativeFloat = Field(
+        0.8, description="of the generator's loss, times the adaptive weight"
+    )
+    discriminator_width: PositiveInt = 64
+    discriminator_layers: PositiveInt = Field(3, description="halvings of the resolution")
+    restart_after: PositiveInt | None = Field(
+        None, description="micro-batches without use until a code is placed anew; none: never"
+    )
+
+    def build(self, tokenizer: Tokenizer) -> TokenizerTask:
+        """See `TokenizerTaskConfig.build`."""
+        from toto.tasks.vqgan import VqganTask
+        from toto.tokenizers.vqgan import Vqgan
+
+        assert isinstance(tokenizer, Vqgan)
+        return VqganTask(tokenizer, self)
 
 
 @TASKS.register("probe_bank")

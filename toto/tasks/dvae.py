@@ -20,20 +20,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.data.batch import Batch
+from toto.tasks.tokenizer import TokenizerTask, code_counts, mean_of
 from toto.tokenizers.dvae import Dvae, map_pixels, reconstruction
 from toto.tokenizers.quality import psnr
-from toto.training.task import Mean, Task, TaskOutput
+from toto.training.task import TaskOutput
 
 if TYPE_CHECKING:
     from toto.backbones.base import ParamRole
+    from toto.data.batch import Batch
     from toto.tasks.config import DvaeTaskConfig
     from toto.tokenizers.dvae import Decoder, Encoder
+    from toto.training.task import Mean
 
 __all__ = ["DvaeTask", "cosine", "logit_laplace_nll"]
 
 
-class DvaeTask(Task[Batch]):
+class DvaeTask(TokenizerTask):
     """The loss of a dVAE on the frames of a batch, each a picture of its own.
 
     In training mode codes are relaxed by Gumbel-softmax, with noise from torch's global generator;
@@ -53,6 +55,11 @@ class DvaeTask(Task[Batch]):
         self.at_step(0)
 
     @property
+    def tokenizer(self) -> Dvae:
+        """The dVAE."""
+        return self.dvae
+
+    @property
     def trainable(self) -> Dvae:
         """The whole dVAE, encoder and decoder."""
         return self.dvae
@@ -65,21 +72,13 @@ class DvaeTask(Task[Batch]):
         )
         self.kl_weight = cosine(0.0, config.kl_weight, step / config.kl_warmup_steps)
 
-    def num_targets(self, batch: Batch) -> int:
-        """Values, three a pixel; padding has none."""
-        return 0 if batch.padding else _pixels(batch).numel()
-
     def param_roles(self) -> dict[str, ParamRole]:
         """The codes' vectors are `embed`, the two last convolutions `readout`, others `hidden`."""
         return {name: _role(name) for name, _ in self.dvae.named_parameters()}
 
     def forward(self, batch: Batch) -> TaskOutput:
-        """Loss and metrics of one micro-batch.
-
-        Raises:
-            ValueError: the batch holds codes, not pixels.
-        """
-        pixels_BCHW = _pixels(batch).flatten(0, 1).float() / 255
+        """Loss and metrics of one micro-batch."""
+        pixels_BCHW = self.pictures(batch)
         metrics: dict[str, Mean] = {}
         if self.training:
             logits_BVHW = self.dvae.encoder_logits(pixels_BCHW).float()
@@ -90,15 +89,15 @@ class DvaeTask(Task[Batch]):
                 logits_BVHW = self.dvae.encoder_logits(pixels_BCHW)
                 codes_BHW = logits_BVHW.argmax(dim=1)
                 stats_BCHW = self.dvae.code_stats(codes_BHW)
-            metrics["codes"] = _code_counts(codes_BHW, logits_BVHW.shape[1])
+            metrics["codes"] = code_counts(codes_BHW, logits_BVHW.shape[1])
         nll_BCHW = logit_laplace_nll(stats_BCHW, map_pixels(pixels_BCHW))
         kl_BHW, usage_kl = kl_to_uniform(logits_BVHW)
         penalty = self.kl_weight * kl_BHW.mean() + self.config.usage_weight * usage_kl
         loss = nll_BCHW.mean() + penalty * kl_BHW.numel() / nll_BCHW.numel()
-        metrics["loss"] = _mean(loss, weight=nll_BCHW.numel())
-        metrics["nll"] = _mean(nll_BCHW)
-        metrics["kl"] = _mean(kl_BHW)
-        metrics["psnr"] = _mean(psnr(reconstruction(stats_BCHW), pixels_BCHW))
+        metrics["loss"] = mean_of(loss, nll_BCHW.numel())
+        metrics["nll"] = mean_of(nll_BCHW)
+        metrics["kl"] = mean_of(kl_BHW)
+        metrics["psnr"] = mean_of(psnr(reconstruction(stats_BCHW), pixels_BCHW))
         return TaskOutput(loss, metrics)
 
 
@@ -144,23 +143,7 @@ def _scale_(part: Encoder | Decoder, block: str, gain: float) -> None:
     part.blocks.get_parameter(block).mul_(gain)
 
 
-def _pixels(batch: Batch) -> Tensor:
-    if batch.pixels_BTCHW is None:
-        raise ValueError("a tokenizer is trained on pixels, and this batch holds codes")
-    return batch.pixels_BTCHW
-
-
 def _role(name: str) -> ParamRole:
     if name.startswith("decoder.blocks.input."):
         return "embed"
     return "readout" if ".output." in name else "hidden"
-
-
-def _mean(values: Tensor, weight: int = 1) -> Mean:
-    total = values.detach().double().sum() * weight
-    return Mean(total, torch.full_like(total, values.numel() * weight))
-
-
-def _code_counts(codes_BHW: Tensor, num_codes: int) -> Mean:
-    counts_V = torch.bincount(codes_BHW.flatten(), minlength=num_codes).double()
-    return Mean(counts_V, torch.full_like(counts_V, codes_BHW.numel()))

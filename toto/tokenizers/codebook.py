@@ -30,15 +30,19 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z_BCHW: Tensor) -> Tensor:
-        """The code of the least Euclidean distance, `BHW` int64; the lowest of equal ones."""
+        """The code of the least Euclidean distance, `BHW` int64; the lowest of equal ones.
+
+        In float32, inside autocast too.
+        """
         weight_VC = self.embedding.weight
-        square_V = weight_VC.square().sum(dim=1)
-        z_MC = z_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
-        # |z|² is the same for every code and left out.
-        found = [
-            torch.addmm(square_V, part_MC, weight_VC.T, alpha=-2).argmin(dim=1)
-            for part_MC in self._parts(z_MC)
-        ]
+        z_MC = z_BCHW.permute(0, 2, 3, 1).flatten(0, 2).float()
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            square_V = weight_VC.square().sum(dim=1)
+            # |z|² is the same for every code and left out.
+            found = [
+                torch.addmm(square_V, part_MC, weight_VC.T, alpha=-2).argmin(dim=1)
+                for part_MC in self._parts(z_MC)
+            ]
         return torch.cat(found).view(len(z_BCHW), *z_BCHW.shape[2:])
 
     def look_up(self, codes_BHW: Tensor) -> Tensor:

@@ -226,7 +226,6 @@ class Vqgan(Tokenizer):
             self.reset_parameters(generator)
         else:
             load_weights(self, config.weights)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: torch's own distribution for convolutions, as published."""

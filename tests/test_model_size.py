@@ -18,19 +18,27 @@ from toto.tokenizers.config import DvaeConfig, PatchConfig
 PAPER_MILLIONS = {"base": 119.6, "large": 276.9, "1b": 1147.0}
 
 
-def real_params(tokenizer, backbone):
+def real_params(tokenizer, backbone, target=None):
     with torch.device("meta"):
-        model = AutoregressiveModel(tokenizer, backbone)
+        model = AutoregressiveModel(tokenizer, backbone, target)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+ENDS = {
+    "codes": (DvaeConfig(num_codes=64), None),
+    "patches": (PatchConfig(), None),
+    "patches to codes": (PatchConfig(), DvaeConfig(num_codes=64)),
+}
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(
-    "tokenizer", [DvaeConfig(num_codes=64), PatchConfig()], ids=["codes", "patches"]
-)
-def test_the_count_is_that_of_the_module(tokenizer, tied):
-    backbone = LlamaConfig(preset="tiny", tie_embeddings=tied)
-    assert ModelSize.of(tokenizer, backbone).total == real_params(tokenizer, backbone)
+@pytest.mark.parametrize("readout", ["linear", "mlp"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_the_count_is_that_of_the_module(ends, readout, tied):
+    tokenizer, target = ENDS[ends]
+    backbone = LlamaConfig(preset="tiny", tie_embeddings=tied, patch_readout=readout)
+    size = ModelSize.of(tokenizer, backbone, target)
+    assert size.total == real_params(tokenizer, backbone, target)
 
 
 @pytest.mark.parametrize("preset", PAPER_MILLIONS)
@@ -52,9 +60,23 @@ def test_macs_are_those_of_a_count_by_hand():
     )
 
 
+def test_macs_of_patches_count_their_embedding_and_each_target_once():
+    layout = SequenceLayout(2, 2, 2)
+    backbone = LlamaConfig(preset="tiny")
+    blocks, embedding = backbone.forward_macs(9), 8 * 64 * 768
+    for changes, target, readout in (
+        ({}, None, 8 * 64 * 768),
+        ({"patch_readout": "mlp"}, None, 8 * (64 * 256 + 256 * 768)),
+        ({}, DvaeConfig(num_codes=64), 9 * 64 * 68),
+    ):
+        changed = backbone.model_copy(update=changes)
+        size = ModelSize.of(PatchConfig(), changed, target)
+        assert size.forward_macs(changed, layout) == blocks + embedding + readout
+
+
 @pytest.mark.parametrize("entry", list_recipes(), ids=lambda entry: entry.path.stem)
 def test_every_recipe_builds_on_the_meta_device_with_its_derived_count(entry):
     recipe = read_recipe(str(entry.path))
     if isinstance(recipe, TrainRecipe):
-        counted = real_params(recipe.tokenizer, recipe.backbone)
+        counted = real_params(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
         assert derived_numbers(recipe)["params_total"] == counted

@@ -1,16 +1,18 @@
 """The model that is trained: frames → embedding → backbone → readout → a loss for each target.
 
-What differs between codes and patches stands in one Interface each; the model knows neither.
+What differs between codes and patches, as inputs and as targets, stands in one Interface for each
+combination; the model knows neither.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toto.backbones.config import PATCH_MLP_RATIO
 from toto.errors import UserError
 from toto.layers.loss import LinearCrossEntropy, LinearSquaredError
 from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
     from toto.backbones.config import BackboneConfig
     from toto.tokenizers.config import TokenizerConfig
 
-__all__ = ["AutoregressiveModel", "CodeInterface", "Interface", "PatchInterface"]
+__all__ = [
+    "AutoregressiveModel",
+    "CodeInterface",
+    "Interface",
+    "PatchInterface",
+    "PatchToCodeInterface",
+]
 
 INIT_STD = 0.02
 
@@ -30,15 +38,20 @@ INIT_STD = 0.02
 class Interface(nn.Module, ABC):
     """Both ends of a model: frames to the backbone's input, its output to losses.
 
-    Every parameter is part of the embedding or of the readout, and named so.
+    Every parameter is part of the embedding or of the readout.
+
+    Attributes:
+        loss: the last product of the readout, and what it costs.
     """
+
+    loss: LinearCrossEntropy | LinearSquaredError
 
     @abstractmethod
     def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
         """Frames and which of them are images → `BLD` fp32: the start, then the visual tokens."""
 
     @abstractmethod
-    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
+    def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
         """The backbone's output → the loss of each target, fp32 `BL`."""
 
     @abstractmethod
@@ -46,7 +59,7 @@ class Interface(nn.Module, ABC):
         """Input ids, specials included → `BLD` fp32.
 
         Raises:
-            UserError: the model has no ids.
+            UserError: the model takes no ids.
         """
 
     @abstractmethod
@@ -54,22 +67,22 @@ class Interface(nn.Module, ABC):
         """The backbone's output at one position → logits of the next id, fp32 `BV`.
 
         Raises:
-            UserError: the model has no ids.
+            UserError: the model takes no ids.
         """
 
     @abstractmethod
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter, by its name in `named_parameters()`."""
 
-    @abstractmethod
     def compile_losses(self) -> None:
         """Compile the readout with its loss in place; the embedding stays eager."""
+        self.loss.compile(dynamic=False)
 
 
 class CodeInterface(Interface):
-    """Discrete tokens: an embedding, a readout (perhaps the same matrix) and cross-entropy.
+    """Codes in, codes out: an embedding, a readout (perhaps the same matrix) and cross-entropy.
 
-    Frames are `codes_BTHW` int64, the tokenizer's own, from 0.
+    Frames and targets are `codes_BTHW` int64, the tokenizer's own, from 0.
 
     Args:
         codebook_size: codes of the tokenizer; V is that and the special ids.
@@ -81,12 +94,8 @@ class CodeInterface(Interface):
         super().__init__()
         vocab_size = codebook_size + NUM_SPECIAL_IDS
         self.embedding = nn.Embedding(vocab_size, width)
-        nn.init.normal_(self.embedding.weight, std=INIT_STD)
-        self.readout: nn.Linear | None = None
-        if not tied:
-            self.readout = nn.Linear(width, vocab_size, bias=False)
-            nn.init.normal_(self.readout.weight, std=INIT_STD)
-        self.cross_entropy = LinearCrossEntropy()
+        self.readout = None if tied else nn.Linear(width, vocab_size, bias=False)
+        self.loss = LinearCrossEntropy()
 
     @property
     def readout_weight(self) -> Tensor:
@@ -97,11 +106,10 @@ class CodeInterface(Interface):
         """See `Interface.embed`."""
         return self.embed_ids(_layout(frames).inputs(frames, is_image_B))
 
-    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
+    def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats; L = T·H·W + 1, the end last."""
-        losses_BL: Tensor = self.cross_entropy(
-            last_BLD, self.readout_weight, _layout(frames).targets(frames)
-        )
+        ids_BL = _layout(targets).targets(targets)
+        losses_BL: Tensor = self.loss(last_BLD, self.readout_weight, ids_BL)
         return losses_BL
 
     def embed_ids(self, ids_BL: Tensor) -> Tensor:
@@ -120,15 +128,11 @@ class CodeInterface(Interface):
             roles["readout.weight"] = "readout"
         return roles
 
-    def compile_losses(self) -> None:
-        """See `Interface.compile_losses`."""
-        self.cross_entropy.compile(dynamic=False)
 
+class PatchInputs(Interface):
+    """Patches in, whatever comes out: a linear embedding and a learned start vector.
 
-class PatchInterface(Interface):
-    """Continuous tokens: linear embedding and readout, squared error, a learned start vector.
-
-    Frames are `patches_BTHWC` float32, normalised by the tokenizer. There is no end target.
+    Frames are `patches_BTHWC` float32, normalised by the tokenizer.
 
     Args:
         patch_dim: C.
@@ -139,10 +143,6 @@ class PatchInterface(Interface):
         super().__init__()
         self.embedding = nn.Linear(patch_dim, width, bias=False)
         self.starts = nn.Embedding(2, width)  # row 0 video, row 1 image
-        self.readout = nn.Linear(width, patch_dim, bias=False)
-        for module in (self.embedding, self.starts, self.readout):
-            nn.init.normal_(module.weight, std=INIT_STD)
-        self.squared_error = LinearSquaredError()
 
     def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
         """The start and all patches, the last one included."""
@@ -150,59 +150,117 @@ class PatchInterface(Interface):
         # Autocast would make the residual stream bf16 here.
         return torch.cat((start_B1D, self.embedding(frames.flatten(1, 3)).float()), dim=1)
 
-    def losses(self, last_BLD: Tensor, frames: Tensor) -> Tensor:
-        """Mean squared error over the C values of each patch; L = T·H·W."""
-        losses_BL: Tensor = self.squared_error(
-            last_BLD[:, :-1], self.readout.weight, frames.flatten(1, 3)
-        )
-        return losses_BL
-
     def embed_ids(self, ids_BL: Tensor) -> Tensor:
         """Refused: patches have no ids."""
         raise UserError(_NO_IDS)
 
     def logits(self, last_BD: Tensor) -> Tensor:
-        """Refused: patches have no ids."""
+        """Refused: no id that is drawn could be embedded."""
         raise UserError(_NO_IDS)
 
     def param_roles(self) -> dict[str, ParamRole]:
-        """Embedding, start vectors and readout."""
+        """Embedding, start vectors and the readout of the class."""
         return {
             "embedding.weight": "embed",
             "starts.weight": "embed",
             "readout.weight": "readout",
         }
 
-    def compile_losses(self) -> None:
-        """See `Interface.compile_losses`."""
-        self.squared_error.compile(dynamic=False)
+
+class PatchInterface(PatchInputs):
+    """Patches in, patches out: squared error of the next one. There is no end target.
+
+    Args:
+        patch_dim: C.
+        width: D.
+        readout: `linear`, or `mlp`: first to 4·D values through a GELU.
+    """
+
+    def __init__(self, patch_dim: int, width: int, readout: Literal["linear", "mlp"]) -> None:
+        super().__init__(patch_dim, width)
+        hidden = width if readout == "linear" else PATCH_MLP_RATIO * width
+        self.hidden = None if readout == "linear" else nn.Linear(width, hidden, bias=False)
+        self.readout = nn.Linear(hidden, patch_dim, bias=False)
+        self.loss = LinearSquaredError()
+
+    def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error over the C values of each patch; L = T·H·W."""
+        x_BLD = last_BLD[:, :-1]
+        if self.hidden is not None:
+            x_BLD = nn.functional.gelu(self.hidden(x_BLD))
+        losses_BL: Tensor = self.loss(x_BLD, self.readout.weight, targets.flatten(1, 3))
+        return losses_BL
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """Both sides of the MLP's first matrix grow with the width: it is hidden."""
+        roles = super().param_roles()
+        return roles if self.hidden is None else roles | {"hidden.weight": "hidden"}
+
+
+class PatchToCodeInterface(PatchInputs):
+    """Patches in, codes out: the next code of a tokenizer that cuts the same grid, cross-entropy.
+
+    Targets are `codes_BTHW` int64 from 0; the end is a target too, as for codes.
+
+    Args:
+        patch_dim: C.
+        codebook_size: codes of the target tokenizer; V is that and the special ids.
+        width: D.
+    """
+
+    def __init__(self, patch_dim: int, codebook_size: int, width: int) -> None:
+        super().__init__(patch_dim, width)
+        self.readout = nn.Linear(width, codebook_size + NUM_SPECIAL_IDS, bias=False)
+        self.loss = LinearCrossEntropy()
+
+    def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats; L = T·H·W + 1, the end last."""
+        ids_BL = _layout(targets).targets(targets)
+        losses_BL: Tensor = self.loss(last_BLD, self.readout.weight, ids_BL)
+        return losses_BL
 
 
 class AutoregressiveModel(nn.Module):
-    """A causal backbone between the two ends that its tokenizer asks for.
+    """A causal backbone between the two ends that its tokenizers ask for.
 
     Weights are fp32; for bf16 the caller wraps the calls in `torch.autocast`, under which norms,
     rotations, the residual stream and losses stay fp32.
+
+    Args:
+        tokenizer: of the inputs.
+        backbone: between the ends.
+        target_tokenizer: of the targets; None where the inputs are the targets.
+
+    Raises:
+        ValueError: a target tokenizer beside inputs that are codes, or that gives patches.
     """
 
-    def __init__(self, tokenizer: TokenizerConfig, backbone: BackboneConfig) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerConfig,
+        backbone: BackboneConfig,
+        target_tokenizer: TokenizerConfig | None = None,
+    ) -> None:
         super().__init__()
-        self.interface = _make_interface(tokenizer, backbone)
+        self.interface = _make_interface(tokenizer, backbone, target_tokenizer)
+        for parameter in self.interface.parameters():
+            nn.init.normal_(parameter, std=INIT_STD)
         self.backbone = backbone.build()
 
-    def losses(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
+    def losses(self, frames: Tensor, is_image_B: Tensor, targets: Tensor | None = None) -> Tensor:
         """The loss of each target, fp32 `BL`.
 
         Args:
             frames: `codes_BTHW` int64 from 0, or `patches_BTHWC` float32.
             is_image_B: bool; True for T separate images, False for a video.
+            targets: `codes_BTHW` of the target tokenizer; None: the frames themselves.
 
         Returns:
-            For codes nats, L = T·H·W + 1, the end last. For patches mean squared errors,
+            For code targets nats, L = T·H·W + 1, the end last. For patches mean squared errors,
             L = T·H·W.
         """
         last_BLD = self.backbone(self.interface.embed(frames, is_image_B))
-        return self.interface.losses(last_BLD, frames)
+        return self.interface.losses(last_BLD, frames if targets is None else targets)
 
     def features(
         self, frames: Tensor, is_image_B: Tensor, layers: Sequence[int]
@@ -244,7 +302,7 @@ class AutoregressiveModel(nn.Module):
 
 
 _NO_IDS = (
-    "patches are continuous: there is no next id to sample. "
+    "patches are continuous: there is no id to sample and go on from. "
     "Choose a checkpoint whose tokenizer gives codes, for example dvae"
 )
 
@@ -253,7 +311,17 @@ def _layout(codes_BTHW: Tensor) -> SequenceLayout:
     return SequenceLayout(*codes_BTHW.shape[1:4])
 
 
-def _make_interface(tokenizer: TokenizerConfig, backbone: BackboneConfig) -> Interface:
+def _make_interface(
+    tokenizer: TokenizerConfig, backbone: BackboneConfig, target: TokenizerConfig | None
+) -> Interface:
+    width = backbone.width
+    if target is not None:
+        if (tokenizer.output, target.output) != ("patches", "codes"):
+            raise ValueError(
+                f"from {tokenizer.output} to {target.output} of another tokenizer is not there; "
+                "a target tokenizer gives the codes that patches predict"
+            )
+        return PatchToCodeInterface(tokenizer.patch_dim, target.codebook_size, width)
     if tokenizer.output == "patches":
-        return PatchInterface(tokenizer.patch_dim, backbone.width)
-    return CodeInterface(tokenizer.codebook_size, backbone.width, backbone.tie_embeddings)
+        return PatchInterface(tokenizer.patch_dim, width, backbone.patch_readout)
+    return CodeInterface(tokenizer.codebook_size, width, backbone.tie_embeddings)

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import sys
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -159,13 +159,18 @@ class Registry(Generic[C]):
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Lets `Annotated[TokenizerConfig, TOKENIZERS]` be the type of a recipe's field."""
-        return core_schema.no_info_plain_validator_function(
+        """Lets `Annotated[TokenizerConfig, TOKENIZERS]` be the type of a recipe's field.
+
+        Inside the brackets it may also be `TokenizerConfig | None`.
+        """
+        component = core_schema.no_info_plain_validator_function(
             self.parse,
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda component: component.model_dump(mode="json")
             ),
         )
+        may_be_none = type(None) in get_args(source)
+        return core_schema.nullable_schema(component) if may_be_none else component
 
 
 def _full_name(cls: type) -> str:

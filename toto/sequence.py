@@ -11,7 +11,7 @@ N heads, K head size, V vocabulary, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,10 @@ class SequenceLayout:
     def length(self) -> int:
         """Inputs and targets of one sequence: the visual tokens and one special."""
         return self.num_visual + 1
+
+    def num_targets(self, output: Literal["codes", "patches"]) -> int:
+        """Targets of one sequence: the visual tokens, and for codes the end, which is an id."""
+        return self.length if output == "codes" else self.num_visual
 
     def frame_of_visual(self, index: int) -> int:
         """The frame that visual token `index` belongs to."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
@@ -97,12 +98,31 @@ def test_a_full_run_shows_every_part(tmp_path: Path) -> None:
 def test_missing_parts_say_what_to_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_lines(run / "metrics.jsonl", [])
-    page = render(dataclasses.replace(content(run), reconstructions=None), run)
+    page = render(dataclasses.replace(content(run), reconstructions="no source has any"), run)
     assert page.tags.count("svg") == 0
     assert page.tags.count("img") == 0
     for command in ("toto train recipes/quickstart.yaml", f"toto probe {run}", f"generate {run}"):
         assert re.search(f"Not run: (toto )?{re.escape(command)}", page.text)
-    assert "no validation pictures could be decoded" in page.text
+    assert "Not made: no source has any." in page.text
+
+
+def test_a_run_of_patches_is_in_its_unit_and_names_no_baseline_that_it_lacks(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path)
+    losses = {"digits": {"loss": 0.5, "frame_loss": [0.5]}}
+    write_lines(tmp_path / "metrics.jsonl", [train_line(1), eval_line(1, losses)])
+    shutil.rmtree(tmp_path / "generated")
+    patches = dataclasses.replace(
+        content(tmp_path), loss_unit="squared error", samples_video=False, reconstructions="pixels"
+    )
+    page = render(patches, tmp_path)
+    assert "on digits is 0.50 squared error." in page.text
+    assert page.text.count("loss (squared error)") == 3, "training, validation and by frame"
+    assert "nats" not in page.text
+    assert "unigram from" not in page.text
+    assert "Patch inputs cannot be generated" in page.text
+    assert "toto generate" not in page.text
 
 
 def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:

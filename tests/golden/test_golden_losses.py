@@ -34,7 +34,9 @@ TOKENIZER_CONFIGS = {
         "decoder_stem": 8,
     },
     "patch": {"name": "patch", "patch_size": 8},
+    "patch_dvae": {"name": "patch", "patch_size": 16},
 }
+TARGETS = {"patch_dvae": "dvae"}  # of 2 × 2 patches, so that the dVAE sees 16 px
 BACKBONE_CONFIGS = {"llama": {"name": "llama", "preset": "tiny"}}
 CASES = [f"{t}-{b}" for t in TOKENIZER_CONFIGS for b in BACKBONE_CONFIGS]
 
@@ -58,10 +60,14 @@ def batch_of(step: int) -> Batch:
 def losses_of(case: str) -> list[float]:
     tokenizer_name, backbone_name = case.split("-")
     tokenizer = TOKENIZERS.parse(TOKENIZER_CONFIGS[tokenizer_name])
+    backbone = BACKBONES.parse(BACKBONE_CONFIGS[backbone_name])
+    target = None
+    if tokenizer_name in TARGETS:
+        target = TOKENIZERS.parse(TOKENIZER_CONFIGS[TARGETS[tokenizer_name]])
     torch.manual_seed(0)
-    model = AutoregressiveModel(tokenizer, BACKBONES.parse(BACKBONE_CONFIGS[backbone_name]))
+    model = AutoregressiveModel(tokenizer, backbone, target)
     engine = LocalEngine(
-        NextTokenTask(model, tokenizer.build()),
+        NextTokenTask(model, tokenizer.build(), target and target.build()),
         OptimizerConfig(lr=1e-3),
         WarmupCosine(ScheduleConfig(warmup_steps=4), peak=1e-3, steps=STEPS),
         device=torch.device("cpu"),

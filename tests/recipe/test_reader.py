@@ -43,6 +43,8 @@ def test_a_good_recipe_round_trips_through_json_and_yaml(tmp_path):
 
 
 INF = float("inf")
+DVAE = GOOD["tokenizer"]
+PATCHES = {"tokenizer": {"name": "patch", "patch_size": 8}}
 
 # fmt: off
 ERRORS = [
@@ -92,6 +94,51 @@ ERRORS = [
     ({"imports": 5}, "imports", "5 is no list", "imports: [mine.py]"),
     ({"imports": "grey.py"}, "imports", "'grey.py' is no list", "imports: [grey.py]"),
     ({"imports": [["grey.py"]]}, "imports", "is no list of modules", "imports: [mine.py]"),
+    (PATCHES | {"target_tokenizer": {"name": "dvea"}}, "target_tokenizer", "unknown tokenizer", ""),
+    (
+        PATCHES | {"target_tokenizer": DVAE | {"num_cods": 4}},
+        "target_tokenizer.num_cods",
+        "unknown key; DvaeConfig has",
+        "mean num_codes?",
+    ),
+    (
+        PATCHES | {"target_tokenizer": {"name": "dvae"}},
+        "target_tokenizer.weights",
+        "missing",
+        "toto:dvae-tiny",
+    ),
+    ({"target_tokenizer": DVAE}, "target_tokenizer", "dvae gives codes", "tokenizer: {name: patch}"),
+    (
+        {"target_tokenizer": {"name": "patch", "patch_size": 8}},
+        "target_tokenizer",
+        "dvae gives codes, which are their own targets",
+        "Remove target_tokenizer",
+    ),
+    (
+        PATCHES | {"target_tokenizer": {"name": "patch"}},
+        "target_tokenizer",
+        "patch gives patches, and patch inputs regress",
+        "such as dvae",
+    ),
+    (
+        {"tokenizer": {"name": "patch", "patch_size": 4}, "target_tokenizer": DVAE},
+        "target_tokenizer",
+        "dvae gives no grid of 4 × 4 tokens at any resolution up to 16 px, and the inputs have",
+        "larger patches",
+    ),
+    (
+        {"backbone": {"patch_readout": "mlp"}},
+        "backbone.patch_readout",
+        "mlp regresses patches, and the targets are codes of dvae",
+        "patch_readout: linear",
+    ),
+    (
+        PATCHES | {"target_tokenizer": DVAE, "backbone": {"patch_readout": "mlp"}},
+        "backbone.patch_readout",
+        "the targets are codes of dvae",
+        "patch_readout: linear",
+    ),
+    (PATCHES | {"clip": {"resolution": 20}}, "clip.resolution", "no multiple of 8 px", "Change"),
 ]
 # fmt: on
 
@@ -101,6 +148,43 @@ def test_each_mistake_says_where_what_and_the_mend(change, path, what, mend):
     problem = problems_of(wrong(**change))[path]
     assert what in problem.what
     assert mend in problem.mend
+
+
+def test_patches_may_predict_codes_of_a_coarser_picture(tmp_path):
+    raw = wrong(
+        tokenizer={"name": "patch", "patch_size": 16},
+        target_tokenizer=DVAE,
+        clip={"resolution": 64},
+        training={"batch_tokens": 64},
+    )
+    recipe = check_recipe(raw, "r.yaml")
+    assert recipe.target.registered_name == "dvae"
+    assert recipe.target_resolution == 32
+    dumped = recipe.model_dump(mode="json")
+    assert check_recipe(json.loads(json.dumps(dumped)), "r") == recipe
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_yaml(dumped))
+    assert read_recipe(str(path)) == recipe
+    assert read_recipe(str(path), ["target_tokenizer=null"]).target_tokenizer is None
+
+
+def test_without_a_target_tokenizer_the_inputs_are_the_targets():
+    recipe = check_recipe(GOOD, "r.yaml")
+    assert recipe.target is recipe.tokenizer
+    assert recipe.target_resolution == recipe.clip.resolution
+    assert recipe.model_dump(mode="json")["target_tokenizer"] is None
+
+
+def test_mistakes_in_both_tokenizers_come_at_once():
+    raw = wrong(**PATCHES, target_tokenizer={"name": "dvae", "num_cods": 4})
+    raw["backbone"]["patch_readout"] = "mlp"
+    raw["clip"]["resolution"] = 20
+    assert set(problems_of(raw)) == {
+        "clip.resolution",
+        "target_tokenizer.num_cods",
+        "target_tokenizer.weights",
+        "backbone.patch_readout",
+    }
 
 
 def test_imports_that_are_no_list_are_refused_in_a_file_too(tmp_path):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import nn
@@ -58,9 +60,10 @@ class MeanCodes(Tokenizer):
 BACKBONE = LlamaConfig(width=16, num_layers=2, num_heads=2, ffn_dim=32)
 
 
-def make_task(config: TokenizerConfig) -> NextTokenTask:
+def make_task(config: TokenizerConfig, target: TokenizerConfig | None = None) -> NextTokenTask:
     torch.manual_seed(0)
-    return NextTokenTask(AutoregressiveModel(config, BACKBONE), config.build())
+    model = AutoregressiveModel(config, BACKBONE, target)
+    return NextTokenTask(model, config.build(), target and target.build())
 
 
 def make_batch(*, pixels=None, codes=None) -> Batch:
@@ -129,6 +132,74 @@ def test_patches_train_too():
     for _ in range(10):
         engine.step([batch])
     assert engine.evaluate(batch)["loss"].value() < first["loss"].value()
+
+
+# 2 × 2 patches of 8-px frames; MeanCodes has 2 × 2 cells at 8 px, and 1 × 1 at 4 px.
+PATCHES_TO_CODES = (PatchConfig(patch_size=4), MeanCodesConfig())
+SHRUNK = (PatchConfig(patch_size=8), MeanCodesConfig())
+
+
+def test_patches_predict_the_codes_of_the_same_crop():
+    task = make_task(*PATCHES_TO_CODES)
+    pixels = random_pixels()
+    batch = make_batch(pixels=pixels)
+    patches, codes = task.tokens(batch)
+    assert torch.equal(patches, to_frames(PATCHES_TO_CODES[0].build(), batch))
+    assert torch.equal(codes, to_frames(MeanCodesConfig().build().eval(), batch))
+    output = task(batch)
+    losses_BL = task.model.losses(patches, batch.is_image_B, codes)
+    assert losses_BL.shape == (4, T * H * W + 1)
+    torch.testing.assert_close(output.loss, losses_BL.mean())
+    torch.testing.assert_close(
+        output.metrics["loss"].value(), losses_BL[:, :-1].double().mean(), msg="no end in it"
+    )
+    assert output.metrics["loss"].count == 4 * T * H * W
+    assert task.num_targets(batch) == 4 * (T * H * W + 1)
+
+
+def test_a_target_tokenizer_of_coarser_pixels_sees_the_crop_shrunk():
+    task = make_task(*SHRUNK)
+    pixels = random_pixels()
+    patches, codes = task.tokens(make_batch(pixels=pixels))
+    assert (patches.shape, codes.shape) == ((4, T, 1, 1, 192), (4, T, 1, 1))
+    (seen_BCHW,) = task.target_tokenizer.seen
+    assert seen_BCHW.shape == (4 * T, 3, 4, 4)
+    assert seen_BCHW.dtype == torch.float32
+    assert 0 <= seen_BCHW.min() < seen_BCHW.max() <= 1
+    plainly = [
+        PIL.Image.fromarray(frame).resize((4, 4), PIL.Image.Resampling.BICUBIC)
+        for frame in pixels.flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    ]
+    expected = torch.from_numpy(np.stack(plainly)).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(seen_BCHW, expected, atol=2.5 / 255, rtol=0)
+
+
+def test_what_shrinks_does_not_depend_on_precision_or_the_batch():
+    task = make_task(*SHRUNK)
+    pixels = random_pixels()
+    task.tokens(make_batch(pixels=pixels))
+    with torch.autocast("cpu", torch.bfloat16):
+        task.tokens(make_batch(pixels=pixels))
+    task.tokens(make_batch(pixels=pixels[2:]))
+    first, autocast, alone = task.target_tokenizer.seen
+    assert torch.equal(first, autocast)
+    assert torch.equal(first[2 * T :], alone)
+
+
+def test_patches_learn_codes_and_both_tokenizers_stay_frozen():
+    task = make_task(*PATCHES_TO_CODES)
+    engine = make_engine(task)
+    before = task.target_tokenizer.fingerprint()
+    batch = make_batch(pixels=random_pixels())
+    first = engine.evaluate(batch)
+    assert first["frame_loss"].value().shape == (T,)
+    for _ in range(10):
+        engine.step([batch])
+    assert engine.evaluate(batch)["loss"].value() < first["loss"].value()
+    assert not task.target_tokenizer.training
+    assert task.target_tokenizer.fingerprint() == before
+    assert not any("tokenizer" in name for name in engine.state().model)
+    assert set(task.param_roles()) == {name for name, _ in task.trainable.named_parameters()}
 
 
 def test_the_tokenizer_stays_frozen_and_out_of_the_trained_part():

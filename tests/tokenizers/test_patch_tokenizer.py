@@ -18,6 +18,41 @@ def pixels(batch: int = 2, resolution: int = 32) -> torch.Tensor:
     return torch.rand(batch, 3, resolution, resolution, generator=generator)
 
 
+def mae_target(x_BCHW: torch.Tensor, p: int) -> torch.Tensor:
+    """He et al.'s normalised target, patch by patch: less the mean, over √(s² + 1e-6)."""
+    batch, _, height, width = x_BCHW.shape
+    target = torch.empty(batch, height // p, width // p, p * p * 3, dtype=torch.float64)
+    for b in range(batch):
+        for h in range(height // p):
+            for w in range(width // p):
+                patch_CPP = x_BCHW[b, :, h * p : (h + 1) * p, w * p : (w + 1) * p].double()
+                values = patch_CPP.permute(1, 2, 0).flatten()
+                centred = values - values.mean()
+                variance = centred.square().sum() / (len(values) - 1)
+                target[b, h, w] = centred / (variance + 1e-6).sqrt()
+    return target
+
+
+@pytest.mark.parametrize("patch_size", [2, 4, 16])
+def test_patches_are_the_targets_of_mae(patch_size: int) -> None:
+    x = pixels()
+    x[0, :, :16, :16] = 0.25  # flat patches, and some of small contrast
+    x[0, :, 16:, :16] = 0.5 + 0.002 * x[0, :, 16:, :16]
+    _, grid = encode(x, patch_size)
+    torch.testing.assert_close(
+        grid.patches_BHWC.double(), mae_target(x, patch_size), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("patch_size", [2, 8, 16])
+def test_bytes_come_back_exactly(patch_size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    x[0, :, :16] = 200
+    tokenizer, grid = encode(x.float() / 255, patch_size)
+    assert torch.equal((tokenizer.decode(grid) * 255).round().byte(), x)
+
+
 @pytest.mark.parametrize("patch_size", [1, 4, 16, 32])
 def test_decode_undoes_encode(patch_size: int) -> None:
     x = pixels()

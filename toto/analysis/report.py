@@ -64,8 +64,9 @@ class ReportContent:
         command: the command that trained the run.
         recipe: the resolved recipe as YAML text.
         sources: the mixture.
-        reconstructions: None where none could be made.
+        reconstructions: or why there are none.
         loss_unit: "nats/token", or what the loss of the run is measured in.
+        samples_video: whether the model's predictions can be drawn and taken in again.
         facts: sizes worth reading first, for example {"parameters": "3.1 M"}.
         versions: package → version.
         machine: for example {"processor": ..., "precision": "bf16"}.
@@ -76,8 +77,9 @@ class ReportContent:
     command: str
     recipe: str
     sources: list[DataSource]
-    reconstructions: Reconstructions | None = None
+    reconstructions: Reconstructions | str
     loss_unit: str = "nats/token"
+    samples_video: bool = True
     facts: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
@@ -119,12 +121,15 @@ def _loss_sections(content: ReportContent) -> list[Section]:
     last = record.evals[-1].sources if record.evals else {}
     training = [plots.training_loss(record.train, unit)] if record.train else []
     validation = [plots.validation_loss(record.evals, source, unit) for source in last]
+    baselines = (
+        ": the curve of the model should fall below both lines. Copying predicts each token from "
+        "the same place of the frame before, the unigram from the token's frequency alone"
+    )
+    compared = any(loss.unigram is not None for loss in last.values())
     return [
         Section(
             "Loss against tokens",
-            "Lower is better: the curve of the model should fall below both lines. Copying "
-            "predicts each token from the same place of the frame before, the unigram from the "
-            "token's frequency alone.",
+            f"Lower is better{baselines if compared else ''}.",
             training + validation,
             content.command,
         ),
@@ -157,9 +162,9 @@ def _probe_section(record: RunRecord) -> Section:
     )
 
 
-def _reconstruction_sheet(pictures: Reconstructions | None) -> dict[str, str] | None:
+def _reconstruction_sheet(pictures: Reconstructions | str) -> dict[str, str] | None:
     """The pictures above their reconstructions, as a data URI, and the mean PSNR."""
-    if pictures is None:
+    if isinstance(pictures, str):
         return None
     values = psnr(_pixels(pictures.originals_NHWC), _pixels(pictures.decoded_NHWC)).tolist()
     image_HWC = sheet(

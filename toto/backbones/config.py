@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -12,9 +12,12 @@ from toto.registry import Component, Registry, nearest
 if TYPE_CHECKING:
     from toto.backbones.base import Backbone
 
-__all__ = ["BACKBONES", "LLAMA_PRESETS", "BackboneConfig", "LlamaConfig"]
+__all__ = ["BACKBONES", "LLAMA_PRESETS", "PATCH_MLP_RATIO", "BackboneConfig", "LlamaConfig"]
 
 BACKBONES: Registry[BackboneConfig] = Registry("backbone", builtins="toto.backbones.config")
+
+PATCH_MLP_RATIO = 4
+"""Hidden values of the MLP that reads patches out, over the width."""
 
 
 class BackboneConfig(Component, ABC):
@@ -23,7 +26,11 @@ class BackboneConfig(Component, ABC):
     width: PositiveInt = Field(description="D, the size of every token's vector")
     num_layers: PositiveInt = Field(description="number of blocks")
     tie_embeddings: bool = Field(
-        True, description="the readout shares the embedding's matrix; patches have neither"
+        True, description="the readout shares the embedding's matrix; patch inputs have none"
+    )
+    patch_readout: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="what makes the next patch of a vector: a matrix, or an MLP of 4 · width",
     )
 
     @abstractmethod

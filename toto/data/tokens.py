@@ -223,6 +223,12 @@ def require_tokenizer(dataset: Dataset, tokenizer: Tokenizer) -> None:
     """
     if dataset.form == "raw" or dataset.tokens.fingerprint == tokenizer.fingerprint():
         return
+    if tokenizer.config.output == "patches":
+        raise DataError(
+            f"{dataset.path} holds tokens of {dataset.tokens.tokenizer}, and this run takes "
+            f"patches of {tokenizer.config.registered_name}, which are cut out of pixels. Name the "
+            "raw shards that they were made of"
+        )
     raise DataError(
         f"{dataset.path} holds tokens of another tokenizer: {dataset.tokens.tokenizer} "
         f"(fingerprint {dataset.tokens.fingerprint[:12]}), and this run's is "

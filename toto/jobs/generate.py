@@ -28,7 +28,7 @@ from toto.generation.media import (
 )
 from toto.jobs.console import progress_bar, say
 from toto.jobs.sources import open_dataset
-from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
+from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
 
@@ -70,13 +70,10 @@ def start_generating(request: GenerateRequest) -> None:
     """
     import_all(request.imports)
     sampling = _sampling(request)
-    trained = load_trained(resolve_run(request.run))
-    recipe = trained.found.recipe
-    if recipe.tokenizer.output == "patches":
-        raise UserError(
-            f"{trained.found.run} has patch inputs, whose next patch is a mean and cannot be "
-            "sampled. Generate from a run whose tokenizer gives codes"
-        )
+    found = resolve_run(request.run)
+    _refuse_patches(found)
+    trained = load_trained(found)
+    recipe = found.recipe
     name, dataset, stride = _videos(recipe, request.source)
     prompt_frames = request.prompt_frames or max(recipe.clip.frames // 2, 1)
     real = _real_clips(dataset, recipe, stride, prompt_frames, request)
@@ -108,6 +105,19 @@ def start_generating(request: GenerateRequest) -> None:
     folder = trained.found.run / FOLDER
     with disk_errors(folder):
         _write(folder, shown, generated, prompt_frames, record)
+
+
+def _refuse_patches(found: FoundRun) -> None:
+    if found.recipe.tokenizer.output == "codes":
+        return
+    why = (
+        "whose next patch is predicted as a mean and cannot be sampled"
+        if found.recipe.target.output == "patches"
+        else "and what it predicts are codes, which it cannot take in"
+    )
+    raise UserError(
+        f"{found.run} has patch inputs, {why}. Generate from a run whose tokenizer gives codes"
+    )
 
 
 def _sampling(request: GenerateRequest) -> SamplingConfig:

@@ -16,19 +16,18 @@ from toto.jobs.console import say
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
 from toto.jobs.sources import named_stream, open_dataset
-from toto.jobs.trained import FoundRun, build_tokenizer, import_all, resolve_run
+from toto.jobs.trained import FoundRun, build_target_tokenizer, import_all, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from toto.recipe.schemas import TrainRecipe
-    from toto.tokenizers.base import Tokenizer
-
 __all__ = ["start_report"]
 
 PICTURES_PER_SOURCE = 4
+LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
+NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
 
 
 def start_report(run: str | None, *, imports: Sequence[str]) -> None:
@@ -50,8 +49,9 @@ def start_report(run: str | None, *, imports: Sequence[str]) -> None:
         command=started["command"],
         recipe=dump_yaml(recipe.model_dump(mode="json")),
         sources=_data_sources(found),
-        reconstructions=_reconstructions(recipe, build_tokenizer(found)),
-        loss_unit="nats/token" if recipe.tokenizer.output == "codes" else "squared error",
+        reconstructions=_reconstructions(found),
+        loss_unit=LOSS_UNITS[recipe.target.output],
+        samples_video=recipe.tokenizer.output == "codes",
         facts={
             "parameters": f"{numbers['params_total'] / 1e6:.2f} M",
             "sequence": f"{recipe.layout.frames} × {recipe.layout.height} × {recipe.layout.width} "
@@ -117,10 +117,19 @@ def _data_sources(found: FoundRun) -> list[DataSource]:
     return rows
 
 
-def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructions | None:
-    """Held-out frames of each source that is stored as pictures, and what their tokens hold."""
+def _reconstructions(found: FoundRun) -> Reconstructions | str:
+    """Held-out frames of each source that is stored as pictures, and what their codes hold.
+
+    Of patch inputs that predict codes these are the targets' codes, at the targets' resolution.
+
+    Returns:
+        The pictures, or why there are none.
+    """
+    recipe = found.recipe
+    if recipe.target.output == "patches":
+        return NOTHING_LOST
+    clip = recipe.clip.model_copy(update={"frames": 1, "resolution": recipe.target_resolution})
     originals: list[npt.NDArray[np.uint8]] = []
-    clip = recipe.clip.model_copy(update={"frames": 1})
     for source in recipe.data.sources.values():
         if source.validation is None:
             continue
@@ -134,10 +143,11 @@ def _reconstructions(recipe: TrainRecipe, tokenizer: Tokenizer) -> Reconstructio
             frame = read_clip(dataset, sample, dataset.frames(sample) // 2, clip)[0]
             originals.append(frame.astype(np.uint8))
     if not originals:
-        return None
+        return "no source has held-out pictures"
     originals_NHWC = np.stack(originals)
+    tokenizer = build_target_tokenizer(found).eval()
     pixels_BCHW = torch.from_numpy(originals_NHWC).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        decoded_BCHW = tokenizer.eval().decode(tokenizer.encode(pixels_BCHW))
+        decoded_BCHW = tokenizer.decode(tokenizer.encode(pixels_BCHW))
     decoded = (decoded_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return Reconstructions(originals_NHWC, decoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,11 +17,11 @@ from toto.jobs.console import console, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
-from toto.jobs.trained import resolve_run
+from toto.jobs.trained import fingerprints_in, resolve_run
 from toto.model import AutoregressiveModel
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
-from toto.tasks.next_token import NextTokenTask, to_frames
+from toto.tasks.next_token import NextTokenTask
 from toto.training.checkpoint import load_weights, read_meta
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
@@ -30,11 +31,10 @@ from toto.training.schedule import WarmupCosine
 from toto.training.task import Task, sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from toto.data.batch import Batch
-    from toto.tokenizers.base import Tokenizer
     from toto.training.rundir import RunDirectory
 
 __all__ = ["make_engine", "run_training", "start_training", "train_task", "validation_batches"]
@@ -64,12 +64,15 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
     """
     recipe, run = begin_run(recipe, resume=resume)
     tokenizer = recipe.tokenizer.build().eval().to(recipe.training.device)
+    target_tokenizer = None
+    if recipe.target_tokenizer is not None:
+        target_tokenizer = recipe.target_tokenizer.build().eval().to(recipe.training.device)
     sources = open_sources(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
-    model = AutoregressiveModel(recipe.tokenizer, recipe.backbone)
+    model = AutoregressiveModel(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
+    task = NextTokenTask(model, tokenizer, target_tokenizer)
     if recipe.init_from is not None and run.checkpoint is None:
-        _load_initial(recipe.init_from, tokenizer, model)
-    task = NextTokenTask(model, tokenizer)
+        _load_initial(recipe.init_from, task)
     engine = make_engine(recipe, task)
     held_out = {
         source.name: [_tokenized(task, batch) for batch in validation_batches(recipe, source)]
@@ -90,7 +93,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         engine,
         sources,
         run=run,
-        fingerprint=tokenizer.fingerprint(),
+        fingerprints=_fingerprints(task),
         evaluate=evaluate if held_out else None,
     )
 
@@ -117,15 +120,29 @@ def train_task(
     sources: Sequence[Source],
     *,
     run: RunDirectory,
-    fingerprint: str | None,
+    fingerprints: dict[str, str],
     evaluate: Callable[[], dict[str, Values]] | None,
 ) -> TrainResult:
-    """Run the loop over the mixture of a recipe, whatever the task, and say how it ended."""
+    """Run the loop over the mixture of a recipe, whatever the task, and say how it ended.
+
+    Args:
+        recipe: its machine is settled.
+        engine: what is trained.
+        sources: the mixture, opened.
+        run: where to write and what to go on from.
+        fingerprints: of the frozen tokenizers, by their section in the recipe.
+        evaluate: see `toto.training.loop.train`.
+
+    Raises:
+        UserError: the data or tokenizers are not those of the run that is resumed.
+        RunError: the run had to stop.
+    """
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
     stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
     if run.checkpoint is not None:
         _refuse_other_data(data, run.checkpoint)
+        _refuse_other_tokenizers(fingerprints, run.checkpoint)
 
     def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
         failures = FailureLog(run.path, stream.names, start_step)
@@ -149,7 +166,12 @@ def train_task(
         evaluate=evaluate,
         tokens_per_step=recipe.batch_sequences * recipe.layout.num_visual,
         seed=recipe.seed,
-        description=Description(recipe.model_dump(mode="json"), fingerprint, data),
+        description=Description(
+            recipe.model_dump(mode="json"),
+            tokenizer=fingerprints.get("tokenizer"),
+            target_tokenizer=fingerprints.get("target_tokenizer"),
+            data=data,
+        ),
         display=make_display(console),
     )
     drawn = realised_mixture(
@@ -176,6 +198,15 @@ def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:
         )
 
 
+def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> None:
+    changed = sorted(dict(fingerprints_in(read_meta(checkpoint)).items() ^ fingerprints.items()))
+    if changed:
+        raise CheckpointError(
+            f"{', '.join(changed)}: not the weights that {checkpoint} was trained with. A resumed "
+            "run is the same run: put them back, or begin another run with --output"
+        )
+
+
 def validation_batches(recipe: Recipe, source: Source) -> list[Batch]:
     """The held-out sequences of a source that every evaluation sees."""
     assert source.validation is not None
@@ -193,9 +224,7 @@ def _tokenized(task: NextTokenTask, batch: Batch) -> Batch:
     """The batch as codes, so that each evaluation does not tokenize anew; patches stay pixels."""
     if task.tokenizer.config.output == "patches":
         return batch
-    device = next(task.model.parameters()).device
-    codes_BTHW = to_frames(task.tokenizer, batch.to(device)).cpu()
-    return replace(batch, pixels_BTCHW=None, codes_BTHW=codes_BTHW)
+    return replace(batch, pixels_BTCHW=None, codes_BTHW=_target_codes(task, batch))
 
 
 def _baseline_losses(
@@ -206,23 +235,23 @@ def _baseline_losses(
 ) -> dict[str, Values]:
     """Unigram and copy-the-last-frame on each source's held-out data, fitted on its training data.
 
-    They do not change as the model learns. Patches have none: there is nothing to count.
+    They do not change as the model learns. Patch targets have none: there is nothing to count.
     """
-    if recipe.tokenizer.output == "patches":
+    if recipe.target.output == "patches":
         return {}
     losses = {}
     for source in sources:
         if source.name not in held_out:
             continue
-        fitted = TokenBaselines.fit(
-            _training_codes(recipe, task, source), recipe.tokenizer.codebook_size
-        )
-        parts = [fitted.losses(_codes(batch)) for batch in held_out[source.name]]
+        training = (_target_codes(task, batch) for batch in _training_batches(recipe, source))
+        fitted = TokenBaselines.fit(training, recipe.target.codebook_size)
+        parts = [fitted.losses(_target_codes(task, batch)) for batch in held_out[source.name]]
         losses[source.name] = metric_values(sum_metrics(parts))
     return losses
 
 
-def _training_codes(recipe: TrainRecipe, task: NextTokenTask, source: Source) -> Iterable[Tensor]:
+def _training_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
+    """What the baselines of a source are fitted on."""
     stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
     size = recipe.training.micro_batch
     steps = math.ceil(BASELINE_TOKENS / (size * recipe.layout.num_visual))
@@ -235,25 +264,38 @@ def _training_codes(recipe: TrainRecipe, task: NextTokenTask, source: Source) ->
         stop_step=steps,
         max_broken=recipe.data.max_broken,
     ):
-        yield _codes(_tokenized(task, batch))
+        yield batch
 
 
-def _codes(batch: Batch) -> Tensor:
-    assert batch.codes_BTHW is not None
-    return batch.codes_BTHW
+def _target_codes(task: NextTokenTask, batch: Batch) -> Tensor:
+    """`codes_BTHW` that the model shall predict, on the CPU."""
+    device = next(task.model.parameters()).device
+    _, codes_BTHW = task.tokens(batch.to(device))
+    return codes_BTHW.cpu()
 
 
-def _load_initial(init_from: str, tokenizer: Tokenizer, model: AutoregressiveModel) -> None:
-    """Start from the weights of another run, whose tokenizer must be the same.
+def _fingerprints(task: NextTokenTask) -> dict[str, str]:
+    """Section of the recipe → fingerprint, of each tokenizer that the weights depend on."""
+    found = {"tokenizer": task.tokenizer.fingerprint()}
+    if task.target_tokenizer is not None:
+        found["target_tokenizer"] = task.target_tokenizer.fingerprint()
+    return found
+
+
+def _load_initial(init_from: str, task: NextTokenTask) -> None:
+    """Start from the weights of another run, whose tokenizers must be the same.
 
     Raises:
-        CheckpointError: other tokenizer, or other weights; each difference is named.
+        CheckpointError: other tokenizers, or other weights; each difference is named.
     """
     found = resolve_run(init_from)
-    if found.meta.tokenizer != tokenizer.fingerprint():
+    changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
+    if changed:
+        theirs = [f"{name}: {json.dumps(found.meta.recipe.get(name))}" for name in sorted(changed)]
         raise CheckpointError(
-            f"init_from: {found.checkpoint} was trained with another tokenizer than this recipe's. "
-            f"Take the tokenizer section of {found.run}/recipe.yaml"
+            f"init_from: {found.checkpoint} was trained with another "
+            f"{' and another '.join(sorted(changed))} than this recipe's. Its recipe says "
+            f"{'; '.join(theirs)}"
         )
-    load_weights(found.checkpoint, model)
+    load_weights(found.checkpoint, task.model)
     say(f"  weights from {found.checkpoint}")

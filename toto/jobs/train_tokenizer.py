@@ -76,7 +76,7 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
         engine,
         sources,
         run=run,
-        fingerprint=None,
+        fingerprints={},
         evaluate=evaluate if held_out else None,
     )
     if result.interrupted:

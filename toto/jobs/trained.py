@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from toto.tokenizers.base import Tokenizer
+    from toto.tokenizers.config import TokenizerConfig
     from toto.training.config import TrainingConfig
 
 __all__ = [
     "FoundRun",
     "Trained",
+    "build_target_tokenizer",
     "build_tokenizer",
+    "fingerprints_in",
     "import_all",
     "load_trained",
     "newest_finetuning",
@@ -61,7 +64,7 @@ class FoundRun:
 
 @dataclass(frozen=True)
 class Trained:
-    """A loaded model with its tokenizer, in evaluation mode, on the device."""
+    """A loaded model with the tokenizer of its inputs, in evaluation mode, on the device."""
 
     found: FoundRun
     model: AutoregressiveModel
@@ -116,7 +119,7 @@ def newest_finetuning() -> FoundRun:
 
 
 def load_trained(found: FoundRun) -> Trained:
-    """Build the model and the tokenizer of a checkpoint, with its weights, strictly.
+    """Build the model of a checkpoint and the tokenizer of its inputs, with its weights, strictly.
 
     Raises:
         CheckpointError: broken files, other weights, or another tokenizer than it was trained with.
@@ -125,7 +128,8 @@ def load_trained(found: FoundRun) -> Trained:
     assert settings.precision != "auto"
     device = torch.device(settings.device)
     tokenizer = build_tokenizer(found)
-    model = AutoregressiveModel(found.recipe.tokenizer, found.recipe.backbone)
+    recipe = found.recipe
+    model = AutoregressiveModel(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
     load_weights(found.checkpoint, model)
     model.to(device).eval()
     tokenizer.to(device).eval()
@@ -138,19 +142,39 @@ def on_any_machine(training: TrainingConfig) -> TrainingConfig:
     return training.model_copy(update={"device": "auto", "precision": precision})
 
 
+def fingerprints_in(meta: CheckpointMeta) -> dict[str, str]:
+    """The tokenizers that a checkpoint belongs to: section of the recipe → fingerprint."""
+    sections = {"tokenizer": meta.tokenizer, "target_tokenizer": meta.target_tokenizer}
+    return {section: value for section, value in sections.items() if value is not None}
+
+
 def build_tokenizer(found: FoundRun) -> Tokenizer:
-    """The tokenizer of a checkpoint, checked by its fingerprint.
+    """The tokenizer of a checkpoint's inputs, checked by its fingerprint.
 
     Raises:
         CheckpointError: the tokenizer's weights are not those the checkpoint was trained with.
     """
-    tokenizer = found.recipe.tokenizer.build()
+    return _built(found.recipe.tokenizer, found.meta.tokenizer, found.checkpoint)
+
+
+def build_target_tokenizer(found: FoundRun) -> Tokenizer:
+    """The tokenizer of what a checkpoint predicts, likewise; often that of its inputs.
+
+    Raises:
+        CheckpointError: as `build_tokenizer`.
+    """
+    if found.recipe.target_tokenizer is None:
+        return build_tokenizer(found)
+    return _built(found.recipe.target_tokenizer, found.meta.target_tokenizer, found.checkpoint)
+
+
+def _built(config: TokenizerConfig, expected: str | None, checkpoint: Path) -> Tokenizer:
+    tokenizer = config.build()
     fingerprint = tokenizer.fingerprint()
-    if fingerprint != found.meta.tokenizer:
+    if fingerprint != expected:
         raise CheckpointError(
-            f"{found.checkpoint} was trained with another tokenizer: fingerprint "
-            f"{str(found.meta.tokenizer)[:12]}, and {found.recipe.tokenizer!r} has "
-            f"{fingerprint[:12]}. Put back the tokenizer weights of that run"
+            f"{checkpoint} was trained with another tokenizer: fingerprint {str(expected)[:12]}, "
+            f"and {config!r} has {fingerprint[:12]}. Put back the tokenizer weights of that run"
         )
     return tokenizer
 

@@ -17,8 +17,9 @@ def derived_numbers(recipe: Recipe) -> dict[str, Any]:
     """Sequence, batch, length, and for a backbone its parameters and MACs.
 
     Keys: tokens_per_frame, tokens_per_sequence, sequences_per_step, micro_batches_per_step,
-    tokens_per_step, steps, tokens; with a backbone also vocab_size, params_* and
-    forward_macs_per_sequence, train_macs_per_step (forward and backward, 3 × forward).
+    tokens_per_step, steps, tokens; with a backbone also target_resolution (px), vocab_size of the
+    targets, params_* and forward_macs_per_sequence, train_macs_per_step (forward and backward,
+    3 × forward).
     """
     layout = recipe.layout
     batch = recipe.batch_sequences
@@ -37,9 +38,10 @@ def derived_numbers(recipe: Recipe) -> dict[str, Any]:
 
 
 def _model_numbers(recipe: TrainRecipe) -> dict[str, Any]:
-    size = ModelSize.of(recipe.tokenizer, recipe.backbone)
+    size = ModelSize.of(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
     macs = size.forward_macs(recipe.backbone, recipe.layout)
     return {
+        "target_resolution": recipe.target_resolution,
         "vocab_size": size.vocab_size,
         "params_embedding": size.embedding,
         "params_backbone": size.backbone,
@@ -58,7 +60,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         (
             "sequence",
             f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
-            f"{layout.num_visual:,}, with start and end {layout.num_visual + 2:,}",
+            f"{layout.num_visual:,}, with {_specials(recipe)}",
         ),
         (
             "step",
@@ -69,24 +71,46 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         ("mixture", _mixture(recipe)),
     ]
     if isinstance(recipe, TrainRecipe):
-        lines += [
-            (
-                "parameters",
-                f"{numbers['params_total']:,}: backbone {numbers['params_backbone']:,}, "
-                f"embedding {numbers['params_embedding']:,}, "
-                f"readout {numbers['params_readout']:,}",
-            ),
-            (
-                "vocabulary",
-                f"{numbers['vocab_size']:,}" if numbers["vocab_size"] else "none: patches",
-            ),
-            (
-                "compute",
-                f"{numbers['forward_macs_per_sequence']:.3g} MACs a sequence forward, "
-                f"{numbers['train_macs_per_step']:.3g} a training step",
-            ),
-        ]
+        lines += _describe_model(recipe, numbers)
     return lines
+
+
+def _describe_model(recipe: TrainRecipe, numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("prediction", _prediction(recipe)),
+        (
+            "parameters",
+            f"{numbers['params_total']:,}: backbone {numbers['params_backbone']:,}, "
+            f"embedding {numbers['params_embedding']:,}, "
+            f"readout {numbers['params_readout']:,}",
+        ),
+        ("vocabulary", f"{numbers['vocab_size']:,}" if numbers["vocab_size"] else "none: patches"),
+        (
+            "compute",
+            f"{numbers['forward_macs_per_sequence']:.3g} MACs a sequence forward, "
+            f"{numbers['train_macs_per_step']:.3g} a training step",
+        ),
+    ]
+
+
+def _specials(recipe: Recipe) -> str:
+    layout = recipe.layout
+    if isinstance(recipe, TrainRecipe) and recipe.target.output == "patches":
+        return f"the start {layout.num_visual + 1:,}"
+    return f"start and end {layout.num_visual + 2:,}"
+
+
+def _prediction(recipe: TrainRecipe) -> str:
+    """What goes in and what shall come out, each at its resolution."""
+    own = f"{recipe.tokenizer.registered_name} at {recipe.clip.resolution} px"
+    if recipe.target_tokenizer is not None:
+        return (
+            f"patches of {own} → next code of {recipe.target.registered_name}, of the same crop "
+            f"at {recipe.target_resolution} px (cross-entropy)"
+        )
+    if recipe.tokenizer.output == "patches":
+        return f"patches of {own} → next patch (squared error of normalised pixels)"
+    return f"codes of {own} → next code (cross-entropy)"
 
 
 def _mixture(recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ from toto.data.config import Paths
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.tasks.config import TokenizerTaskConfig
+from toto.tokenizers.config import TokenizerConfig
 
 __all__ = ["broken_rules"]
 
@@ -123,6 +124,59 @@ def _weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:
         yield Problem("tokenizer.weights", "missing", missing)
 
 
+def _target_weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:
+    missing = recipe.target_tokenizer and recipe.target_tokenizer.missing_weights
+    if missing:
+        yield Problem("target_tokenizer.weights", "missing", missing)
+
+
+def _target_fits(recipe: TrainRecipe) -> Iterator[Problem]:
+    target, tokenizer = recipe.target_tokenizer, recipe.tokenizer
+    if target is None:
+        return
+    if tokenizer.output == "codes":
+        yield Problem(
+            "target_tokenizer",
+            f"tokenizer {tokenizer.registered_name} gives codes, which are their own targets",
+            "Remove target_tokenizer, or take patches in: tokenizer: {name: patch}",
+        )
+    elif target.output == "patches":
+        yield Problem(
+            "target_tokenizer",
+            f"{target.registered_name} gives patches, and patch inputs regress their own",
+            "Remove target_tokenizer, or name one that gives codes, such as dvae",
+        )
+    else:
+        yield from _target_grid_fits(recipe, target)
+
+
+def _target_grid_fits(recipe: TrainRecipe, target: TokenizerConfig) -> Iterator[Problem]:
+    resolution = recipe.clip.resolution
+    try:
+        grid = recipe.tokenizer.grid(resolution)
+    except ValueError:
+        return  # _grid_fits reports it
+    try:
+        target.resolution_of(grid, resolution)
+    except ValueError as error:
+        yield Problem(
+            "target_tokenizer",
+            f"{error}, and the inputs have that grid ({recipe.tokenizer.registered_name} at "
+            f"{resolution} px)",
+            "Take larger patches, or a target_tokenizer with fewer pixels a token",
+        )
+
+
+def _codes_are_classified(recipe: TrainRecipe) -> Iterator[Problem]:
+    if recipe.target.output == "codes" and recipe.backbone.patch_readout != "linear":
+        yield Problem(
+            "backbone.patch_readout",
+            f"{recipe.backbone.patch_readout} regresses patches, and the targets are codes of "
+            f"{recipe.target.registered_name}",
+            "Write patch_readout: linear",
+        )
+
+
 def _tokens_can_be_stored(recipe: TrainRecipe) -> Iterator[Problem]:
     if recipe.data.tokens == "in_run":
         return
@@ -160,6 +214,9 @@ _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
 ]
 _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
     (("tokenizer",), _weights_are_named),
+    (("target_tokenizer",), _target_weights_are_named),
+    (("tokenizer", "target_tokenizer", "clip"), _target_fits),
+    (("tokenizer", "target_tokenizer", "backbone"), _codes_are_classified),
     (("tokenizer", "data"), _tokens_can_be_stored),
 ]
 _TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [

@@ -50,10 +50,30 @@ class TrainRecipe(Recipe):
 
     verb: Literal["train"] = "train"
     backbone: Annotated[BackboneConfig, BACKBONES]
+    target_tokenizer: Annotated[TokenizerConfig | None, TOKENIZERS] = Field(
+        None, description="whose codes patch inputs predict; none: the next token of `tokenizer`"
+    )
     task: Annotated[TaskConfig, TASKS] = NextTokenConfig()
     init_from: str | None = Field(
         None, description="run or checkpoint whose weights the training starts from"
     )
+
+    @property
+    def target(self) -> TokenizerConfig:
+        """The tokenizer of what is predicted."""
+        return self.target_tokenizer or self.tokenizer
+
+    @property
+    def target_resolution(self) -> int:
+        """Side in pixels of the crop as `target` takes it: there its grid is that of the inputs.
+
+        Raises:
+            ValueError: it has that grid at no resolution up to the clip's.
+        """
+        if self.target_tokenizer is None:
+            return self.clip.resolution
+        grid = self.tokenizer.grid(self.clip.resolution)
+        return self.target_tokenizer.resolution_of(grid, self.clip.resolution)
 
 
 class TokenizerRecipe(Recipe):

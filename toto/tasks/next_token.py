@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from toto.sequence import SequenceLayout
 from toto.tokenizers.base import TokenGrid
@@ -25,17 +26,26 @@ class NextTokenTask(Task["Batch"]):
 
     The trained loss is the mean over all targets, the end included. The metrics leave the end out,
     as the paper's figures do: "loss", and "frame_loss" with one entry per frame; nats a token for
-    codes, mean squared error for patches.
+    code targets, mean squared error for patches.
 
     Args:
         model: what is trained.
         tokenizer: the one the model was made for; batches that hold codes do not need it to run.
+        target_tokenizer: the one of its targets; None where the inputs are the targets.
     """
 
-    def __init__(self, model: AutoregressiveModel, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.target_tokenizer = target_tokenizer
+        if target_tokenizer is not None:
+            target_tokenizer.requires_grad_(False).eval()
 
     @property
     def trainable(self) -> nn.Module:
@@ -43,15 +53,30 @@ class NextTokenTask(Task["Batch"]):
         return self.model
 
     def train(self, mode: bool = True) -> NextTokenTask:
-        """Training or evaluation mode of the model; the tokenizer always evaluates."""
+        """Training or evaluation mode of the model; tokenizers always evaluate."""
         super().train(mode)
         self.tokenizer.eval()
+        if self.target_tokenizer is not None:
+            self.target_tokenizer.eval()
         return self
+
+    def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model takes and what it shall predict: codes `BTHW` or patches `BTHWC` each.
+
+        A target tokenizer sees the same crop, shrunk until it gives the inputs' grid.
+        """
+        frames = to_frames(self.tokenizer, batch)
+        if self.target_tokenizer is None:
+            return frames, frames
+        height, width = frames.shape[2:4]
+        full = batch.frames().shape[-1]
+        resolution = self.target_tokenizer.config.resolution_of((height, width), full)
+        return frames, to_frames(self.target_tokenizer, batch, resolution=resolution)
 
     def forward(self, batch: Batch) -> TaskOutput:
         """See the class."""
-        frames = to_frames(self.tokenizer, batch)
-        losses_BL = self.model.losses(frames, batch.is_image_B)
+        frames, targets = self.tokens(batch)
+        losses_BL = self.model.losses(frames, batch.is_image_B, targets)
         visual_BL = losses_BL.detach()[:, : frames.shape[1:4].numel()].double()
         by_frame_BTS = visual_BL.view(*frames.shape[:2], -1)
         count_T = by_frame_BTS.new_full((frames.shape[1],), by_frame_BTS[:, 0].numel())
@@ -68,13 +93,12 @@ class NextTokenTask(Task["Batch"]):
         """Targets of all sequences: T·H·W each, and the end for codes; padding has none."""
         if batch.padding:
             return 0
-        config = self.tokenizer.config
         frames = batch.frames()
         size = frames.shape[2:4]
         if batch.pixels_BTCHW is not None:
-            size = torch.Size(config.grid(frames.shape[-1]))
-        layout = SequenceLayout(frames.shape[1], *size)
-        return len(batch) * (layout.length if config.output == "codes" else layout.num_visual)
+            size = torch.Size(self.tokenizer.config.grid(frames.shape[-1]))
+        target = self.target_tokenizer or self.tokenizer
+        return len(batch) * SequenceLayout(frames.shape[1], *size).num_targets(target.config.output)
 
     def param_roles(self) -> dict[str, ParamRole]:
         """The model's."""
@@ -85,16 +109,32 @@ class NextTokenTask(Task["Batch"]):
         self.model.compile_blocks()
 
 
-def to_frames(tokenizer: Tokenizer, batch: Batch) -> Tensor:
+def to_frames(tokenizer: Tokenizer, batch: Batch, *, resolution: int | None = None) -> Tensor:
     """What a model takes: the batch's codes, or its pixels as `codes_BTHW` or `patches_BTHWC`.
 
     Pixels are tokenized in fp32 whatever the run's precision, so that the tokens do not depend
     on it.
+
+    Args:
+        tokenizer: on the batch's device.
+        batch: pixels, or codes of that tokenizer.
+        resolution: the side that pixels are shrunk to first; None: as they are.
     """
     if batch.codes_BTHW is not None:
         return batch.codes_BTHW
     pixels_BTCHW = batch.frames()
     with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
-        grid = tokenizer.encode(pixels_BTCHW.flatten(0, 1).float() / 255)
+        pixels_BCHW = pixels_BTCHW.flatten(0, 1).float() / 255
+        if resolution not in (None, pixels_BCHW.shape[-1]):
+            pixels_BCHW = _shrunk(pixels_BCHW, resolution)
+        grid = tokenizer.encode(pixels_BCHW)
     tokens = grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
     return tokens.view(*pixels_BTCHW.shape[:2], *tokens.shape[1:])
+
+
+def _shrunk(pixels_BCHW: Tensor, resolution: int) -> Tensor:
+    """Bicubic and antialiased, as clips are resized when they are read."""
+    resized_BCHW = interpolate(
+        pixels_BCHW, size=(resolution, resolution), mode="bicubic", antialias=True
+    )
+    return resized_BCHW.clamp(0, 1)  # bicubic overshoots

@@ -47,6 +47,26 @@ class TokenizerConfig(Component, ABC):
             ValueError: the tokenizer cannot take that resolution; the message names one it can.
         """
 
+    def resolution_of(self, grid: tuple[int, int], largest: int) -> int:
+        """The smallest resolution whose pictures have that grid, `largest` px at most.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for resolution in range(1, largest + 1):
+            if self._has_grid(resolution, grid):
+                return resolution
+        raise ValueError(
+            f"{self.registered_name} gives no grid of {grid[0]} × {grid[1]} tokens at any "
+            f"resolution up to {largest} px"
+        )
+
+    def _has_grid(self, resolution: int, grid: tuple[int, int]) -> bool:
+        try:
+            return self.grid(resolution) == grid
+        except ValueError:
+            return False
+
     @property
     def missing_weights(self) -> str | None:
         """What the user must do before this tokenizer means anything, or None."""

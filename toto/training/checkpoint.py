@@ -59,6 +59,7 @@ class CheckpointMeta(Config):
         seconds: wall time of the run so far, interruptions left out.
         recipe: the resolved recipe as plain JSON.
         tokenizer: fingerprint of the tokenizer that the weights belong to; None without one.
+        target_tokenizer: likewise of the one whose codes patch inputs predict; None without one.
         data: fingerprint of each source's training dataset.
         versions: of toto, torch and Python; the machine and its threads.
         files: size in bytes of each file beside this one.
@@ -70,6 +71,7 @@ class CheckpointMeta(Config):
     seconds: NonNegativeFloat
     recipe: dict[str, Any]
     tokenizer: str | None
+    target_tokenizer: str | None = None
     data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str | int]
     files: dict[str, NonNegativeInt] = Field(default_factory=dict)

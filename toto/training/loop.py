@@ -48,11 +48,13 @@ class Description:
         recipe: the resolved recipe as plain JSON.
         tokenizer: fingerprint of the tokenizer whose tokens are learned; None without one.
         data: fingerprint of each source's training dataset.
+        target_tokenizer: fingerprint of the one whose codes patch inputs predict; None without one.
     """
 
     recipe: dict[str, Any]
     tokenizer: str | None
     data: dict[str, str] = field(default_factory=dict)
+    target_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class _Session(Generic[B]):
             seconds=self.seconds(),
             recipe=self._description.recipe,
             tokenizer=self._description.tokenizer,
+            target_tokenizer=self._description.target_tokenizer,
             data=self._description.data,
             versions=versions(),
         )

@@ -107,7 +107,7 @@ ERRORS = [
         "missing",
         "toto:dvae-tiny",
     ),
-    ({"target_tokenizer": DVAE}, "target_tokenizer", "dvae gives codes", "tokenizer: {name: patch}"),
+    ({"target_tokenizer": DVAE}, "target_tokenizer", "dvae gives codes", "take patches in"),
     (
         {"target_tokenizer": {"name": "patch", "patch_size": 8}},
         "target_tokenizer",

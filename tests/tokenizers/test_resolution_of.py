@@ -31,7 +31,7 @@ def test_it_is_the_smallest_one(largest):
 
 
 def test_a_grid_that_it_never_has_is_refused():
-    with pytest.raises(ValueError, match="dvae gives no grid of 16 × 16 tokens .* up to 127 px"):
+    with pytest.raises(ValueError, match=r"dvae gives no grid of 16 × 16 tokens .* up to 127 px"):
         DvaeConfig().resolution_of((16, 16), 127)
     with pytest.raises(ValueError, match="no grid of 2 × 3"):
         DvaeConfig().resolution_of((2, 3), 256)

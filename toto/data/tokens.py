@@ -234,7 +234,7 @@ def require_tokenizer(dataset: Dataset, tokenizer: Tokenizer) -> None:
         f"(fingerprint {dataset.tokens.fingerprint[:12]}), and this run's is "
         f"{tokenizer.config.model_dump(mode='json')} (fingerprint "
         f"{tokenizer.fingerprint()[:12]}). Tokenize the raw shards with it: "
-        "toto tokenize SHARDS OUT"
+        "toto tokenize SHARDS OUT --recipe RECIPE"
     )
 
 

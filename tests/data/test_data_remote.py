@@ -377,7 +377,7 @@ def test_an_unknown_scheme_says_so(tmp_path):
 def test_a_full_disk_is_a_message(server, tmp_path, monkeypatch):
     dataset = open_remote(server, cache(tmp_path))
 
-    def full(self, name, part):
+    def full(self, name, part, progress):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(fetch.Remote, "_fetch_watched", full)

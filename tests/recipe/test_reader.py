@@ -42,6 +42,18 @@ def test_a_good_recipe_round_trips_through_json_and_yaml(tmp_path):
     assert dumped["backbone"]["ffn_dim"] == 192, "a preset is resolved into numbers"
 
 
+def test_official_weights_of_the_published_sizes_need_not_be_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOTO_HOME", str(tmp_path / "none"))
+    for tokenizer in (
+        {"name": "dvae", "weights": "official:dvae"},
+        {"name": "vqgan", "weights": "official:vqgan-1024", "num_codes": 1024},
+        {"name": "vqgan", "weights": "official:vqgan-16384"},
+    ):
+        raw = GOOD | {"tokenizer": tokenizer}
+        assert check_recipe(raw, "r.yaml").tokenizer.weights == tokenizer["weights"]
+    assert not (tmp_path / "none").exists()
+
+
 INF = float("inf")
 DVAE = GOOD["tokenizer"]
 PATCHES = {"tokenizer": {"name": "patch", "patch_size": 8}}
@@ -86,6 +98,19 @@ ERRORS = [
     ({"data": {"sources": {"digits": {"weight": INF}}}}, "data.sources.digits.weight", "inf", ""),
     ({"seed": 10**23}, "seed", "less than", "Change"),
     ({"tokenizer": {"weights": f"random:{10**23}"}}, "tokenizer.weights", "names no", "18 digits"),
+    ({"tokenizer": {"weights": "official:dva"}}, "tokenizer.weights", "'dva'", "mean 'dvae'?"),
+    (
+        {"tokenizer": {"weights": "official:vqgan-1024"}},
+        "tokenizer",
+        "official:vqgan-1024 is a vqgan, not a dvae",
+        "name: vqgan",
+    ),
+    (
+        {"tokenizer": {"weights": "official:dvae"}},
+        "tokenizer",
+        "official:dvae has other sizes",
+        "num_codes: 8192, width: 256",
+    ),
     ({"tokenizer": {"name": None}}, "tokenizer", "has no name", "Tokenizers are dvae"),
     ({"tokenizer": {"name": 3}}, "tokenizer", "the name 3 is no word", "Tokenizers are dvae"),
     ({"tokenizer": {"name": ["dvae"]}}, "tokenizer", "['dvae'] is no word", "Tokenizers are"),

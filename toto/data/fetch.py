@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback
 
 from toto.data.addresses import filesystem
+from toto.data.progress import Progress, silent
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,23 +34,31 @@ PASSING_STATUS = {408, 425, 429}
 # Errors that no second try mends; a full disk among them.
 LASTING_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, ValueError, TypeError)
 LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+DATASET_MEND = (
+    "Mend the address or the server; for a slow one raise data.cache.stall_seconds or "
+    "data.cache.retries"
+)
 
 
 class Remote:
-    """The folder of a dataset at an address.
+    """A folder of files at an address.
 
     Args:
         address: with a scheme.
         config: how often and how long to try.
+        mend: what the user can do when a file does not come.
     """
 
-    def __init__(self, address: str, config: CacheConfig) -> None:
+    def __init__(self, address: str, config: CacheConfig, mend: str = DATASET_MEND) -> None:
         self.address = address.rstrip("/")
         self._config = config
+        self._mend = mend
         self._attempts = itertools.count()
         self._opened: tuple[int, Any, str] | None = None
 
-    def fetch(self, name: str, to: Path, size: int | None = None) -> None:
+    def fetch(
+        self, name: str, to: Path, size: int | None = None, progress: Progress = silent
+    ) -> None:
         """Copy the file `name` to `to`, which appears when all has come.
 
         Each try writes to a file of its own, `to`'s name with a number behind it.
@@ -58,6 +67,7 @@ class Remote:
             name: of the file in the folder.
             to: in a folder of this machine.
             size: bytes that it has; fewer are a connection that broke.
+            progress: called with bytes, where the server says how many there are.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -67,7 +77,7 @@ class Remote:
         for number in range(tries):
             part = to.with_name(f"{to.name}.{os.getpid()}-{next(self._attempts)}")
             try:
-                self._fetch_watched(name, part)
+                self._fetch_watched(name, part, progress)
                 _require_size(part, size)
                 part.replace(to)
                 return
@@ -86,11 +96,10 @@ class Remote:
             time.sleep(pause * random.uniform(0.5, 1.0))
         said = "1 try" if number == 0 else f"{number + 1} tries"
         raise DataError(
-            f"{self.address}/{name} cannot be fetched ({said}): {_text(failure)}. Mend the address "
-            "or the server; for a slow one raise data.cache.stall_seconds or data.cache.retries"
+            f"{self.address}/{name} cannot be fetched ({said}): {_text(failure)}. {self._mend}"
         ) from failure
 
-    def _fetch_watched(self, name: str, part: Path) -> None:
+    def _fetch_watched(self, name: str, part: Path, progress: Progress) -> None:
         """Fetch in a thread of its own, and leave it when nothing more comes.
 
         Not every file system has timeouts, and a thread cannot be stopped from outside: one that
@@ -99,7 +108,7 @@ class Remote:
         system, folder = self._filesystem()
         left = threading.Event()
         fetching = _Call(
-            lambda: system.get_file(f"{folder}/{name}", str(part), callback=_Watch(left))
+            lambda: system.get_file(f"{folder}/{name}", str(part), callback=_Watch(left, progress))
         )
         size = 0
         while not fetching.finished.wait(self._config.stall_seconds):
@@ -120,8 +129,8 @@ class Remote:
             self._opened = (os.getpid(), system, folder.rstrip("/"))
         return self._opened[1:]
 
-    def __reduce__(self) -> tuple[object, tuple[str, CacheConfig]]:
-        return Remote, (self.address, self._config)
+    def __reduce__(self) -> tuple[object, tuple[str, CacheConfig, str]]:
+        return Remote, (self.address, self._config, self._mend)
 
 
 class _Call:
@@ -147,16 +156,21 @@ class _LeftError(Exception):
 
 
 class _Watch(Callback):  # type: ignore[misc]
-    """Ends a fetch that was left."""
+    """Tells how far a fetch is, and ends one that was left."""
 
-    def __init__(self, left: threading.Event) -> None:
+    def __init__(self, left: threading.Event, progress: Progress) -> None:
         super().__init__()
         self._left = left
+        self._progress = progress
+        self._told = 0
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
         """Called by the file system after each piece."""
         if self._left.is_set():
             raise _LeftError
+        if self.size and self.value > self._told:
+            self._told = self.value
+            self._progress(self.value, self.size)
 
 
 def _require_size(part: Path, size: int | None) -> None:

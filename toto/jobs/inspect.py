@@ -1,4 +1,4 @@
-"""`toto list` and `toto show`: what there is, and what a recipe comes to. No torch here."""
+"""`toto list`, `show`, `weights list`: what there is, and what a recipe comes to. No torch here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from toto.recipe.yaml_reader import dump_yaml
 from toto.registry import Registry, import_plugin
 from toto.tasks.config import FEATURE_NETWORKS, TASKS
 from toto.tokenizers.config import TOKENIZERS
+from toto.tokenizers.official import OFFICIAL, read_record, weights_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["REGISTRIES", "list_family", "show_recipe"]
+__all__ = ["REGISTRIES", "list_family", "list_weights", "show_recipe"]
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "tokenizers": TOKENIZERS,
@@ -58,6 +59,27 @@ def show_recipe(name: str, overrides: Sequence[str]) -> None:
     say(dump_yaml(recipe.model_dump(mode="json")).rstrip())
     for what, value in describe(recipe):
         say(f"# {what}: {value}")
+
+
+def list_weights() -> None:
+    """Print the published weights: what they are, from where, how large, and whether they are here.
+
+    Raises:
+        CheckpointError: the record of those that are here is damaged.
+    """
+    for name, official in OFFICIAL.items():
+        say(f"{name}: {official.title}")
+        say(f"  licence: {official.licence}")
+        record = read_record(name)
+        for file in official.files:
+            say(f"  {file.name}: {file.address}")
+            if file.name in record:
+                received = record[file.name]
+                say(f"    received: {received.size:,} bytes, SHA-256 {received.sha256}")
+            else:
+                say(f"    size: {file.size or 'unknown'}")
+        path = weights_path(name)
+        say(f"  here: {path}" if path.is_file() else f"  not here: toto weights get {name}")
 
 
 def _first_line(component: type[Any]) -> str:

@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from toto.registry import Component, Registry
+from toto.registry import Component, Registry, unknown_name
+from toto.tokenizers.official import OFFICIAL, official_name
 
 if TYPE_CHECKING:
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["TOKENIZERS", "DvaeConfig", "PatchConfig", "TokenizerConfig", "VqganConfig"]
+__all__ = [
+    "TOKENIZERS",
+    "CodebookConfig",
+    "DvaeConfig",
+    "PatchConfig",
+    "TokenizerConfig",
+    "VqganConfig",
+]
 
 WEIGHTS_NEEDED = (
-    "Write weights: toto:dvae-tiny for the shipped small one (with its sizes), the path of a "
-    ".safetensors file that `toto tokenizer train` wrote, or random:0"
+    "Write weights: official:NAME for published ones (`toto weights list`), toto:dvae-tiny for "
+    "the shipped small one (with its sizes), the path of a .safetensors file that `toto tokenizer "
+    "train` wrote, or random:0"
 )
 
 TOKENIZERS: Registry[TokenizerConfig] = Registry("tokenizer", builtins="toto.tokenizers.config")
@@ -82,46 +91,34 @@ class TokenizerConfig(Component, ABC):
 
 
 def _check_weights(weights: str | None) -> str | None:
-    if weights is None or re.fullmatch(r"toto:.+|random:\d{1,18}|.+\.safetensors", weights):
-        return weights
-    raise ValueError(
-        f"{weights!r} names no weights; write toto:NAME, random:SEED (up to 18 digits) or the "
-        "path of a .safetensors file"
-    )
+    known = r"toto:.+|official:.+|random:\d{1,18}|.+\.safetensors"
+    if weights is not None and not re.fullmatch(known, weights):
+        raise ValueError(
+            f"{weights!r} names no weights; write official:NAME, toto:NAME, random:SEED (up to 18 "
+            "digits) or the path of a .safetensors file"
+        )
+    name = official_name(weights)
+    if name is not None and name not in OFFICIAL:
+        raise ValueError(unknown_name("official weights", name, sorted(OFFICIAL)))
+    return weights
 
 
 WeightsSource = Annotated[
     str | None,
     AfterValidator(_check_weights),
     Field(
-        description="`toto:NAME` for weights that toto ships, the path of a .safetensors file, or "
-        "`random:SEED`; none while the tokenizer itself is trained"
+        description="`official:NAME` for those of `toto weights get NAME`, `toto:NAME` for weights "
+        "that toto ships, the path of a .safetensors file, or `random:SEED`; none while the "
+        "tokenizer itself is trained"
     ),
 ]
 
 
-def _grid_of_multiple(resolution: int, factor: int) -> tuple[int, int]:
-    if resolution < factor or resolution % factor:
-        fits = max(round(resolution / factor), 1) * factor
-        raise ValueError(f"{resolution} px is no multiple of {factor} px per token; {fits} is")
-    return resolution // factor, resolution // factor
-
-
-@TOKENIZERS.register("dvae")
-class DvaeConfig(TokenizerConfig):
-    """The discrete VAE of DALL-E (Ramesh et al. 2021; github openai/DALL-E), 8 px per token.
-
-    The defaults are the published network: 53.8 M parameters in the encoder, 43.8 M in the
-    decoder, 8192 codes.
-    """
+class CodebookConfig(TokenizerConfig):
+    """Base of the tokenizers that have a codebook and weights."""
 
     weights: WeightsSource = None
-    num_codes: PositiveInt = 8192
-    width: PositiveInt = Field(
-        256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
-    )
-    blocks_per_group: PositiveInt = 2
-    decoder_stem: PositiveInt = Field(128, description="channels after the one-hot 1×1 conv")
+    num_codes: PositiveInt
 
     @property
     def codebook_size(self) -> int:
@@ -132,6 +129,48 @@ class DvaeConfig(TokenizerConfig):
     def missing_weights(self) -> str | None:
         """Weights are needed before the ids mean anything."""
         return None if self.weights else WEIGHTS_NEEDED
+
+    @model_validator(mode="after")
+    def _check_official(self) -> Self:
+        """Refuse official weights that are another tokenizer's or of other sizes."""
+        name = official_name(self.weights)
+        if name is None:
+            return self
+        official = OFFICIAL[name]
+        if official.tokenizer != self.registered_name:
+            raise ValueError(
+                f"{self.weights} is a {official.tokenizer}, not a {self.registered_name}; "
+                f"write name: {official.tokenizer}"
+            )
+        ours = self.model_dump(mode="json")
+        published = type(self)(**official.sizes).model_dump(mode="json", exclude={"weights"})
+        other = [f"{key}: {value}" for key, value in published.items() if value != ours[key]]
+        if other:
+            raise ValueError(f"{self.weights} has other sizes; write {', '.join(other)}")
+        return self
+
+
+def _grid_of_multiple(resolution: int, factor: int) -> tuple[int, int]:
+    if resolution < factor or resolution % factor:
+        fits = max(round(resolution / factor), 1) * factor
+        raise ValueError(f"{resolution} px is no multiple of {factor} px per token; {fits} is")
+    return resolution // factor, resolution // factor
+
+
+@TOKENIZERS.register("dvae")
+class DvaeConfig(CodebookConfig):
+    """The discrete VAE of DALL-E (Ramesh et al. 2021; github openai/DALL-E), 8 px per token.
+
+    The defaults are the published network: 53.8 M parameters in the encoder, 43.8 M in the
+    decoder, 8192 codes.
+    """
+
+    num_codes: PositiveInt = 8192
+    width: PositiveInt = Field(
+        256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
+    )
+    blocks_per_group: PositiveInt = 2
+    decoder_stem: PositiveInt = Field(128, description="channels after the one-hot 1×1 conv")
 
     def grid(self, resolution: int) -> tuple[int, int]:
         """Three 2×2 poolings: 8 px per token."""
@@ -145,14 +184,13 @@ class DvaeConfig(TokenizerConfig):
 
 
 @TOKENIZERS.register("vqgan")
-class VqganConfig(TokenizerConfig):
+class VqganConfig(CodebookConfig):
     """VQGAN (Esser et al. 2021; github CompVis/taming-transformers), 16 px per token.
 
     The defaults are the published network of 16384 codes: 29.3 M parameters in the encoder,
     42.4 M in the decoder. The published one of 1024 codes differs in `num_codes` alone.
     """
 
-    weights: WeightsSource = None
     num_codes: PositiveInt = 16384
     code_dim: PositiveInt = Field(256, description="values of a code vector")
     latent_dim: PositiveInt = Field(256, description="channels between encoder and quantizer")
@@ -179,16 +217,6 @@ class VqganConfig(TokenizerConfig):
                     "channels; take a divisor of width"
                 )
         return self
-
-    @property
-    def codebook_size(self) -> int:
-        """One id per code."""
-        return self.num_codes
-
-    @property
-    def missing_weights(self) -> str | None:
-        """Weights are needed before the ids mean anything."""
-        return None if self.weights else WEIGHTS_NEEDED
 
     def grid(self, resolution: int) -> tuple[int, int]:
         """Every level but the last halves the resolution: 16 px per token by default."""

@@ -17,13 +17,21 @@ from safetensors.torch import save
 from toto.errors import CheckpointError
 from toto.files import disk_errors, replacing
 from toto.registry import unknown_name
+from toto.tokenizers.official import official_name, weights_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["load_weights", "random_seed", "save_weights", "shipped_weights"]
+__all__ = [
+    "load_weights",
+    "random_seed",
+    "save_checked_weights",
+    "save_weights",
+    "shipped_weights",
+    "tensor_differences",
+]
 
 SHIPPED = "toto:"
 RANDOM = "random:"
@@ -52,17 +60,35 @@ def save_weights(tokenizer: Tokenizer, path: Path) -> None:
     Raises:
         RunError: the disk is full or refuses.
     """
+    with disk_errors(path), replacing(path) as unfinished:
+        _write(tokenizer, unfinished)
+
+
+def save_checked_weights(tokenizer: Tokenizer, path: Path) -> Tokenizer:
+    """`save_weights`, but the file appears only once a tokenizer was built from it, strictly.
+
+    Returns:
+        The tokenizer that was built from the file.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    with disk_errors(path), replacing(path) as unfinished:
+        _write(tokenizer, unfinished)
+        return tokenizer.config.model_copy(update={"weights": str(unfinished)}).build()
+
+
+def _write(tokenizer: Tokenizer, path: Path) -> None:
     # The layout in memory may be channels last; files are always in the plain order.
     tensors = {
         name: tensor.detach().to("cpu").contiguous()
         for name, tensor in tokenizer.state_dict().items()
     }
-    with disk_errors(path), replacing(path) as unfinished:
-        unfinished.write_bytes(save(tensors, metadata={METADATA_KEY: _identity(tokenizer)}))
+    path.write_bytes(save(tensors, metadata={METADATA_KEY: _identity(tokenizer)}))
 
 
 def load_weights(tokenizer: Tokenizer, source: str) -> None:
-    """Fill the tokenizer from `toto:NAME` or from a .safetensors file, strictly.
+    """Fill the tokenizer from `toto:NAME`, `official:NAME` or a .safetensors file, strictly.
 
     A relative path is relative to the working directory.
 
@@ -93,6 +119,14 @@ def _find(source: str) -> Path:
         if name not in shipped:
             raise CheckpointError(unknown_name("shipped weights", name, sorted(shipped)))
         return shipped[name]
+    official = official_name(source)
+    if official is not None:
+        path = weights_path(official)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{source} is not at {path}. Fetch it once: toto weights get {official}"
+            )
+        return path
     path = Path(source)
     if not path.is_file():
         raise CheckpointError(
@@ -102,9 +136,8 @@ def _find(source: str) -> Path:
     return path
 
 
-def _check(
-    tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: str | None
-) -> None:
+def tensor_differences(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> str:
+    """The first tensors that a file lacks, has too many or in other shapes; empty if all fit."""
     wanted = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differences = [
@@ -112,17 +145,23 @@ def _check(
         for name in [*wanted, *sorted(found.keys() - wanted.keys())]
         if found.get(name) != wanted.get(name)
     ]
+    more = len(differences) - LISTED_DIFFERENCES
+    return "; ".join(differences[:LISTED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _check(
+    tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: str | None
+) -> None:
+    differences = tensor_differences(tokenizer, tensors)
     identity = _identity(tokenizer)
     same = made_for is None or json.loads(made_for) == json.loads(identity)
     if same and not differences:
         return
-    listed = "; ".join(differences[:LISTED_DIFFERENCES]) or "all tensors fit"
-    more = len(differences) - LISTED_DIFFERENCES
     raise CheckpointError(
         f"{path} holds the weights of another tokenizer. It was made for "
         f"{made_for or 'a tokenizer that it does not name'}, this one is {identity}. "
-        f"{listed}{f'; and {more} more' if more > 0 else ''}. Write the file's sizes in the "
-        "recipe, or give other weights"
+        f"{differences or 'all tensors fit'}. Write the file's sizes in the recipe, or give other "
+        "weights"
     )
 
 

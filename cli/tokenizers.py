@@ -1,17 +1,28 @@
-"""Commands about tokenizers: `toto tokenizer train`."""
+"""Commands about tokenizers: `toto tokenizer train` and `eval`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
-from toto.cli.options import OutputOption, RecipeArgument, ResumeOption, SetOption
+from toto.cli.options import (
+    ImportOption,
+    LabelOption,
+    OutputOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+)
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
-    group = typer.Typer(no_args_is_help=True, help="Train a tokenizer of your own.")
+    group = typer.Typer(no_args_is_help=True, help="Train a tokenizer of your own, and judge any.")
     group.command("train")(train)
+    group.command("eval")(eval_)
     app.add_typer(group, name="tokenizer")
 
 
@@ -25,3 +36,44 @@ def train(
     from toto.jobs.train_tokenizer import start_tokenizer_training
 
     start_tokenizer_training(recipe, overrides or [], output=output, resume=resume)
+
+
+def eval_(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="packed pictures or videos, held out")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the results' folder, made here")],
+    tokenizers: Annotated[
+        list[str],
+        typer.Option(
+            "--tokenizer",
+            metavar="T",
+            help="a recipe, a .safetensors file of toto, toto:NAME or a run of "
+            "`toto tokenizer train`; repeatable",
+        ),
+    ],
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=1, help="side of the crops in pixels, for all; else that of each recipe"),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="pictures or frames, spread over the dataset")
+    ] = 1000,
+    labels: LabelOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Measure reconstructions and codebook use on the same pictures, tokenizers side by side.
+
+    Writes OUT/evaluation.json (PSNR, SSIM, codes used, perplexity) and OUT/reconstructions.png.
+    """
+    from toto.jobs.evaluate_tokenizers import evaluate_tokenizers
+
+    evaluate_tokenizers(
+        dataset,
+        out,
+        tokenizers,
+        resolution=resolution,
+        samples=samples,
+        labels=labels or [],
+        imports=imports or [],
+    )

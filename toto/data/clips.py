@@ -1,5 +1,4 @@
-"""Clips by sample number, for evaluations: labelled samples, single frames, any stretch of a video.
-"""
+"""Clips by sample number, for evaluations: labelled samples, frames, any stretch of a video."""
 
 from __future__ import annotations
 

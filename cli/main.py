@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 from rich.markup import escape
-from toto.cli import data, inspection, models, tokenizers, weights
+from toto.cli import analysis, data, inspection, models, tokenizers, weights
 
 from toto.errors import TotoError
 
@@ -25,6 +25,7 @@ models.add_to(app)
 tokenizers.add_to(app)
 weights.add_to(app)
 data.add_to(app)
+analysis.add_to(app)
 inspection.add_to(app)
 
 

@@ -29,6 +29,14 @@ ImportOption = Annotated[
         help="import your plug-ins first; a checkpoint never imports code by itself",
     ),
 ]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="NAME",
+        help="what tables and figures call each, in the order given; repeatable",
+    ),
+]
 OutputOption = Annotated[
     str | None, typer.Option("--output", help="the run directory, instead of the recipe's")
 ]

@@ -1,4 +1,4 @@
-"""Commands about tokenizers: `toto tokenizer train`, `toto tokenizer convert`."""
+"""Commands about tokenizers: `toto tokenizer train`, `eval` and `convert`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from toto.cli.options import OutputOption, RecipeArgument, ResumeOption, SetOption
+from toto.cli.options import (
+    ImportOption,
+    LabelOption,
+    OutputOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+)
 
 __all__ = ["add_to"]
 
@@ -14,9 +21,11 @@ __all__ = ["add_to"]
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
     group = typer.Typer(
-        no_args_is_help=True, help="Train a tokenizer of your own, or convert a published one."
+        no_args_is_help=True,
+        help="Train a tokenizer of your own, judge any, or convert a published one.",
     )
     group.command("train")(train)
+    group.command("eval")(eval_)
     group.command("convert")(convert)
     app.add_typer(group, name="tokenizer")
 
@@ -47,3 +56,44 @@ def convert(
     from toto.jobs.convert import convert_weights
 
     convert_weights(files, out)
+
+
+def eval_(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="packed pictures or videos, held out")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the results' folder, made here")],
+    tokenizers: Annotated[
+        list[str],
+        typer.Option(
+            "--tokenizer",
+            metavar="T",
+            help="a recipe, a .safetensors file of toto, toto:NAME or a run of "
+            "`toto tokenizer train`; repeatable",
+        ),
+    ],
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=1, help="side of the crops in pixels, for all; else that of each recipe"),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="pictures or frames, spread over the dataset")
+    ] = 1000,
+    labels: LabelOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Measure reconstructions and codebook use on the same pictures, tokenizers side by side.
+
+    Writes OUT/evaluation.json (PSNR, SSIM, codes used, perplexity) and OUT/reconstructions.png.
+    """
+    from toto.jobs.evaluate_tokenizers import evaluate_tokenizers
+
+    evaluate_tokenizers(
+        dataset,
+        out,
+        tokenizers,
+        resolution=resolution,
+        samples=samples,
+        labels=labels or [],
+        imports=imports or [],
+    )

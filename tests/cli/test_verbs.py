@@ -154,6 +154,12 @@ def test_a_tokenizer_is_trained_and_then_used(tmp_path, tiny_datasets):
     raw["tokenizer"] |= {"weights": None}
     done = toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
     assert "PSNR" in done.stdout
+    evaluate = ["tokenizer", "eval", tiny_datasets / "videos-val", "quality"]
+    toto(*evaluate, "--tokenizer", "runs/tiny", "--samples", "4", cwd=tmp_path)
+    evaluated = json.loads((tmp_path / "quality/evaluation.json").read_text())["tokenizers"]
+    assert evaluated["tiny"]["resolution"] == 32, "as the run was trained"
+    done = toto(*evaluate[:3], "x", "--tokenizer", "tiny.yaml", cwd=tmp_path, code=2)
+    assert "tokenizer.weights: missing" in done.stderr
     use = tiny_recipe(tiny_datasets, steps=2)
     use["tokenizer"]["weights"] = "runs/tiny/tokenizer.safetensors"
     toto("train", write_recipe(tmp_path, use, "use.yaml"), cwd=tmp_path)

@@ -1,8 +1,10 @@
-"""Clips by sample number, for evaluations: labelled samples, and any stretch of a video."""
+"""Clips by sample number, for evaluations: labelled samples, frames, any stretch of a video."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from toto.data.decode import UndecodableError, decode_frames
 from toto.data.index import NO_LABEL
@@ -10,19 +12,21 @@ from toto.data.loader import collate
 from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
 from toto.data.transforms import square
+from toto.data.units import Units
 from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from toto.data.batch import Batch
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["LabelledDataset", "read_clip"]
+__all__ = ["FrameList", "LabelledDataset", "read_clip"]
+
+PIECE = 2**16
 
 
 def read_clip(
@@ -47,6 +51,41 @@ def read_clip(
             "the file and pack its folder again"
         ) from error
     return square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
+
+
+class FrameList:
+    """The frames of all samples that are not excluded, in order; a picture is one frame.
+
+    Memory grows with the shards, not with the frames.
+
+    Args:
+        dataset: raw or tokens.
+
+    Raises:
+        DataError: every sample is excluded.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._units = Units(dataset, frames=1, stride=1)
+        self._ends_S = np.cumsum(self._units.per_shard)
+
+    def __len__(self) -> int:
+        return int(self._ends_S[-1])
+
+    def spread(self, count: int) -> Iterator[tuple[int, int]]:
+        """(sample, frame) of the middles of `count` equal parts of the list; of all if it is short.
+
+        Middles, because the beginnings would be the first frames where videos are of one length.
+        """
+        total = len(self)
+        count = min(count, total)
+        for first in range(0, count, PIECE):
+            numbers = range(first, min(first + PIECE, count))
+            place_N = np.array([(2 * i + 1) * total // (2 * count) for i in numbers], np.int64)
+            shard_N = np.searchsorted(self._ends_S, place_N, side="right")
+            unit_N = place_N - (self._ends_S - self._units.per_shard)[shard_N]
+            sample_N, frame_N = self._units.locate(shard_N, unit_N, np.zeros(len(numbers)))
+            yield from zip(sample_N.tolist(), frame_N.tolist(), strict=True)
 
 
 class LabelledDataset:

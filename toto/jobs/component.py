@@ -1,4 +1,4 @@
-"""A component as a shell argument: a name, or the mapping that a recipe would hold."""
+"""A component outside of a recipe: a shell argument, or what a file says of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toto.recipe.messages import explain
 from toto.recipe.yaml_reader import parse_value
 from toto.registry import Component, Config, Registry
 
-__all__ = ["parse_component"]
+__all__ = ["described_component", "parse_component"]
 
 C = TypeVar("C", bound=Component)
 
@@ -25,14 +25,29 @@ def parse_component(registry: Registry[C], text: str) -> C:
         RecipeError: its mistakes.
     """
     try:
-        raw = {registry.family: parse_value(text)}
+        value = parse_value(text)
     except yaml.YAMLError as error:
         raise UserError(f"{text!r} is no YAML value. Write a name or '{{name: ...}}'") from error
+    return described_component(registry, value, text)
+
+
+def described_component(registry: Registry[C], description: Any, where: str) -> C:
+    """The component that a name or a mapping describes.
+
+    Args:
+        registry: of its family.
+        description: as a recipe would hold it.
+        where: what messages call the place of the description.
+
+    Raises:
+        RecipeError: its mistakes, such as a plug-in's name before the plug-in is imported.
+    """
+    raw = {registry.family: description}
     field: Any = (Annotated[Component, registry], ...)
     schema = create_model("Argument", __base__=Config, **{registry.family: field})
     try:
         argument = schema.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(text, explain(error, schema, raw)) from None
+        raise RecipeError(where, explain(error, schema, raw)) from None
     component: C = getattr(argument, registry.family)
     return component

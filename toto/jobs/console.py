@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-__all__ = ["ProgressFn", "console", "progress_bar", "say"]
+__all__ = ["ProgressFn", "console", "progress_bar", "say", "say_table"]
 
 ProgressFn = Callable[[int, int], None]
 """`progress(done, total)`: called after each piece of long work."""
@@ -23,6 +23,15 @@ AT_ONCE_SECONDS = 0.2
 def say(text: str) -> None:
     """Print a line, as it is."""
     console.print(text, markup=False)
+
+
+def say_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells below their heads: a column of words, then columns of numbers."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        words, *numbers = row
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        say("  ".join([words.ljust(widths[0]), *cells]).rstrip())
 
 
 @contextmanager

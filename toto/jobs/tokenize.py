@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from toto.data.tokens import Rank, tokenize_dataset
-from toto.errors import Problem, RecipeError
 from toto.jobs.console import progress_bar, say
+from toto.jobs.named_tokenizer import require_weights
 from toto.jobs.sources import open_dataset
 from toto.recipe.reader import read_recipe
 from toto.training.machine import resolve_machine
@@ -48,9 +48,7 @@ def tokenize_shards(
         DataError: the dataset, or a tokenizer without codes.
     """
     recipe = read_recipe(recipe_name, overrides)
-    missing = recipe.tokenizer.missing_weights
-    if missing:
-        raise RecipeError(recipe_name, [Problem("tokenizer.weights", "missing", missing)])
+    require_weights(recipe.tokenizer, recipe_name)
     rank = Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     tokenizer = recipe.tokenizer.build().eval().to(_device(recipe.training))
     resolution = recipe.clip.resolution

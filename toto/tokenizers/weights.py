@@ -7,9 +7,10 @@ A file is safetensors; its metadata holds the config of the tokenizer it belongs
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,13 +21,17 @@ from toto.registry import unknown_name
 from toto.tokenizers.official import official_name, weights_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from toto.tokenizers.base import Tokenizer
 
 __all__ = [
+    "SHIPPED",
     "load_weights",
     "random_seed",
+    "read_identity",
     "save_checked_weights",
     "save_weights",
     "shipped_weights",
@@ -34,6 +39,8 @@ __all__ = [
 ]
 
 SHIPPED = "toto:"
+"""What the names of weights that come with toto begin with."""
+
 RANDOM = "random:"
 METADATA_KEY = "tokenizer"
 LISTED_DIFFERENCES = 3
@@ -96,16 +103,44 @@ def load_weights(tokenizer: Tokenizer, source: str) -> None:
         CheckpointError: there is no such file or name, or it belongs to another tokenizer.
     """
     path = _find(source)
+    with _opened(path) as file:
+        made_for = (file.metadata() or {}).get(METADATA_KEY)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check(tokenizer, path, tensors, made_for)
+    tokenizer.load_state_dict(tensors)
+
+
+def read_identity(source: str) -> dict[str, Any]:
+    """What the weights say of the tokenizer they belong to: its config without `weights`.
+
+    Args:
+        source: as `load_weights` takes it.
+
+    Raises:
+        CheckpointError: there is no such file or name, or it does not say.
+    """
+    path = _find(source)
+    with _opened(path) as file:
+        made_for = (file.metadata() or {}).get(METADATA_KEY)
+    if made_for is None:
+        raise CheckpointError(
+            f"{path} does not say which tokenizer it belongs to. Name a recipe whose tokenizer "
+            f"has `weights: {source}` and its sizes"
+        )
+    identity: dict[str, Any] = json.loads(made_for)
+    return identity
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open."""
     try:
         with safe_open(path, framework="pt") as file:
-            made_for = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: {error}. Copy or train it again"
         ) from error
-    _check(tokenizer, path, tensors, made_for)
-    tokenizer.load_state_dict(tensors)
 
 
 def _identity(tokenizer: Tokenizer) -> str:

@@ -1,0 +1,106 @@
+"""Figures that stand alone, as PNG files in the light colours of the report's page.
+
+Matplotlib is imported here, so import this module only where figures are drawn.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
+
+from toto.analysis.plots import GRID, INK, MUTED, SERIES, STYLE
+from toto.files import disk_errors, replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+    from toto.analysis.ngrams import NgramStatistics
+
+__all__ = ["LIGHT", "draw_ngrams"]
+
+LIGHT = {
+    INK: "#1a2027",
+    MUTED: "#5d6875",
+    GRID: "#dde2e8",
+    **dict(zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#a8548a"), strict=True)),
+}
+"""Of each placeholder of `plots`, the colour that page.css gives it in its light scheme."""
+
+LIGHT_STYLE = {key: LIGHT.get(value, value) for key, value in STYLE.items()}
+LINES = ("-", "--", ":", "-.")  # a fifth series has the first colour again, and another line
+PANEL = (4.6, 3.6)  # inches, and a line of the legend below it
+LEGEND_LINE = 0.2
+LEGEND_LETTERS = 150  # that fit beside each other above three panels
+DPI = 150
+
+
+def draw_ngrams(path: Path, series: Mapping[str, Sequence[NgramStatistics]]) -> None:
+    """Sorted histograms on log axes: how often the n-gram of each rank occurs, a panel for each n.
+
+    Args:
+        path: the .png file.
+        series: label → the statistics of each n, the same ones in the same order for all.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    orders = [one.n for one in next(iter(series.values()))]
+    height = PANEL[1] + LEGEND_LINE * len(series)
+    with _png(path, (PANEL[0] * len(orders), height)) as figure:
+        panels = figure.subplots(1, len(orders), squeeze=False)[0]
+        for place, axes in enumerate(panels):
+            lines = [
+                _draw_sorted(axes, number, of_label[place])
+                for number, of_label in enumerate(series.values())
+            ]
+            axes.set(
+                title=f"{orders[place]}-grams", xlabel="rank of the n-gram", ylabel="occurrences"
+            )
+            _make_logarithmic(axes)
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
+        columns = max(1, LEGEND_LETTERS // (max(map(len, series)) + 8))
+        figure.legend(lines, list(series), loc="outside upper left", ncols=columns)
+
+
+def _draw_sorted(axes: Axes, number: int, statistics: NgramStatistics) -> Line2D:
+    """Each different count as the level line from its first to its last rank: no rank is lost."""
+    last_rank_M = np.cumsum(statistics.ngrams_M)
+    ranks = np.stack([last_rank_M - statistics.ngrams_M + 1, last_rank_M], axis=1).ravel()
+    most = min(statistics.possible, statistics.windows)
+    (line,) = axes.plot(
+        ranks,
+        statistics.values_M.repeat(2),
+        color=LIGHT[SERIES[number % len(SERIES)]],
+        linestyle=LINES[number // len(SERIES) % len(LINES)],
+        label=f"{statistics.distinct:,} of at most {most:,}",
+    )
+    return line
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    """Both axes from 1 to the largest value, and to 10 at least, so that two ticks have numbers."""
+    right, top = (1.25 * max(largest, 10.0) for largest in axes.dataLim.max)
+    axes.set(xscale="log", yscale="log", xlim=(0.8, right), ylim=(0.8, top))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_formatter(NullFormatter())
+
+
+@contextmanager
+def _png(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+    """A figure that becomes the file `path` once the block has ended well."""
+    with matplotlib.rc_context(LIGHT_STYLE):
+        figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
+        yield figure
+        with disk_errors(path), replacing(path) as unfinished:
+            # Nothing of when and with what it was drawn: equal figures are equal files.
+            figure.savefig(unfinished, format="png", metadata={"Software": None})

@@ -46,7 +46,7 @@ def convert(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="encoder.pkl and decoder.pkl of the dVAE, or the checkpoint of a VQGAN",
         ),
     ],

@@ -35,7 +35,10 @@ def get(
         ),
     ] = None,
 ) -> None:
-    """Fetch published weights and convert them; a recipe then says `weights: official:NAME`."""
+    """Fetch published weights and convert them; a recipe then says `weights: official:NAME`.
+
+    They lie in $TOTO_HOME/weights, by default ~/.cache/toto/weights.
+    """
     from toto.jobs.weights import get_weights
 
     get_weights(name, source=source)

@@ -80,4 +80,4 @@ def test_every_command_names_verbs_and_options_that_exist(tmp_path, command):
 
 
 def command_path(command: list[str]) -> list[str]:
-    return command[1:3] if command[1] == "tokenizer" else command[1:2]
+    return command[1:3] if command[1] in {"tokenizer", "weights"} else command[1:2]

@@ -76,6 +76,7 @@ def test_the_dvae_is_fetched_once_and_then_used(tmp_path, tiny_datasets, server,
     assert sum(server.served.values()) == 0, "nothing is fetched unasked"
 
     got = toto("weights", "get", "dvae", cwd=tmp_path).stdout
+    assert f"fetching {server.address}/encoder.pkl: 0 of 0 MB" in got
     assert f"{server.address}/encoder.pkl: " in got
     assert "in a recipe: tokenizer: {name: dvae, " in got
     assert "weights: official:dvae}" in got

@@ -40,6 +40,10 @@ def test_every_command_runs(tmp_path, tiny_folders):
     for command in commands():
         toto(*command[1:], cwd=tmp_path)
     verbs = {command[1] for command in commands()}
-    assert verbs == {"pack", "doctor", "view", "tokenize", "stream", "train"}
+    assert verbs == {
+        "pack", "doctor", "view", "tokenize", "tokenizer", "analyze", "stream", "train",
+    }  # fmt: skip
     assert (tmp_path / "videos.html").is_file()
     assert (tmp_path / "tokens.html").is_file()
+    assert (tmp_path / "quality/reconstructions.png").is_file()
+    assert (tmp_path / "ngrams/ngrams.png").is_file()

@@ -69,7 +69,9 @@ def test_your_own_data_commands_run_one_after_the_other(tmp_path, tiny_folders):
     extra = {"show": shrink, "train": shrink, "probe": ["--set", "epochs=1"]}
     for command in sequence:
         toto(*command[1:], *extra.get(command[1], []), cwd=tmp_path)
-    assert {"pack", "show", "train", "probe"} == {command[1] for command in sequence}
+    assert {command[1] for command in sequence} == {
+        "pack", "show", "train", "tokenizer", "tokenize", "analyze", "probe",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -80,4 +82,4 @@ def test_every_command_names_verbs_and_options_that_exist(tmp_path, command):
 
 
 def command_path(command: list[str]) -> list[str]:
-    return command[1:3] if command[1] in {"tokenizer", "weights"} else command[1:2]
+    return command[1:3] if command[1] in {"tokenizer", "weights", "analyze"} else command[1:2]

@@ -68,7 +68,7 @@ def eval_(
         typer.Option(
             "--tokenizer",
             metavar="T",
-            help="a recipe, a .safetensors file of toto, toto:NAME or a run of "
+            help="a recipe, a .safetensors file of toto, toto:NAME, official:NAME or a run of "
             "`toto tokenizer train`; repeatable",
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from toto.data.config import ClipConfig
 from toto.data.index import Dataset
 from toto.evaluation.reconstruction import measure
 from toto.recipe.reader import read_recipe
+from toto.tokenizers.official import OFFICIAL, weights_path
 from toto.tokenizers.weights import save_weights
 
 PLUGIN = """
@@ -114,6 +116,20 @@ def test_weights_say_whose_they_are(tmp_path, tiny_datasets, recipe):
     assert list(found) == ["w", "dvae-tiny"]
     assert found["w"]["tokenizer"]["num_codes"] == 32
     assert found["dvae-tiny"]["resolution"] == 64
+
+
+def test_published_weights_are_named_as_in_a_recipe(tmp_path, tiny_datasets, recipe, monkeypatch):
+    monkeypatch.setenv("TOTO_HOME", str(tmp_path / "home"))
+    tokenizer = read_recipe(str(recipe)).tokenizer
+    sizes = tokenizer.model_dump(exclude={"weights", "name"})
+    monkeypatch.setitem(OFFICIAL, "dvae", replace(OFFICIAL["dvae"], sizes=sizes))
+    command = ("--tokenizer", "official:dvae", "--resolution", "32")
+    done = evaluate(tmp_path, tiny_datasets / "pictures", *command, code=2)
+    assert "Fetch it once: toto weights get dvae" in done.stderr
+    weights_path("dvae").parent.mkdir(parents=True)
+    save_weights(tokenizer.build(), weights_path("dvae"))
+    evaluate(tmp_path, tiny_datasets / "pictures", *command)
+    assert results(tmp_path)["tokenizers"]["dvae"]["fingerprint"] == tokenizer.build().fingerprint()
 
 
 def test_the_plugin_of_a_weights_file_is_imported_by_the_user(tmp_path, tiny_datasets):

@@ -13,6 +13,7 @@ from toto.jobs.train_tokenizer import WEIGHTS_FILE
 from toto.recipe.reader import check_recipe, read_recipe
 from toto.recipe.yaml_reader import read_yaml
 from toto.tokenizers.config import TOKENIZERS
+from toto.tokenizers.official import PREFIX as OFFICIAL_PREFIX
 from toto.tokenizers.weights import SHIPPED, read_identity
 
 if TYPE_CHECKING:
@@ -37,16 +38,16 @@ class NamedTokenizer:
 
 
 def find_tokenizer(text: str) -> NamedTokenizer:
-    """What `recipes/x.yaml`, `x`, `w.safetensors`, `toto:NAME` or `runs/x` means.
+    """What `recipes/x.yaml`, `x`, `w.safetensors`, `toto:NAME`, `official:NAME` or `runs/x` means.
 
-    A recipe gives its tokenizer and its resolution. A weights file says whose it is, and nothing of
-    a resolution. A folder is a run of `toto tokenizer train`: its weights, its recipe's resolution.
+    A recipe gives its tokenizer and its resolution. Weights say whose they are, and nothing of a
+    resolution. A folder is a run of `toto tokenizer train`: its weights, its recipe's resolution.
 
     Raises:
         UserError: there is no such thing, or the recipe's tokenizer has no weights.
     """
-    if text.startswith(SHIPPED):
-        return NamedTokenizer(text.removeprefix(SHIPPED), _config_of(text), None)
+    if text.startswith((SHIPPED, OFFICIAL_PREFIX)):
+        return NamedTokenizer(text.partition(":")[2], _config_of(text), None)
     path = Path(text)
     if path.is_dir():
         return _of_run(path)

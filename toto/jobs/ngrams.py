@@ -193,7 +193,7 @@ def _say_results(results: dict[str, list[NgramStatistics]]) -> None:
             f"{one.entropy_nats:.3f}",
             f"{one.entropy_bits:.3f}",
             f"{one.perplexity:,.0f}",
-            *(f"{one.coverage.get(k, 1.0):.1%}" for k in SHOWN_RANKS),
+            *(f"{one.coverage.get(k, 1.0):.2%}" for k in SHOWN_RANKS),
         ]
         for label, of_label in results.items()
         for one in of_label

@@ -75,7 +75,7 @@ ERRORS = [
     ({"clip": {"resolution": 20}}, "clip.resolution", "no multiple of 8 px", "Change it"),
     ({"task": {"name": "dvae"}}, "task.name", "no task of `verb: train`", "toto list tasks"),
     (
-        {"data": {"sources": {"digits": {"validation": "a"}}}},
+        {"data": {"sources": {"digits": {"path": "a", "validation": "a"}}}},
         "data.sources.digits.validation",
         "also trained on",
         "Hold out",
@@ -88,7 +88,7 @@ ERRORS = [
         "in_run",
     ),
     (
-        {"data": {"root": "d", "sources": {"digits": {"validation": "./x/../a"}}}},
+        {"data": {"root": "d", "sources": {"digits": {"path": "a", "validation": "./x/../a"}}}},
         "data.sources.digits.validation",
         "also trained on, by source digits",
         "Hold out",
@@ -277,6 +277,16 @@ def test_base_is_merged_and_a_renamed_component_replaces_the_section(tmp_path):
     assert recipe.tokenizer.registered_name == "patch"
     assert recipe.training.steps == 7
     assert recipe.training.batch_tokens == 32
+
+
+def test_the_sources_of_a_recipe_replace_those_of_its_base(tmp_path):
+    write(tmp_path / "base.yaml", {**GOOD, "data": {**GOOD["data"], "workers": 2}})
+    own = {"base": "base.yaml", "data": {"sources": {"mine": {"path": "mine-train"}}}}
+    recipe = read_recipe(write(tmp_path / "own.yaml", own))
+    assert list(recipe.data.sources) == ["mine"]
+    assert recipe.data.workers == 2
+    untouched = read_recipe(write(tmp_path / "same.yaml", {"base": "base.yaml"}))
+    assert list(untouched.data.sources) == list(GOOD["data"]["sources"])
 
 
 def test_a_base_of_a_base_is_refused(tmp_path):

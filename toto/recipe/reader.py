@@ -139,13 +139,18 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` upon `base`, mapping by mapping; a section with another `name` replaces it whole."""
+    """`over` upon `base`, mapping by mapping, but for two that replace those of the base whole.
+
+    A section with another `name`, whose other keys are those of another component; and `sources`,
+    whose keys are the user's own: a mixture that is written out has no source but those written.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             renamed = "name" in value and value["name"] != old.get("name")
-            merged[key] = value if renamed else merge(old, value)
+            whole = renamed or key == "sources"
+            merged[key] = value if whole else merge(old, value)
         else:
             merged[key] = value
     return merged

@@ -37,6 +37,15 @@ def test_doctor_finds_lists_and_fixes(tmp_path, tiny_folders):
     assert "1 excluded before" in done.stdout
 
 
+def test_doctor_does_not_offer_to_leave_out_what_is_only_unlabelled(tmp_path, tiny_folders):
+    shutil.copytree(tiny_folders / "pictures", tmp_path / "pictures/a")
+    toto("pack", "pictures", "data", cwd=tmp_path)
+    (tmp_path / "data/label.i32").open("r+b").write((-1).to_bytes(4, "little", signed=True))
+    done = toto("doctor", "data", cwd=tmp_path, code=1)
+    assert "unlabelled samples stay" in done.stdout
+    assert "--fix" not in done.stdout
+
+
 def test_doctor_names_short_videos_and_does_not_exclude_all(tmp_path, data):
     videos = ("doctor", "data/videos-val")
     toto(*videos, "--frames", "4", "--stride", "2", cwd=tmp_path)

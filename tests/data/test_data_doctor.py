@@ -17,7 +17,14 @@ from toy_data import (
 
 from toto.data.config import ClipConfig
 from toto.data.decode import count_frames
-from toto.data.doctor import PAPER_SIZES, PaperSize, examine, exclude, unlike_paper
+from toto.data.doctor import (
+    PAPER_SIZES,
+    PaperSize,
+    changed_shards,
+    examine,
+    exclude,
+    unlike_paper,
+)
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
 from toto.data.stream import SourceStream
@@ -27,9 +34,13 @@ CLIP = ClipConfig(frames=4, stride=2, resolution=8)
 INTRA = Codec("mp4", "mjpeg", pixels="yuvj420p")
 
 
-def ailments(dataset, clip=CLIP, workers=1):
-    found = examine(dataset, clip, workers=workers)
-    return [(finding.sample, finding.ailment) for finding in found]
+def findings(dataset, workers=1):
+    changed = changed_shards(dataset, workers=workers)
+    return examine(dataset, CLIP, changed, workers=workers)
+
+
+def ailments(dataset, workers=1):
+    return [(finding.sample, finding.ailment) for finding in findings(dataset, workers)]
 
 
 @pytest.fixture
@@ -51,15 +62,15 @@ def test_a_sound_dataset_has_no_findings(tmp_path):
 def test_each_ailment_is_found(pictures, workers):
     expected = [(2, "undecodable"), (4, "duplicate"), (5, "unlabelled")]
     assert ailments(pictures, workers=workers) == expected
-    duplicate = examine(pictures, CLIP)[1]
-    assert (duplicate.file, duplicate.detail) == ("4.png", "the same bytes as sample 1")
+    duplicate = findings(pictures)[1]
+    assert (duplicate.file, duplicate.detail) == ("4.png", "the same bytes as 1.png")
 
 
 def test_three_copies_name_the_first(tmp_path):
     samples = [(png(random_picture(0)), 1, -1)] * 3
     dataset = write_dataset(tmp_path / "d", samples, kind="images", extension="png")
-    details = [finding.detail for finding in examine(dataset, CLIP)]
-    assert details == ["the same bytes as sample 0"] * 2
+    details = [finding.detail for finding in findings(dataset)]
+    assert details == ["the same bytes as 0.png"] * 2
 
 
 def test_short_and_lying_videos_are_found(tmp_path):
@@ -67,7 +78,7 @@ def test_short_and_lying_videos_are_found(tmp_path):
     samples = [(videos[0], 9, -1), (videos[1], 5, -1), (videos[2], 20, -1)]
     dataset = write_dataset(tmp_path / "d", samples, kind="videos", extension="mp4")
     assert ailments(dataset) == [(1, "short"), (2, "undecodable")]
-    assert "8 frames, and the index says 20" in examine(dataset, CLIP)[1].detail
+    assert "8 frames, and the index says 20" in findings(dataset)[1].detail
 
 
 def test_a_video_damaged_in_the_middle_is_found(tmp_path):
@@ -99,20 +110,20 @@ def test_a_crash_of_the_decoder_costs_its_sample_alone(tmp_path, workers):
     )
     calls = []
     found = examine(
-        Deadly(dataset._store), CLIP, workers=workers, progress=lambda *c: calls.append(c)
+        Deadly(dataset._store), CLIP, {}, workers=workers, progress=lambda *c: calls.append(c)
     )
     assert [(finding.sample, finding.detail) for finding in found] == [
         (2, "the decoder crashed (signal 11)"),
-        (3, "the same bytes as sample 1"),
-        (5, "the same bytes as sample 0"),
+        (3, "the same bytes as 1.png"),
+        (5, "the same bytes as 0.png"),
     ]
-    assert calls == [(1, 2), (2, 2)]
+    assert calls == [(6, 6)]
 
 
 def test_origins_that_are_no_text_are_listed_so(tmp_path):
     dataset = picture_dataset(tmp_path / "d", 2, broken=[1])
     (tmp_path / "d/files.jsonl").write_text('"0.png"\n"caf\\udce9.png"\n')
-    (finding,) = examine(dataset, CLIP)
+    (finding,) = findings(dataset)
     assert finding.file == r"caf\udce9.png"
     assert exclude(dataset, [finding]) == 1
 
@@ -138,7 +149,7 @@ def test_an_index_of_another_packing_is_refused(tmp_path):
         file.seek(3 * 8)
         file.write((tmp_path / "x").read_bytes())
     with pytest.raises(DataError, match="are of different packings"):
-        examine(dataset, CLIP)
+        findings(dataset)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
@@ -155,10 +166,10 @@ def test_a_shard_that_is_gone_or_changed_is_missing(tmp_path, damage):
 
 
 def test_excluded_samples_leave_the_stream_and_are_passed_over(pictures):
-    assert exclude(pictures, examine(pictures, CLIP)) == 3
+    assert exclude(pictures, findings(pictures)) == 3
     dataset = Dataset.open(pictures.path)
     assert dataset.excluded.tolist() == [2, 4, 5]
-    assert examine(dataset, CLIP) == []
+    assert findings(dataset) == []
     stream = SourceStream.shuffled(dataset, CLIP, seed=0, name="a")
     assert stream.num_units == 3
     places = stream.draw(np.arange(3 * 50))

@@ -21,15 +21,25 @@ from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
-__all__ = ["PAPER_SIZES", "Finding", "PaperSize", "examine", "exclude", "unlike_paper"]
+__all__ = [
+    "PAPER_SIZES",
+    "Finding",
+    "PaperSize",
+    "changed_shards",
+    "count_by_ailment",
+    "examine",
+    "exclude",
+    "unlike_paper",
+]
 
 Ailment = Literal["missing", "undecodable", "short", "duplicate", "unlabelled"]
 HASH_CHUNK = 2**24
+CHUNK = 16  # samples that a worker takes at once
 
 
 @dataclass(frozen=True)
@@ -69,35 +79,57 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class _ShardReport:
-    """What one shard holds: (sample, ailment, detail), and a hash of every payload."""
-
-    ailments: list[tuple[int, Ailment, str]]
-    hashes: npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class _SampleReport:
-    """What one sample is."""
+class _Report:
+    """What one sample is: a hash of its payload, and what ails it."""
 
     digest: int
     ailment: tuple[Ailment, str] | None
 
 
-def examine(
-    dataset: Dataset, clip: ClipConfig, *, workers: int = 1, progress: Progress = silent
-) -> list[Finding]:
-    """Read a whole dataset; samples that are excluded already are passed over.
+def changed_shards(
+    dataset: Dataset, *, workers: int = 1, progress: Progress = silent
+) -> dict[int, str]:
+    """The shards that are gone, or are not of the manifest's size and checksum.
 
-    Shards are compared with the manifest's sizes and checksums. Every picture and every
-    frame of the videos is decoded; codes are counted. A sample over which the decoder crashes is
-    undecodable. A sample is a duplicate if an earlier one has the same bytes.
+    Args:
+        dataset: raw or tokens.
+        workers: processes.
+        progress: called after each shard.
+
+    Returns:
+        Number of the shard → what is wrong with it.
+    """
+    count = len(dataset.manifest.shards)
+    checked = map_in_workers(
+        partial(_changed, dataset), ([shard] for shard in range(count)), workers=workers
+    )
+    changed: dict[int, str] = {}
+    for shard, (reason,) in enumerate(checked):
+        if reason is not None:
+            changed[shard] = str(reason)
+        progress(shard + 1, count)
+    return changed
+
+
+def examine(
+    dataset: Dataset,
+    clip: ClipConfig,
+    changed: Mapping[int, str],
+    *,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> list[Finding]:
+    """Decode a whole dataset; samples that are excluded already are passed over.
+
+    Every picture and every frame of the videos is decoded; codes are counted. A sample over which
+    the decoder crashes is undecodable; one whose bytes an earlier sample has is a duplicate.
 
     Args:
         dataset: raw or tokens.
         clip: what a video must be long enough for.
+        changed: of `changed_shards`; their samples are missing.
         workers: processes; the findings do not depend on their number.
-        progress: called after each shard.
+        progress: called with numbers of samples.
 
     Returns:
         At most one finding a sample, in order.
@@ -105,28 +137,36 @@ def examine(
     Raises:
         DataError: a shard and its index are of different packings.
     """
-    count = len(dataset.manifest.shards)
-    span = clip.span if dataset.kind == "videos" else 1
-    reports: dict[int, _ShardReport] = {}
-    crashed: list[int] = []
-    chunks = ([shard] for shard in range(count))
-    examined = map_in_workers(partial(_examine_shard, dataset, span), chunks, workers=workers)
-    for shard, (report,) in enumerate(examined):
-        if isinstance(report, DataError):
-            raise report
-        if isinstance(report, Crash):
-            crashed.append(shard)
-            continue
-        reports[shard] = report
-        progress(len(reports), count)
-    for shard in crashed:
-        reports[shard] = _examine_one_by_one(dataset, span, shard, workers)
-        progress(len(reports), count)
-    ailments = [ailment for report in reports.values() for ailment in report.ailments]
+    kept = dataset.kept()
+    shard_of = np.searchsorted(dataset.shard_starts, kept, side="right") - 1
+    is_missing = np.isin(shard_of, list(changed))
+    ailments: list[tuple[int, Ailment, str]] = [
+        (sample, "missing", changed[shard])
+        for sample, shard in zip(
+            kept[is_missing].tolist(), shard_of[is_missing].tolist(), strict=True
+        )
+    ]
+    there = kept[~is_missing]
+    hashes = np.zeros(dataset.num_samples, dtype=np.uint64)
+    examined = map_in_workers(
+        partial(_examine_sample, dataset, clip.span if dataset.kind == "videos" else 1),
+        (there[first : first + CHUNK].tolist() for first in range(0, len(there), CHUNK)),
+        workers=workers,
+    )
+    done = 0
+    for reports in examined:
+        for sample, report in zip(there[done : done + CHUNK].tolist(), reports, strict=True):
+            if isinstance(report, DataError):
+                raise report
+            if isinstance(report, Crash):
+                report = _Report(0, ("undecodable", str(report)))
+            hashes[sample] = report.digest
+            if report.ailment:
+                ailments.append((sample, *report.ailment))
+        done += len(reports)
+        progress(done, len(there))
     passed_over = {sample for sample, _, _ in ailments} | set(dataset.excluded.tolist())
-    hashes = np.concatenate([reports[shard].hashes for shard in range(count)])
-    ailments += _duplicates(hashes, passed_over)
-    return _with_files(dataset, sorted(ailments))
+    return _findings(dataset, ailments, _duplicates(hashes, passed_over))
 
 
 def exclude(dataset: Dataset, findings: Iterable[Finding]) -> int:
@@ -163,53 +203,13 @@ def unlike_paper(dataset: Dataset, name: str) -> str | None:
     return f"{found:,.1f} {unit}, and the paper's Table 2 has {wanted:,.0f} ({found / wanted:.1%})"
 
 
-def _examine_shard(dataset: Dataset, span: int, shard: int) -> _ShardReport | DataError:
-    samples = _kept(dataset, shard)
+def _examine_sample(dataset: Dataset, span: int, sample: int) -> _Report | DataError:
     try:
-        reason = _changed(dataset, shard)
-        if reason is None:
-            reports = {sample: _examine_sample(dataset, span, sample) for sample in samples}
-        else:
-            reports = {sample: _SampleReport(0, ("missing", reason)) for sample in samples}
+        payload = dataset.read(sample)
     except DataError as error:  # what a worker raises would pass for a crash
         return error
-    return _joined(dataset, shard, reports)
-
-
-def _examine_one_by_one(dataset: Dataset, span: int, shard: int, workers: int) -> _ShardReport:
-    """What `_examine_shard` returns, for a shard over which it crashes."""
-    samples = _kept(dataset, shard)
-    examined = map_in_workers(
-        partial(_examine_sample, dataset, span), ([sample] for sample in samples), workers=workers
-    )
-    reports = {}
-    for sample, (report,) in zip(samples, examined, strict=True):
-        if isinstance(report, Crash):
-            report = _SampleReport(0, ("undecodable", str(report)))
-        reports[sample] = report
-    return _joined(dataset, shard, reports)
-
-
-def _examine_sample(dataset: Dataset, span: int, sample: int) -> _SampleReport:
-    payload = dataset.read(sample)
     digest = hashlib.blake2b(payload, digest_size=8).digest()
-    return _SampleReport(int.from_bytes(digest, "little"), _ailment(dataset, sample, payload, span))
-
-
-def _joined(dataset: Dataset, shard: int, reports: dict[int, _SampleReport]) -> _ShardReport:
-    first, last = dataset.shard_starts[shard : shard + 2].tolist()
-    hashes = np.zeros(last - first, dtype=np.uint64)
-    for sample, report in reports.items():
-        hashes[sample - first] = report.digest
-    ailments = [(sample, *report.ailment) for sample, report in reports.items() if report.ailment]
-    return _ShardReport(ailments, hashes)
-
-
-def _kept(dataset: Dataset, shard: int) -> list[int]:
-    """The samples of a shard that are not excluded already."""
-    first, last = dataset.shard_starts[shard : shard + 2].tolist()
-    excluded = set(dataset.excluded.tolist())
-    return [sample for sample in range(first, last) if sample not in excluded]
+    return _Report(int.from_bytes(digest, "little"), _ailment(dataset, sample, payload, span))
 
 
 def _changed(dataset: Dataset, shard: int) -> str | None:
@@ -257,29 +257,32 @@ def _count(dataset: Dataset, payload: memoryview) -> int:
     return len(codes_THW)
 
 
-def _duplicates(
-    hashes: npt.NDArray[np.uint64], passed_over: set[int]
-) -> list[tuple[int, Ailment, str]]:
+def _duplicates(hashes: npt.NDArray[np.uint64], passed_over: set[int]) -> dict[int, int]:
     """Every sample whose payload stood before, with the first that has it."""
     order = np.argsort(hashes, kind="stable")
     # Left in, one of them would part two that are alike.
     order = order[~np.isin(order, list(passed_over))]
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
     first_of: dict[int, int] = {}
-    found: list[tuple[int, Ailment, str]] = []
     for place in same.tolist():
         sample, before = int(order[place]), int(order[place - 1])
-        first_of[sample] = first = first_of.get(before, before)
-        found.append((sample, "duplicate", f"the same bytes as sample {first}"))
-    return found
+        first_of[sample] = first_of.get(before, before)
+    return first_of
 
 
-def _with_files(dataset: Dataset, ailments: list[tuple[int, Ailment, str]]) -> list[Finding]:
-    wanted = {sample for sample, _, _ in ailments}
+def _findings(
+    dataset: Dataset, ailments: list[tuple[int, Ailment, str]], first_of: dict[int, int]
+) -> list[Finding]:
+    """All of them in order, with the names of the files."""
+    wanted = {sample for sample, _, _ in ailments} | {*first_of, *first_of.values()}
     files = {n: file for n, file in enumerate(dataset.origins()) if n in wanted} if wanted else {}
-    return [
-        Finding(sample, _printable(files[sample]), ail, detail) for sample, ail, detail in ailments
+    files = {sample: _printable(file) for sample, file in files.items()}
+    found = [Finding(sample, files[sample], ail, detail) for sample, ail, detail in ailments]
+    found += [
+        Finding(sample, files[sample], "duplicate", f"the same bytes as {files[first]}")
+        for sample, first in first_of.items()
     ]
+    return sorted(found, key=lambda finding: finding.sample)
 
 
 def _printable(text: str) -> str:

@@ -7,7 +7,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from toto.data.config import ClipConfig
-from toto.data.doctor import PAPER_SIZES, Finding, count_by_ailment, examine, exclude, unlike_paper
+from toto.data.doctor import (
+    PAPER_SIZES,
+    Finding,
+    changed_shards,
+    count_by_ailment,
+    examine,
+    exclude,
+    unlike_paper,
+)
 from toto.data.index import Dataset
 from toto.data.workers import num_cores
 from toto.errors import UserError
@@ -52,8 +60,10 @@ def examine_dataset(
         raise UserError(f"--like {like}: the paper's Table 2 has {', '.join(PAPER_SIZES)}")
     dataset = Dataset.open(path)
     clip = ClipConfig(frames=frames, stride=stride)
-    with progress_bar(f"examining {path}") as progress:
-        findings = examine(dataset, clip, workers=num_cores(), progress=progress)
+    with progress_bar(f"checking {path}", "shards") as progress:
+        changed = changed_shards(dataset, workers=num_cores(), progress=progress)
+    with progress_bar(f"examining {path}", "samples") as progress:
+        findings = examine(dataset, clip, changed, workers=num_cores(), progress=progress)
     _say_summary(dataset, findings)
     lines = "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
     with disk_errors(listing):
@@ -64,11 +74,14 @@ def examine_dataset(
         say(f"unlike the paper: {unlike}")
     if not findings:
         return unlike is None
-    if not fix:
-        say("let streams leave them out: the same command with --fix")
-        return False
     # Pre-training needs no labels, and probes pass over samples without one.
     harmful = [finding for finding in findings if finding.ailment != "unlabelled"]
+    if len(harmful) < len(findings):
+        say("unlabelled samples stay: training needs no labels, and probes pass over them")
+    if not fix:
+        if harmful:
+            say(f"let streams leave out {len(harmful):,} of them: the same command with --fix")
+        return False
     if len(harmful) + len(dataset.excluded) == dataset.num_samples:
         raise UserError(f"{path}: all {dataset.num_samples:,} samples ail; none would be left")
     say(f"streams of {path} leave out {exclude(dataset, harmful):,} of its samples now")

@@ -68,6 +68,8 @@ def test_view_shows_raw_samples_and_what_tokens_hold(tmp_path, data):
     toto("view", "data/videos-train", "raw.html", *clip, "--samples", "3", cwd=tmp_path)
     page = (tmp_path / "raw.html").read_text()
     assert page.count("data:image/png;base64,") == 3
+    assert page.count("<h3>") == 3
+    assert "frames 2 apart" in page
     assert "<script" not in page
     assert "http" not in page
     recipe = write_recipe(tmp_path, tiny_recipe(data))
@@ -75,7 +77,8 @@ def test_view_shows_raw_samples_and_what_tokens_hold(tmp_path, data):
     toto("view", "codes", "codes.html", *clip[:4], "--samples", "5", cwd=tmp_path)
     page = (tmp_path / "codes.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "decoded by their tokenizer" in page
+    assert page.count("<figcaption") == 5
+    assert "by their own tokenizer." in page, "pictures have no stride"
 
 
 def test_stream_prints_the_same_units_at_any_world_size(tmp_path, data):

@@ -22,9 +22,9 @@ class ViewedSample:
     """One sample.
 
     Attributes:
-        title: its file, label and what was cut out of it.
-        frames_THWC: uint8 RGB, after crop and stride.
-        frame_names: one above each frame.
+        title: its key and label.
+        frames_THWC: uint8 RGB, after crop and stride; of a picture there is one.
+        frame_names: one above each frame; none of a picture.
     """
 
     title: str
@@ -57,12 +57,15 @@ def write_view(out: Path, content: ViewContent) -> None:
     Raises:
         RunError: the disk is full or refuses.
     """
-    samples = [
-        {"title": sample.title, "image": png_uri(_strip(sample))} for sample in content.samples
-    ]
-    write_page(out, "view.html", {"content": content, "samples": samples})
+    clips = [_shown(one, _strip(one)) for one in content.samples if one.frame_names]
+    pictures = [_shown(one, one.frames_THWC[0]) for one in content.samples if not one.frame_names]
+    write_page(out, "view.html", {"content": content, "clips": clips, "pictures": pictures})
 
 
 def _strip(sample: ViewedSample) -> NDArray[np.uint8]:
     scale = pixel_scale(sample.frames_THWC.shape[1], target=96)
     return sheet({"": sample.frames_THWC}, sample.frame_names, scale=scale)
+
+
+def _shown(sample: ViewedSample, image_HWC: NDArray[np.uint8]) -> dict[str, str | int]:
+    return {"title": sample.title, "image": png_uri(image_HWC), "width": image_HWC.shape[1]}

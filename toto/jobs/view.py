@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["view_dataset"]
 
-PICTURES_BESIDE = 8
 CAPTION = {
-    "raw": "Crop and start drawn as in training; every {stride} frames.",
-    "tokens": "What the tokens hold, decoded by their tokenizer; every {stride} frames.",
+    ("raw", "videos"): "Crop and start drawn as in training; frames {stride} apart.",
+    ("raw", "images"): "Crop drawn as in training.",
+    (
+        "tokens",
+        "videos",
+    ): "What the tokens hold, by their own tokenizer; frames {stride} apart.",
+    ("tokens", "images"): "What the tokens hold, by their own tokenizer.",
 }
 
 
@@ -69,7 +73,7 @@ def view_dataset(
         ViewedSample(
             _title(dataset, sample),
             _pixels(sequence.frames, tokenizer),
-            [f"frame {start + t * stride}" for t in range(len(sequence.frames))],
+            _frame_names(dataset, sequence.frames, start, stride),
         )
         for sequence, sample, start in zip(
             drawn, places.sample_N.tolist(), places.start_N.tolist(), strict=True
@@ -78,7 +82,7 @@ def view_dataset(
     content = ViewContent(
         name=dataset.name,
         facts=_facts(dataset, clip),
-        caption=CAPTION[dataset.form].format(stride=stride),
+        caption=CAPTION[dataset.form, dataset.kind].format(stride=stride),
         samples=viewed,
         classes=_classes(dataset),
     )
@@ -107,6 +111,14 @@ def _pixels(frames: npt.NDArray[np.generic], tokenizer: Tokenizer | None) -> npt
     return pixels
 
 
+def _frame_names(
+    dataset: Dataset, frames: npt.NDArray[np.generic], start: int, stride: int
+) -> list[str]:
+    if dataset.kind == "images":
+        return []
+    return [f"frame {start + t * stride}" for t in range(len(frames))]
+
+
 def _title(dataset: Dataset, sample: int) -> str:
     label = dataset.label(sample)
     named = "" if label == NO_LABEL else f" · {dataset.classes[label]}"
@@ -120,8 +132,10 @@ def _facts(dataset: Dataset, clip: ClipConfig) -> dict[str, str]:
         "frames": f"{frames:,}",
         "excluded": f"{len(dataset.excluded):,}",
         "shards": f"{len(dataset.manifest.shards):,}",
-        "clip": f"{clip.frames} × {clip.resolution} px, stride {clip.stride}",
+        "crop": f"{clip.resolution} px",
     }
+    if dataset.kind == "videos":
+        facts["clip"] = f"{clip.frames} frames, stride {clip.stride}"
     if dataset.form == "tokens":
         height, width = dataset.tokens.grid
         facts["tokens"] = f"{height} × {width} a frame, {dataset.tokens.tokenizer['name']}"

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -6,7 +7,7 @@ import time
 
 import pytest
 
-from toto.data.workers import Crash, map_in_workers
+from toto.data.workers import Crash, _serve, map_in_workers
 
 DEADLY = 13
 
@@ -43,6 +44,19 @@ def test_a_crash_costs_its_item_alone(size):
     assert [r for r in results if not isinstance(r, Crash)] == [
         n * n for n in range(40) if n != DEADLY
     ]
+
+
+def test_a_worker_ends_quietly_where_the_one_who_asks_is_killed(capfd):
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    worker = spawn.Process(target=_serve, args=(square, theirs))
+    worker.start()
+    theirs.close()
+    assert ours.poll(20)
+    ours.close()  # with a message that nobody read: the worker's connection is reset
+    worker.join(20)
+    assert worker.exitcode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_chunks_are_taken_as_they_are_needed():

@@ -192,6 +192,10 @@ def _serve(function: Callable[[Item], Result], connection: Connection) -> None:
     while True:
         try:
             items = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # reset, where the one who asks was killed
             return
-        connection.send([function(item) for item in items])
+        results = [function(item) for item in items]
+        try:
+            connection.send(results)
+        except OSError:
+            return

@@ -101,7 +101,9 @@ def changed_shards(
     """
     count = len(dataset.manifest.shards)
     checked = map_in_workers(
-        partial(_changed, dataset), ([shard] for shard in range(count)), workers=workers
+        partial(_changed, dataset),
+        ([shard] for shard in range(count)),
+        workers=min(workers, count),
     )
     changed: dict[int, str] = {}
     for shard, (reason,) in enumerate(checked):
@@ -151,7 +153,7 @@ def examine(
     examined = map_in_workers(
         partial(_examine_sample, dataset, clip.span if dataset.kind == "videos" else 1),
         (there[first : first + CHUNK].tolist() for first in range(0, len(there), CHUNK)),
-        workers=workers,
+        workers=min(workers, max(1, -(-len(there) // CHUNK))),
     )
     done = 0
     for reports in examined:

@@ -13,7 +13,7 @@ from torch import Tensor
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError
-from toto.jobs.console import console, say
+from toto.jobs.console import console, progress_bar, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
@@ -243,19 +243,19 @@ def _baseline_losses(
     for source in sources:
         if source.name not in held_out:
             continue
-        training = (_target_codes(task, batch) for batch in _training_batches(recipe, source))
+        training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
         fitted = TokenBaselines.fit(training, recipe.target.codebook_size)
         parts = [fitted.losses(_target_codes(task, batch)) for batch in held_out[source.name]]
         losses[source.name] = metric_values(sum_metrics(parts))
     return losses
 
 
-def _training_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
-    """What the baselines of a source are fitted on."""
+def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
+    """What the baselines of a source are fitted on: decoding and encoding it may take a while."""
     stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
     size = recipe.training.micro_batch
     steps = math.ceil(BASELINE_TOKENS / (size * recipe.layout.num_visual))
-    for (batch,) in training_batches(
+    batches = training_batches(
         stream,
         batch_sequences=size,
         micro_batch=size,
@@ -263,8 +263,11 @@ def _training_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
         start_step=0,
         stop_step=steps,
         max_broken=recipe.data.max_broken,
-    ):
-        yield batch
+    )
+    with progress_bar(f"baselines: counting tokens of {source.name}", "batches") as progress:
+        for done, (batch,) in enumerate(batches, start=1):
+            yield batch
+            progress(done, steps)
 
 
 def _target_codes(task: NextTokenTask, batch: Batch) -> Tensor:

@@ -117,7 +117,8 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     )
     x_BLD = torch.randn(2, length, config.width, generator=_generator())
     changed_BLD = x_BLD.clone()
-    changed_BLD[:, length // 2 :] += 1.0
+    # Not one number for all channels: a norm that takes the mean away would not see it.
+    changed_BLD[:, length // 2 :] += torch.randn(config.width, generator=_generator())
     with torch.no_grad():
         out_BLD, changed_out_BLD = backbone(x_BLD), backbone(changed_BLD)
         features = backbone.features(x_BLD, [0, 1, -1])

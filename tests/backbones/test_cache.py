@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from toto.backbones.base import Backbone
-from toto.backbones.config import BackboneConfig, LlamaConfig
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig
 from toto.layers.masks import CAUSAL, FULL, Mask, PerImage, Prefix
 
 LLAMA = LlamaConfig(width=24, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=40)
-FAMILIES = [LLAMA]
+GPT2 = Gpt2Config(width=24, num_layers=3, num_heads=4, ffn_dim=40)
+FAMILIES = [LLAMA, GPT2]
 TOKENS = 6
 LENGTH = 1 + 3 * TOKENS
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONES",
+    "GPT2_PRESETS",
     "LLAMA_PRESETS",
     "PATCH_MLP_RATIO",
     "BackboneConfig",
+    "Gpt2Config",
     "LlamaConfig",
     "MaskConfig",
     "MaskName",
@@ -185,6 +187,62 @@ class LlamaConfig(BackboneConfig):
         from toto.backbones.llama import Llama
 
         return Llama(self)
+
+
+# The paper names no layers: 22 of width 1024 are 285.5 M parameters with tied embeddings, and its
+# Table 6 says 280 M. tiny and small are as wide and deep as LLaMA's.
+GPT2_PRESETS: dict[str, dict[str, int | bool]] = {
+    "tiny": {"width": 64, "num_layers": 2, "num_heads": 2, "ffn_dim": 256},
+    "small": {"width": 192, "num_layers": 6, "num_heads": 6, "ffn_dim": 768},
+    "280m": {"width": 1024, "num_layers": 22, "num_heads": 16, "ffn_dim": 4096},
+}
+
+
+@BACKBONES.register("gpt2")
+class Gpt2Config(BackboneConfig):
+    """GPT-2 (Radford et al. 2019): pre-norm LayerNorm, GELU, biases, fixed sine-cosine positions.
+
+    `preset` fills in the sizes of a published model; a field beside it replaces the preset's value.
+    """
+
+    masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
+
+    num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
+    ffn_dim: PositiveInt = Field(description="hidden size of the MLP")
+    position_scale: PositiveFloat = Field(
+        1.0, description="amplitude of the positions that are added to the embedding"
+    )
+    norm_eps: PositiveFloat = 1e-5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        return with_preset("gpt2", GPT2_PRESETS, data)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Gpt2Config:
+        check_heads(self.width, self.num_heads)
+        if self.width % 2:
+            raise ValueError(f"width {self.width} is odd, and positions are sine and cosine pairs")
+        return self
+
+    def num_params(self) -> int:
+        """Six matrices with biases and two norms a block, and the last norm."""
+        width, hidden = self.width, self.ffn_dim
+        matrices = 4 * width**2 + 2 * width * hidden
+        vectors = 5 * width + hidden + 4 * width
+        return self.num_layers * (matrices + vectors) + 2 * width
+
+    def forward_macs(self, length: int) -> int:
+        """Products of all matrices, and scores and values over the causal half."""
+        matrices = 4 * self.width**2 + 2 * self.width * self.ffn_dim
+        return self.num_layers * length * (matrices + causal_macs(self.width, length))
+
+    def build(self) -> Backbone:
+        """Make the GPT-2."""
+        from toto.backbones.gpt2 import Gpt2
+
+        return Gpt2(self)
 
 
 def with_preset(family: str, presets: dict[str, dict[str, int | bool]], data: Any) -> Any:

@@ -87,8 +87,8 @@ class BlockStack(Backbone):
         """See `Backbone.features`."""
         resolved = resolve_layers(layers, self.config.num_layers)
         wanted = set(resolved.values())
-        x_BLD, context = self.enter(x_BLD, 0, mask)
         found = {0: x_BLD}
+        x_BLD, context = self.enter(x_BLD, 0, mask)
         for index in range(1, max(wanted, default=0) + 1):
             x_BLD = self._run(self.blocks[index - 1], x_BLD, context)
             if index in wanted:

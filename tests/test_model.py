@@ -44,7 +44,9 @@ def test_codes_give_one_loss_a_target_the_end_last():
     inputs, targets = LAYOUT.inputs(codes, IS_IMAGE), LAYOUT.targets(codes)
     assert (targets[:, -1] == END_ID).all()
     for index in (0, 7, LAYOUT.num_visual):
-        log_probs = model.next_logits(inputs[:, : index + 1]).log_softmax(-1)
+        log_probs = model.next_logits(
+            inputs[:, : index + 1], model.new_cache(index + 1)
+        ).log_softmax(-1)
         expected = -log_probs.gather(1, targets[:, index : index + 1])[:, 0]
         torch.testing.assert_close(losses[:, index], expected)
 
@@ -101,8 +103,9 @@ def test_features_stand_at_the_visual_tokens(tokenizer):
 
 
 def test_patches_have_no_logits():
+    model = make(PATCHES)
     with pytest.raises(UserError, match="patches are continuous"):
-        make(PATCHES).next_logits(torch.zeros(1, 3, dtype=torch.long))
+        model.next_logits(torch.zeros(1, 3, dtype=torch.long), model.new_cache(3))
 
 
 @INPUTS

@@ -145,7 +145,7 @@ def test_code_targets_have_no_ids_to_go_on_from():
     model = make("to-codes")
     assert isinstance(model.interface.loss, LinearCrossEntropy)
     with pytest.raises(UserError, match="patches are continuous"):
-        model.next_logits(torch.zeros(1, 3, dtype=torch.long))
+        model.next_logits(torch.zeros(1, 3, dtype=torch.long), model.new_cache(3))
 
 
 @pytest.mark.parametrize(

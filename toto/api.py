@@ -9,6 +9,7 @@ from toto.backbones.base import Backbone, resolve_layers
 from toto.backbones.config import BACKBONES, BackboneConfig
 from toto.heads.base import Head
 from toto.heads.config import HEADS, HeadConfig
+from toto.layers.masks import CAUSAL, Mask
 from toto.tasks.config import (
     FEATURE_NETWORKS,
     TASKS,
@@ -21,12 +22,14 @@ from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
 from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
 
 __all__ = [
+    "CAUSAL",
     "Backbone",
     "BackboneConfig",
     "FeatureNetwork",
     "FeatureNetworkConfig",
     "Head",
     "HeadConfig",
+    "Mask",
     "PatchGrid",
     "TokenGrid",
     "Tokenizer",

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from toto.backbones.config import PATCH_MLP_RATIO
 from toto.errors import UserError
 from toto.layers.loss import LinearCrossEntropy, LinearSquaredError
+from toto.layers.masks import CAUSAL, Mask
 from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from toto.backbones.base import ParamRole
+    from toto.backbones.base import Cache, ParamRole
     from toto.backbones.config import BackboneConfig
     from toto.tokenizers.config import TokenizerConfig
 
@@ -230,6 +231,7 @@ class AutoregressiveModel(nn.Module):
         tokenizer: of the inputs.
         backbone: between the ends.
         target_tokenizer: of the targets; None where the inputs are the targets.
+        mask: who reads whom, one that the backbone's config names.
 
     Raises:
         ValueError: a target tokenizer beside inputs that are codes, or that gives patches.
@@ -240,8 +242,10 @@ class AutoregressiveModel(nn.Module):
         tokenizer: TokenizerConfig,
         backbone: BackboneConfig,
         target_tokenizer: TokenizerConfig | None = None,
+        mask: Mask = CAUSAL,
     ) -> None:
         super().__init__()
+        self.mask = mask
         self.interface = _make_interface(tokenizer, backbone, target_tokenizer)
         for parameter in self.interface.parameters():
             nn.init.normal_(parameter, std=INIT_STD)
@@ -259,7 +263,7 @@ class AutoregressiveModel(nn.Module):
             For code targets nats, L = T·H·W + 1, the end last. For patches mean squared errors,
             L = T·H·W.
         """
-        last_BLD = self.backbone(self.interface.embed(frames, is_image_B))
+        last_BLD = self.backbone(self.interface.embed(frames, is_image_B), self.mask)
         return self.interface.losses(last_BLD, frames if targets is None else targets)
 
     def features(
@@ -273,16 +277,33 @@ class AutoregressiveModel(nn.Module):
             ValueError: a layer that does not exist.
         """
         x_BLD = self.interface.embed(frames, is_image_B)
-        found = self.backbone.features(x_BLD, layers)
+        found = self.backbone.features(x_BLD, layers, self.mask)
         return {layer: x_BLD[:, 1:] for layer, x_BLD in found.items()}
 
-    def next_logits(self, ids_BL: Tensor) -> Tensor:
+    def new_cache(self, length: int) -> Cache:
+        """An empty cache for `next_logits`, of at most `length` ids, the start included.
+
+        Raises:
+            UserError: under the model's mask nothing that was computed could be kept.
+        """
+        try:
+            return self.backbone.new_cache(length, self.mask)
+        except ValueError as error:
+            raise UserError(f"nothing can be generated: {error}. Take a causal model") from error
+
+    @torch.no_grad()
+    def next_logits(self, ids_BL: Tensor, cache: Cache) -> Tensor:
         """Logits `BV`, fp32, of the id after the last of `ids_BL` (int64, specials included).
+
+        Args:
+            ids_BL: those that follow the ids that the cache has seen; a prefix comes as a whole.
+            cache: of `new_cache`; takes them in.
 
         Raises:
             UserError: the model takes patches.
         """
-        return self.interface.logits(self.backbone(self.interface.embed_ids(ids_BL))[:, -1])
+        last_BLD = self.backbone.extend(self.interface.embed_ids(ids_BL), cache)
+        return self.interface.logits(last_BLD[:, -1])
 
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter, by its name in `named_parameters()`."""

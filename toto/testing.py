@@ -14,6 +14,7 @@ from toto.errors import UserError
 from toto.tokenizers.base import PatchGrid, TokenGrid
 
 if TYPE_CHECKING:
+    from toto.backbones.base import Backbone
     from toto.backbones.config import BackboneConfig
     from toto.heads.config import HeadConfig
     from toto.tokenizers.config import TokenizerConfig
@@ -116,7 +117,8 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     )
     x_BLD = torch.randn(2, length, config.width, generator=_generator())
     changed_BLD = x_BLD.clone()
-    changed_BLD[:, length // 2 :] += 1.0
+    # Not one number for all channels: a norm that takes the mean away would not see it.
+    changed_BLD[:, length // 2 :] += torch.randn(config.width, generator=_generator())
     with torch.no_grad():
         out_BLD, changed_out_BLD = backbone(x_BLD), backbone(changed_BLD)
         features = backbone.features(x_BLD, [0, 1, -1])
@@ -134,6 +136,7 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     _expect(torch.equal(features[0], x_BLD), "layer 0 is the embedding itself")
     last = backbone.features(x_BLD, [config.num_layers])[config.num_layers]
     _expect(_close(features[-1], last), "layer -1 is the last block")
+    _check_cache(backbone, x_BLD, out_BLD)
     backbone.train()
     backbone(x_BLD).square().sum().backward()
     dead = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
@@ -141,7 +144,23 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     return [
         f"forward: [B, L, {config.width}], {real:,} parameters as num_params() says",
         "causal, layers 0..L as agreed, gradients everywhere, a role for every parameter",
+        "step by step with a cache as in one pass",
     ]
+
+
+@torch.no_grad()
+def _check_cache(backbone: Backbone, x_BLD: torch.Tensor, out_BLD: torch.Tensor) -> None:
+    """A prompt at once and then position by position gives what one pass gives."""
+    length = x_BLD.shape[1]
+    cache = backbone.new_cache(length)
+    prompt = length // 2
+    parts = [backbone.extend(x_BLD[:, :prompt], cache)]
+    parts += [backbone.extend(x_BLD[:, t : t + 1], cache) for t in range(prompt, length)]
+    together_BLD = torch.cat(parts, dim=1)
+    _expect(
+        together_BLD.shape == out_BLD.shape and torch.allclose(together_BLD, out_BLD, atol=1e-4),
+        "extend with a cache, a prompt and then one position at a time, gives what forward gives",
+    )
 
 
 def check_head(config: HeadConfig, *, width: int = 32) -> list[str]:

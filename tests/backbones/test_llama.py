@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from toto.backbones.config import LlamaConfig
+from toto.layers.masks import CAUSAL
 from toto.model import AutoregressiveModel
 from toto.model_size import ModelSize
 from toto.testing import check_backbone
-from toto.tokenizers.config import DvaeConfig, PatchConfig
+from toto.tokenizers.config import DvaeConfig, PatchConfig, VqganConfig
 
 CONFIG = LlamaConfig(width=24, num_layers=3, num_heads=2, ffn_dim=40)
 
@@ -41,7 +42,7 @@ def test_features_are_what_stands_after_each_block(llama):
     assert torch.equal(found[-4], x)
     assert torch.equal(found[-1], found[3])
     assert torch.equal(llama.norm(found[3]), llama(x))
-    assert torch.equal(llama.features(x, [1])[1], llama.blocks[0](x, llama.rotation(x)))
+    assert torch.equal(llama.features(x, [1])[1], llama.blocks[0](*llama.enter(x, 0, CAUSAL)))
 
 
 def test_features_stop_after_the_highest_layer(llama):
@@ -101,3 +102,31 @@ def test_weights_start_with_the_stated_deviations():
             (block.mlp.down.weight, 0.02 / 4),
         ):
             assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("preset", "printed", "unit"),
+    [
+        ("a1", "14.8", 1e6),
+        ("a2", "77.2", 1e6),
+        ("a3", "215", 1e6),
+        ("a4", "458", 1e6),
+        ("a5", "1.2", 1e9),
+        ("a6", "1.9", 1e9),
+    ],
+)
+def test_the_models_of_table_15_have_the_digits_that_it_prints(preset, printed, unit):
+    config = LlamaConfig.model_validate({"preset": preset})
+    tokenizer = VqganConfig(num_codes=1024)
+    with torch.device("meta"):
+        model = AutoregressiveModel(tokenizer, config)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    decimals = len(printed.partition(".")[2])
+    assert f"{real / unit:.{decimals}f}" == printed
+    assert real == ModelSize.of(tokenizer, config).total
+
+
+def test_fewer_key_value_heads_must_divide_the_heads():
+    assert CONFIG.num_kv_heads == CONFIG.num_heads
+    with pytest.raises(ValueError, match="does not divide by num_kv_heads 3"):
+        LlamaConfig(width=24, num_layers=1, num_heads=4, num_kv_heads=3, ffn_dim=8)

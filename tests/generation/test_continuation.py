@@ -22,7 +22,12 @@ class HashModel:
     def __init__(self) -> None:
         self.read: list[Tensor] = []
 
-    def next_logits(self, ids_BL: Tensor) -> Tensor:
+    def new_cache(self, length: int) -> list[Tensor]:
+        return []
+
+    def next_logits(self, ids_BL: Tensor, cache: list[Tensor]) -> Tensor:
+        cache.append(ids_BL)
+        ids_BL = torch.cat(cache, dim=1)
         self.read.append(ids_BL)
         weights_L = torch.arange(1, ids_BL.shape[1] + 1, dtype=torch.float64)
         state_B1 = ((ids_BL + 1) * weights_L).sum(-1, keepdim=True)
@@ -52,7 +57,7 @@ def naive_continuation(
         video.append(context[-1])
         for _ in range(height * width):
             codes = [code + NUM_SPECIAL_IDS for frame in context for code in frame]
-            logits_BV = model.next_logits(torch.tensor([[start_id, *codes]]))
+            logits_BV = model.next_logits(torch.tensor([[start_id, *codes]]), [])
             context[-1].append(int(sample_codes(logits_BV, CONFIG, generators)))
     return torch.tensor(video).unflatten(1, (height, width))
 

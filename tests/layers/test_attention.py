@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from toto.layers import attention_cpu
-from toto.layers.attention import CausalAttention, causal_attention, fastest_attention
+from toto.layers.attention import SelfAttention, attention, fastest_attention
 from toto.layers.attention_cpu import CpuAttention, kernel_is_supported
+from toto.layers.masks import Visibility
 from toto.layers.rope import rope_rotation
+
+CAUSAL = Visibility(causal=True)
 
 needs_kernel = pytest.mark.skipif(
     not kernel_is_supported() or shutil.which("c++") is None,
@@ -25,13 +28,13 @@ def exact_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
 def test_plain_attention_is_the_formula():
     query, key, value = torch.randn(3, 2, 4, 9, 8)
     torch.testing.assert_close(
-        causal_attention(query, key, value), exact_attention(query, key, value)
+        attention(query, key, value, CAUSAL), exact_attention(query, key, value)
     )
 
 
 def test_module_is_the_formula_with_turned_queries_and_keys():
     torch.manual_seed(0)
-    module, x = CausalAttention(12, 2), torch.randn(1, 5, 12)
+    module, x = SelfAttention(12, 2, 2, bias=False), torch.randn(1, 5, 12)
     rotation = rope_rotation(5, 6, 100.0, x.device)
     parts = module.query_key_value(x).chunk(3, dim=-1)
     query, key, value = (part.unflatten(-1, (2, 6)).transpose(1, 2) for part in parts)
@@ -41,7 +44,7 @@ def test_module_is_the_formula_with_turned_queries_and_keys():
         for part in (query, key)
     )
     expected = module.output(exact_attention(query, key, value).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(module(x, rotation), expected)
+    torch.testing.assert_close(module(x, CAUSAL, rotation), expected)
 
 
 @needs_kernel
@@ -64,7 +67,7 @@ def test_cpu_kernel_equals_the_plain_path_with_gradients(shape, scale):
     found = {}
     for name, path, dtype in (
         ("exact", exact_attention, torch.float64),
-        ("plain", causal_attention, torch.bfloat16),
+        ("plain", lambda *qkv: attention(*qkv, CAUSAL), torch.bfloat16),
         ("ours", CpuAttention.apply, torch.bfloat16),
     ):
         leaves = [x.bfloat16().to(dtype).requires_grad_() for x in inputs]
@@ -81,9 +84,9 @@ def test_cpu_kernel_equals_the_plain_path_with_gradients(shape, scale):
 def test_cpu_kernel_is_used_in_bf16_alone_and_is_bitwise_repeatable():
     attend = fastest_attention()
     inputs = [torch.randn(2, 4, 200, 32).requires_grad_() for _ in range(3)]
-    assert "CpuAttention" not in type(attend(*inputs).grad_fn).__name__
+    assert "CpuAttention" not in type(attend(*inputs, CAUSAL).grad_fn).__name__
     halves = [x.detach().bfloat16().requires_grad_() for x in inputs]
-    out = attend(*halves)
+    out = attend(*halves, CAUSAL)
     assert "CpuAttention" in type(out.grad_fn).__name__
     first, second = (torch.autograd.grad(out.sum(), halves, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -95,6 +98,6 @@ def test_a_failing_compiler_is_told_and_attention_stays_plain(monkeypatch, tmp_p
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr("toto.layers.attention.kernel_is_supported", lambda: True)
     with pytest.warns(UserWarning, match="without its own kernel"):
-        assert fastest_attention() is causal_attention
+        assert fastest_attention() is attention
     assert not list(tmp_path.rglob("*.so"))
     attention_cpu.kernel.cache_clear()

@@ -3,6 +3,7 @@
 import torch
 
 from toto.api import (
+    CAUSAL,
     Backbone,
     BackboneConfig,
     Head,
@@ -63,10 +64,10 @@ class RunningMean(Backbone):
             x_BLD = x_BLD + block(x_BLD.cumsum(1) / steps_L1)
         return x_BLD
 
-    def forward(self, x_BLD):
+    def forward(self, x_BLD, mask=CAUSAL):
         return self.hidden(x_BLD, len(self.blocks))
 
-    def features(self, x_BLD, layers):
+    def features(self, x_BLD, layers, mask=CAUSAL):
         resolved = resolve_layers(layers, len(self.blocks))
         return {layer: self.hidden(x_BLD, index) for layer, index in resolved.items()}
 

@@ -364,3 +364,19 @@ def test_a_missing_import_is_refused(tmp_path):
     path = write(tmp_path / "r.yaml", GOOD | {"imports": ["no_such_module_here"]})
     with pytest.raises(UserError, match="no module"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "place", "said"),
+    [
+        ("{name: full}", "mask.name", "reads the one that it shall predict"),
+        ("{name: prefix, frames: 16}", "mask.frames", "leaves none to predict"),
+        ("{name: prefix}", "mask", "goes with it alone"),
+        ("{name: causal, frames: 2}", "mask", "goes with it alone"),
+    ],
+)
+def test_masks_that_leave_nothing_to_predict_are_refused(mask: str, place: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("quickstart", overrides=[f"mask={mask}"])
+    assert place in str(caught.value)
+    assert said in str(caught.value)

@@ -119,3 +119,13 @@ def test_batches_add_up_to_the_whole():
 def test_no_batch_is_refused():
     with pytest.raises(ValueError, match="at least one batch"):
         TokenBaselines.fit([], V)
+
+
+def test_skipped_frames_take_no_part():
+    codes = clips(4, 0.6, seed=1)
+    fitted = TokenBaselines.fit([codes], V)
+    skipped, whole = fitted.losses(codes, skip_frames=1), fitted.losses(codes)
+    for name in ("unigram", "copy"):
+        by_frame = whole[f"frame_{name}"].value()
+        torch.testing.assert_close(skipped[name].value(), by_frame[1:].mean())
+        assert skipped[f"frame_{name}"].value()[0].isnan()

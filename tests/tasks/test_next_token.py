@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from toto.backbones.config import LlamaConfig
+from toto.backbones.config import LlamaConfig, MaskConfig
 from toto.data.batch import Batch
 from toto.model import AutoregressiveModel
+from toto.sequence import SequenceLayout
 from toto.tasks.next_token import NextTokenTask, to_frames
 from toto.tokenizers.base import TokenGrid, Tokenizer
 from toto.tokenizers.config import PatchConfig, TokenizerConfig
@@ -260,3 +261,17 @@ def test_a_restored_engine_goes_on_bit_for_bit(precision):
         for step in range(3, 6):
             engine.step([make_batch(pixels=random_pixels(seed=step))])
     assert weights_digest(whole) == weights_digest(restored)
+
+
+def test_a_prefix_is_read_and_not_predicted():
+    task = make_task(MeanCodesConfig())
+    task.model.mask = MaskConfig(name="prefix", frames=1).build(SequenceLayout(T, H, W))
+    batch = make_batch(pixels=random_pixels())
+    output = task(batch)
+    losses_BL = task.model.losses(to_frames(task.tokenizer, batch), batch.is_image_B)
+    torch.testing.assert_close(output.loss, losses_BL[:, H * W :].mean())
+    assert task.num_targets(batch) == 4 * ((T - 1) * H * W + 1)
+    assert output.metrics["loss"].count == 4 * (T - 1) * H * W
+    by_frame = output.metrics["frame_loss"].value()
+    assert by_frame[0].isnan()
+    assert by_frame[1:].isfinite().all()

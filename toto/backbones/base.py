@@ -5,32 +5,59 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
+
+from toto.layers.masks import CAUSAL, FULL, Mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from toto.backbones.config import BackboneConfig
 
-__all__ = ["Backbone", "ParamRole", "resolve_layers"]
+__all__ = ["Backbone", "Cache", "ParamRole", "resolve_layers"]
 
 ParamRole = Literal["embed", "hidden", "readout", "norm"]
 """What a parameter is for: decides weight decay, and later µP and layer decay."""
 
 
+class Cache:
+    """What a backbone keeps of the positions that `extend` has seen.
+
+    Args:
+        length: the most positions that it will hold.
+        mask: who reads whom.
+
+    Attributes:
+        filled: positions seen so far.
+        inputs_BLD: the inputs themselves, for backbones that keep nothing better.
+    """
+
+    def __init__(self, length: int, mask: Mask) -> None:
+        self.length = length
+        self.mask = mask
+        self.filled = 0
+        self.inputs_BLD: Tensor | None = None
+
+
 class Backbone(nn.Module, ABC):
-    """A causal map of embedded sequences: the output at t depends on inputs 0..t alone."""
+    """A map of embedded sequences. With the causal mask the output at t depends on 0..t alone."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
 
     @abstractmethod
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """All blocks and the last norm: `BLD` → `BLD`."""
+    def forward(self, x_BLD: Tensor, mask: Mask = CAUSAL) -> Tensor:
+        """All blocks and the last norm: `BLD` → `BLD`.
+
+        `mask` is one of those that `config.masks` names.
+        """
 
     @abstractmethod
-    def features(self, x_BLD: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    def features(
+        self, x_BLD: Tensor, layers: Sequence[int], mask: Mask = CAUSAL
+    ) -> dict[int, Tensor]:
         """What stands after each of `layers`, as `{layer: BLD}`, without the last norm.
 
         Layer 0 is the embedding, k the output of block k; negatives count from the end (-1 is the
@@ -44,11 +71,40 @@ class Backbone(nn.Module, ABC):
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter, by its name in `named_parameters()`."""
 
+    def new_cache(self, length: int, mask: Mask = CAUSAL) -> Cache:
+        """An empty cache for `extend`, of at most `length` positions.
+
+        Raises:
+            ValueError: under this mask every new position changes what came before.
+        """
+        if mask == FULL:
+            raise ValueError("under full attention every new position changes all outputs")
+        return Cache(length, mask)
+
+    def extend(self, x_BLD: Tensor, cache: Cache) -> Tensor:
+        """The last `x_BLD.shape[1]` outputs of `forward` over all positions seen so far.
+
+        This plain path keeps the inputs and computes all of it anew.
+
+        Raises:
+            ValueError: more positions than the cache holds.
+        """
+        seen = [] if cache.inputs_BLD is None else [cache.inputs_BLD]
+        cache.inputs_BLD = torch.cat([*seen, x_BLD], dim=1)
+        cache.filled = cache.inputs_BLD.shape[1]
+        if cache.filled > cache.length:
+            raise ValueError(f"{cache.filled} positions, and the cache holds {cache.length}")
+        return self.forward(cache.inputs_BLD, cache.mask)[:, -x_BLD.shape[1] :]
+
     def compile_blocks(self) -> None:
         """Compile in place, block by block; the names in `state_dict()` stay. Default: eager.
 
         Compiling a whole model is not deterministic on CPU, block by block is.
         """
+        return
+
+    def recompute_activations(self) -> None:
+        """Keep only the inputs of blocks for the backward pass. Default: keep everything."""
         return
 
 

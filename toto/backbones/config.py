@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from toto.registry import Component, Registry, nearest
+from toto.registry import Component, Config, Registry, nearest
 
 if TYPE_CHECKING:
     from toto.backbones.base import Backbone
+    from toto.layers.masks import Mask
+    from toto.sequence import SequenceLayout
 
-__all__ = ["BACKBONES", "LLAMA_PRESETS", "PATCH_MLP_RATIO", "BackboneConfig", "LlamaConfig"]
+__all__ = [
+    "BACKBONES",
+    "GPT2_PRESETS",
+    "LLAMA_PRESETS",
+    "PATCH_MLP_RATIO",
+    "BackboneConfig",
+    "Gpt2Config",
+    "LlamaConfig",
+    "MaskConfig",
+    "MaskName",
+]
 
 BACKBONES: Registry[BackboneConfig] = Registry("backbone", builtins="toto.backbones.config")
 
+MaskName = Literal["causal", "prefix", "full", "per_image"]
+
 PATCH_MLP_RATIO = 4
 """Hidden values of the MLP that reads patches out, over the width."""
+
+
+class MaskConfig(Config):
+    """Which positions of a sequence each position reads.
+
+    `causal`: those before it. `prefix`: likewise, but the first `frames` frames read each other and
+    are not predicted. `per_image`: those before it in its own frame, and the start. `full`: all, so
+    that nothing is left to predict; for fine-tuning on labels (paper §A.2).
+    """
+
+    name: MaskName = "causal"
+    frames: PositiveInt | None = Field(None, description="of the prefix")
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> MaskConfig:
+        if (self.name == "prefix") != (self.frames is not None):
+            raise ValueError("`frames` is the length of `name: prefix`, and goes with it alone")
+        return self
+
+    def build(self, layout: SequenceLayout) -> Mask:
+        """The mask of sequences of that layout."""
+        from toto.layers.masks import CAUSAL, FULL, PerImage, Prefix
+
+        if self.frames is not None:
+            return Prefix(1 + self.frames * layout.tokens_per_frame)
+        if self.name == "per_image":
+            return PerImage(layout.tokens_per_frame)
+        return FULL if self.name == "full" else CAUSAL
 
 
 class BackboneConfig(Component, ABC):
@@ -33,6 +75,9 @@ class BackboneConfig(Component, ABC):
         description="what makes the next patch of a vector: a matrix, or an MLP of 4 · width",
     )
 
+    masks: ClassVar[tuple[MaskName, ...]] = ("causal",)
+    """The masks that the backbone can work under."""
+
     @abstractmethod
     def num_params(self) -> int:
         """Parameters of the blocks and the last norm, without embedding and readout."""
@@ -47,24 +92,48 @@ class BackboneConfig(Component, ABC):
 
 
 # Table 1 of the paper. ffn_dim 3072, 4096 and 5632 with tied embeddings and full heads are the only
-# sizes that give its parameter counts, and Table 4's compute confirms large.
-LLAMA_PRESETS: dict[str, dict[str, int]] = {
+# sizes that give its parameter counts, and Table 4's compute confirms large. a1 to a6 are Table 15:
+# one key-value head, ffn_dim of 16/3 · width rounded up to eights and an untied readout of 1024
+# codes give every digit that it prints.
+LLAMA_PRESETS: dict[str, dict[str, int | bool]] = {
     "tiny": {"width": 64, "num_layers": 2, "num_heads": 2, "ffn_dim": 192},
     "small": {"width": 192, "num_layers": 6, "num_heads": 6, "ffn_dim": 512},
     "base": {"width": 768, "num_layers": 12, "num_heads": 12, "ffn_dim": 3072},
     "large": {"width": 1024, "num_layers": 16, "num_heads": 16, "ffn_dim": 4096},
     "1b": {"width": 2048, "num_layers": 22, "num_heads": 16, "ffn_dim": 5632},
+} | {
+    name: {
+        "width": width,
+        "num_layers": num_layers,
+        "num_heads": 16,
+        "num_kv_heads": 1,
+        "ffn_dim": ffn_dim,
+        "tie_embeddings": False,
+    }
+    for name, width, num_layers, ffn_dim in (
+        ("a1", 256, 12, 1368),
+        ("a2", 512, 16, 2736),
+        ("a3", 768, 20, 4096),
+        ("a4", 1024, 24, 5464),
+        ("a5", 1536, 28, 8192),
+        ("a6", 1792, 32, 9560),
+    )
 }
 
 
 @BACKBONES.register("llama")
 class LlamaConfig(BackboneConfig):
-    """LLaMA (Touvron et al. 2023): pre-norm RMSNorm, SwiGLU, RoPE, causal attention, no biases.
+    """LLaMA (Touvron et al. 2023): pre-norm RMSNorm, SwiGLU, RoPE, no biases.
 
     `preset` fills in the sizes of a published model; a field beside it replaces the preset's value.
     """
 
+    masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
+
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
+    num_kv_heads: PositiveInt = Field(
+        description="key-value heads, a divisor of num_heads; as many as those unless given"
+    )
     ffn_dim: PositiveInt = Field(description="hidden size of the SwiGLU")
     rope_base: PositiveFloat = Field(
         10_000.0, description="10,000 in pre-training, 50,000 for 32×32"
@@ -73,25 +142,19 @@ class LlamaConfig(BackboneConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "preset" not in data:
-            return data
-        preset = data["preset"]
-        if not isinstance(preset, str) or preset not in LLAMA_PRESETS:
-            guess = nearest(str(preset), list(LLAMA_PRESETS))
-            hint = f" Did you mean {guess!r}?" if guess else ""
-            raise ValueError(
-                f"unknown preset {preset!r}; llama has {', '.join(LLAMA_PRESETS)}.{hint}"
-            )
-        given = {key: value for key, value in data.items() if key != "preset"}
-        return {**LLAMA_PRESETS[preset], **given}
+    def _complete(cls, data: Any) -> Any:
+        data = with_preset("llama", LLAMA_PRESETS, data)
+        if isinstance(data, dict) and "num_heads" in data:
+            return {"num_kv_heads": data["num_heads"], **data}
+        return data
 
     @model_validator(mode="after")
     def _check_heads(self) -> LlamaConfig:
-        if self.width % self.num_heads:
+        check_heads(self.width, self.num_heads)
+        if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"width {self.width} does not divide by num_heads {self.num_heads}; "
-                "choose num_heads among its divisors"
+                f"num_heads {self.num_heads} does not divide by num_kv_heads {self.num_kv_heads}; "
+                "choose num_kv_heads among its divisors"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -105,19 +168,113 @@ class LlamaConfig(BackboneConfig):
         """K, the size of one head."""
         return self.width // self.num_heads
 
+    @property
+    def matrix_params(self) -> int:
+        """Of one block: query and output, key and value, and three matrices of the SwiGLU."""
+        kv_width = self.num_kv_heads * self.head_dim
+        return 2 * self.width * (self.width + kv_width) + 3 * self.width * self.ffn_dim
+
     def num_params(self) -> int:
-        """Four attention matrices, three of the SwiGLU, two norms a block, and the last norm."""
-        block = 4 * self.width**2 + 3 * self.width * self.ffn_dim + 2 * self.width
-        return self.num_layers * block + self.width
+        """The matrices and two norms a block, and the last norm."""
+        return self.num_layers * (self.matrix_params + 2 * self.width) + self.width
 
     def forward_macs(self, length: int) -> int:
         """Products of all matrices, and scores and values over the causal half."""
-        matrices = 4 * self.width**2 + 3 * self.width * self.ffn_dim
-        attention = 2 * self.width * (length + 1) // 2
-        return self.num_layers * length * (matrices + attention)
+        return self.num_layers * length * (self.matrix_params + causal_macs(self.width, length))
 
     def build(self) -> Backbone:
         """Make the LLaMA."""
         from toto.backbones.llama import Llama
 
         return Llama(self)
+
+
+# The paper names no layers: 22 of width 1024 are 285.5 M parameters with tied embeddings, and its
+# Table 6 says 280 M. tiny and small are as wide and deep as LLaMA's.
+GPT2_PRESETS: dict[str, dict[str, int | bool]] = {
+    "tiny": {"width": 64, "num_layers": 2, "num_heads": 2, "ffn_dim": 256},
+    "small": {"width": 192, "num_layers": 6, "num_heads": 6, "ffn_dim": 768},
+    "280m": {"width": 1024, "num_layers": 22, "num_heads": 16, "ffn_dim": 4096},
+}
+
+
+@BACKBONES.register("gpt2")
+class Gpt2Config(BackboneConfig):
+    """GPT-2 (Radford et al. 2019): pre-norm LayerNorm, GELU, biases, fixed sine-cosine positions.
+
+    `preset` fills in the sizes of a published model; a field beside it replaces the preset's value.
+    """
+
+    masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
+
+    num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
+    ffn_dim: PositiveInt = Field(description="hidden size of the MLP")
+    position_scale: PositiveFloat = Field(
+        1.0, description="amplitude of the positions that are added to the embedding"
+    )
+    norm_eps: PositiveFloat = 1e-5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        return with_preset("gpt2", GPT2_PRESETS, data)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Gpt2Config:
+        check_heads(self.width, self.num_heads)
+        if self.width % 2:
+            raise ValueError(f"width {self.width} is odd, and positions are sine and cosine pairs")
+        return self
+
+    def num_params(self) -> int:
+        """Six matrices with biases and two norms a block, and the last norm."""
+        width, hidden = self.width, self.ffn_dim
+        matrices = 4 * width**2 + 2 * width * hidden
+        vectors = 5 * width + hidden + 4 * width
+        return self.num_layers * (matrices + vectors) + 2 * width
+
+    def forward_macs(self, length: int) -> int:
+        """Products of all matrices, and scores and values over the causal half."""
+        matrices = 4 * self.width**2 + 2 * self.width * self.ffn_dim
+        return self.num_layers * length * (matrices + causal_macs(self.width, length))
+
+    def build(self) -> Backbone:
+        """Make the GPT-2."""
+        from toto.backbones.gpt2 import Gpt2
+
+        return Gpt2(self)
+
+
+def with_preset(family: str, presets: dict[str, dict[str, int | bool]], data: Any) -> Any:
+    """A mapping whose `preset` is replaced by the preset's values, given ones kept.
+
+    Raises:
+        ValueError: there is no such preset; the message names the nearest.
+    """
+    if not isinstance(data, dict) or "preset" not in data:
+        return data
+    preset = data["preset"]
+    if not isinstance(preset, str) or preset not in presets:
+        guess = nearest(str(preset), list(presets))
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise ValueError(f"unknown preset {preset!r}; {family} has {', '.join(presets)}.{hint}")
+    given = {key: value for key, value in data.items() if key != "preset"}
+    return {**presets[preset], **given}
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Heads share the width evenly.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if width % num_heads:
+        raise ValueError(
+            f"width {width} does not divide by num_heads {num_heads}; "
+            "choose num_heads among its divisors"
+        )
+
+
+def causal_macs(width: int, length: int) -> int:
+    """Of scores and values, a position, in the mean over the causal half of the keys."""
+    return 2 * width * (length + 1) // 2

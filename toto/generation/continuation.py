@@ -1,8 +1,8 @@
-"""Continue videos frame by frame: plain decoding, one full pass of the model for each token."""
+"""Continue videos frame by frame: the context is read once, then each token costs one position."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,11 @@ __all__ = ["NextTokenModel", "continue_video", "first_context_frame"]
 class NextTokenModel(Protocol):
     """What generation asks of a model."""
 
-    def next_logits(self, ids_BL: Tensor) -> Tensor:
-        """Logits `BV` of the id that follows the input ids."""
+    def new_cache(self, length: int) -> Any:
+        """An empty cache, of at most `length` ids."""
+
+    def next_logits(self, ids_BL: Tensor, cache: Any) -> Tensor:
+        """Logits `BV` of the id that follows all ids that the cache has seen and now sees."""
 
 
 def first_context_frame(frame: int, context_frames: int) -> int:
@@ -53,8 +56,7 @@ def continue_video(
     The model reads `start` and then the frames of its context, always from position 0: when the
     context is full, the oldest half of its frames is dropped and the rest is read anew. Nothing
     computed before could be reused there, since what a kept frame holds depends on those dropped.
-    The cost is frames · H · W passes over up to context_frames · H · W tokens. The caller sets the
-    model's mode, its device and autocast.
+    The caller sets the model's mode, its device and autocast.
 
     Args:
         model: gives the logits of the next id.
@@ -86,11 +88,17 @@ def continue_video(
     first = prompt_frames * layout.tokens_per_frame
     codes_BL[:, :first] = prompt_codes_BTHW.flatten(1)
     generators = sequence_generators(seeds)
+    context_length = SequenceLayout(context_frames, height, width).length
+    read_from = None
     for index in range(first, layout.num_visual):
         oldest_frame = first_context_frame(layout.frame_of_visual(index), context_frames)
-        oldest = oldest_frame * layout.tokens_per_frame
-        ids_BL = torch.cat([start_B1, codes_BL[:, oldest:index] + NUM_SPECIAL_IDS], dim=1)
-        codes_BL[:, index] = sample_codes(model.next_logits(ids_BL), sampling, generators)
+        if oldest_frame != read_from:
+            read_from, cache = oldest_frame, model.new_cache(context_length)
+            known_BL = codes_BL[:, oldest_frame * layout.tokens_per_frame : index]
+            new_BL = torch.cat([start_B1, known_BL + NUM_SPECIAL_IDS], dim=1)
+        else:
+            new_BL = codes_BL[:, index - 1 : index] + NUM_SPECIAL_IDS
+        codes_BL[:, index] = sample_codes(model.next_logits(new_BL, cache), sampling, generators)
         if progress is not None:
             progress(index + 1 - first, layout.num_visual - first)
     return layout.visual_to_grid(codes_BL)

@@ -17,8 +17,7 @@ from toto.jobs.console import console, progress_bar, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
-from toto.jobs.trained import fingerprints_in, resolve_run
-from toto.model import AutoregressiveModel
+from toto.jobs.trained import build_model, fingerprints_in, resolve_run
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask
@@ -69,7 +68,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         target_tokenizer = recipe.target_tokenizer.build().eval().to(recipe.training.device)
     sources = open_sources(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
-    model = AutoregressiveModel(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
+    model = build_model(recipe)
     task = NextTokenTask(model, tokenizer, target_tokenizer)
     if recipe.init_from is not None and run.checkpoint is None:
         _load_initial(recipe.init_from, task)
@@ -245,7 +244,11 @@ def _baseline_losses(
             continue
         training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
         fitted = TokenBaselines.fit(training, recipe.target.codebook_size)
-        parts = [fitted.losses(_target_codes(task, batch)) for batch in held_out[source.name]]
+        skip = recipe.mask.frames or 0
+        parts = [
+            fitted.losses(_target_codes(task, batch), skip_frames=skip)
+            for batch in held_out[source.name]
+        ]
         losses[source.name] = metric_values(sum_metrics(parts))
     return losses
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FoundRun",
     "Trained",
+    "build_model",
     "build_target_tokenizer",
     "build_tokenizer",
     "fingerprints_in",
@@ -118,6 +119,16 @@ def newest_finetuning() -> FoundRun:
     return newest
 
 
+def build_model(recipe: TrainRecipe) -> AutoregressiveModel:
+    """The model of a recipe, freshly initialised."""
+    return AutoregressiveModel(
+        recipe.tokenizer,
+        recipe.backbone,
+        recipe.target_tokenizer,
+        recipe.mask.build(recipe.layout),
+    )
+
+
 def load_trained(found: FoundRun) -> Trained:
     """Build the model of a checkpoint and the tokenizer of its inputs, with its weights, strictly.
 
@@ -129,7 +140,7 @@ def load_trained(found: FoundRun) -> Trained:
     device = torch.device(settings.device)
     tokenizer = build_tokenizer(found)
     recipe = found.recipe
-    model = AutoregressiveModel(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
+    model = build_model(recipe)
     load_weights(found.checkpoint, model)
     model.to(device).eval()
     tokenizer.to(device).eval()

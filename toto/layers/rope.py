@@ -20,10 +20,12 @@ class Rotation(NamedTuple):
     sin_LP: Tensor
 
 
-def rope_rotation(length: int, head_dim: int, base: float, device: torch.device) -> Rotation:
-    """The rotation of positions 0..length-1: pair i turns by `position · base^(-2i/K)` radians."""
+def rope_rotation(
+    length: int, head_dim: int, base: float, device: torch.device, *, first: int = 0
+) -> Rotation:
+    """Of positions first..length-1: pair i turns by `position · base^(-2i/K)` radians."""
     exponents_P = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    positions_L = torch.arange(length, dtype=torch.float32, device=device)
+    positions_L = torch.arange(first, length, dtype=torch.float32, device=device)
     # The product is pointwise, so autocast leaves it in fp32: bf16 cannot tell position 257 of 256.
     angles_LP = positions_L[:, None] * (1.0 / base**exponents_P)
     return Rotation(angles_LP.cos(), angles_LP.sin())

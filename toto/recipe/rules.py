@@ -118,6 +118,28 @@ def _datasets_differ(recipe: Recipe) -> Iterator[Problem]:
                 )
 
 
+def _mask_fits(recipe: TrainRecipe) -> Iterator[Problem]:
+    mask, backbone = recipe.mask, recipe.backbone
+    if mask.name not in backbone.masks:
+        yield Problem(
+            "mask.name",
+            f"{backbone.registered_name} does not work under {mask.name}",
+            f"It takes {', '.join(backbone.masks)}",
+        )
+    elif mask.name == "full":
+        yield Problem(
+            "mask.name",
+            "under full attention a token reads the one that it shall predict",
+            "Take causal, prefix or per_image; full is for fine-tuning on labels",
+        )
+    elif mask.frames is not None and mask.frames >= recipe.clip.frames:
+        yield Problem(
+            "mask.frames",
+            f"a prefix of {mask.frames} of the {recipe.clip.frames} frames leaves none to predict",
+            f"Take fewer, for example {max(recipe.clip.frames // 2, 1)}",
+        )
+
+
 def _weights_are_named(recipe: TrainRecipe) -> Iterator[Problem]:
     missing = recipe.tokenizer.missing_weights
     if missing:
@@ -218,6 +240,7 @@ _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
     (("tokenizer", "target_tokenizer", "clip"), _target_fits),
     (("tokenizer", "target_tokenizer", "backbone"), _codes_are_classified),
     (("tokenizer", "data"), _tokens_can_be_stored),
+    (("mask", "backbone", "clip"), _mask_fits),
 ]
 _TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [
     (("tokenizer", "task"), _task_trains_tokenizer),

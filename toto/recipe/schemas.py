@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from toto.backbones.config import BACKBONES, BackboneConfig
+from toto.backbones.config import BACKBONES, BackboneConfig, MaskConfig
 from toto.data.config import ClipConfig, DataConfig
 from toto.registry import Config
 from toto.sequence import SequenceLayout
@@ -53,6 +53,7 @@ class TrainRecipe(Recipe):
     target_tokenizer: Annotated[TokenizerConfig | None, TOKENIZERS] = Field(
         None, description="whose codes patch inputs predict; none: the next token of `tokenizer`"
     )
+    mask: MaskConfig = Field(MaskConfig(), description="who reads whom in a sequence")
     task: Annotated[TaskConfig, TASKS] = NextTokenConfig()
     init_from: str | None = Field(
         None, description="run or checkpoint whose weights the training starts from"

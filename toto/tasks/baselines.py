@@ -52,8 +52,10 @@ class TokenBaselines:
         unigram_V = (counts_V + 1).double() / (counts_V + 1).sum()
         return cls(unigram_V.log(), _fit_copy(unigram_V, repeated_V, pairs))
 
-    def losses(self, codes_BTHW: Tensor) -> dict[str, Mean]:
+    def losses(self, codes_BTHW: Tensor, *, skip_frames: int = 0) -> dict[str, Mean]:
         """Both losses on `codes_BTHW`, over all tokens and by frame.
+
+        `skip_frames` leaves the first ones out, as a model whose mask reveals them does.
 
         Returns:
             "unigram" and "copy", scalars; "frame_unigram" and "frame_copy", one entry per frame.
@@ -63,12 +65,13 @@ class TokenBaselines:
         repeats = (codes_BTHW[:, 1:] == codes_BTHW[:, :-1]).double()
         a = self.copy_probability
         log_copy[:, 1:] = (a * repeats + (1 - a) * log_unigram[:, 1:].exp()).log()
-        return _means("unigram", -log_unigram) | _means("copy", -log_copy)
+        return _means("unigram", -log_unigram, skip_frames) | _means("copy", -log_copy, skip_frames)
 
 
-def _means(name: str, losses_BTHW: Tensor) -> dict[str, Mean]:
+def _means(name: str, losses_BTHW: Tensor, skip_frames: int) -> dict[str, Mean]:
     total_T = losses_BTHW.sum((0, 2, 3))
     count_T = torch.full_like(total_T, losses_BTHW[:, 0].numel())
+    total_T[:skip_frames] = count_T[:skip_frames] = 0
     return {name: Mean(total_T.sum(), count_T.sum()), f"frame_{name}": Mean(total_T, count_T)}
 
 

@@ -24,7 +24,8 @@ __all__ = ["NextTokenTask", "to_frames"]
 class NextTokenTask(Task["Batch"]):
     """A model that learns, over a frozen tokenizer that turns pixels into what it learns.
 
-    The trained loss is the mean over all targets, the end included. The metrics leave the end out,
+    The trained loss is the mean over all targets, the end included, of a prefix mask those after
+    the prefix. The metrics leave the end out,
     as the paper's figures do: "loss", and "frame_loss" with one entry per frame; nats a token for
     code targets, mean squared error for patches.
 
@@ -78,11 +79,13 @@ class NextTokenTask(Task["Batch"]):
         frames, targets = self.tokens(batch)
         losses_BL = self.model.losses(frames, batch.is_image_B, targets)
         visual_BL = losses_BL.detach()[:, : frames.shape[1:4].numel()].double()
-        by_frame_BTS = visual_BL.view(*frames.shape[:2], -1)
-        count_T = by_frame_BTS.new_full((frames.shape[1],), by_frame_BTS[:, 0].numel())
-        frame_loss = Mean(by_frame_BTS.sum((0, 2)), count_T)
+        predicted_BL = torch.ones_like(visual_BL)
+        given = self.model.mask.num_given
+        predicted_BL[:, :given] = 0
+        by_frame = [part.view(*frames.shape[:2], -1) for part in (visual_BL, predicted_BL)]
+        frame_loss = Mean((by_frame[0] * by_frame[1]).sum((0, 2)), by_frame[1].sum((0, 2)))
         return TaskOutput(
-            losses_BL.mean(),
+            losses_BL[:, given:].mean(),
             {
                 "loss": Mean(frame_loss.total.sum(), frame_loss.count.sum()),
                 "frame_loss": frame_loss,
@@ -90,7 +93,7 @@ class NextTokenTask(Task["Batch"]):
         )
 
     def num_targets(self, batch: Batch) -> int:
-        """Targets of all sequences: T·H·W each, and the end for codes; padding has none."""
+        """T·H·W a sequence, and the end for codes, less a prefix; padding has none."""
         if batch.padding:
             return 0
         frames = batch.frames()
@@ -98,7 +101,8 @@ class NextTokenTask(Task["Batch"]):
         if batch.pixels_BTCHW is not None:
             size = torch.Size(self.tokenizer.config.grid(frames.shape[-1]))
         target = self.target_tokenizer or self.tokenizer
-        return len(batch) * SequenceLayout(frames.shape[1], *size).num_targets(target.config.output)
+        targets = SequenceLayout(frames.shape[1], *size).num_targets(target.config.output)
+        return len(batch) * (targets - self.model.mask.num_given)
 
     def param_roles(self) -> dict[str, ParamRole]:
         """The model's."""

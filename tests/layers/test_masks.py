@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toto.layers.attention import attention
+from toto.layers.masks import CAUSAL, FULL, Mask, PerImage, Prefix, Visibility
+
+CPU = torch.device("cpu")
+LENGTH = 1 + 3 * 4
+MASKS = [CAUSAL, FULL, Prefix(1 + 4), PerImage(4)]
+
+
+def readable(mask: Mask, query: int) -> set[int]:
+    return set(mask.dense(0, LENGTH, CPU)[query].nonzero().flatten().tolist())
+
+
+def test_who_reads_whom():
+    assert readable(CAUSAL, 6) == set(range(7))
+    assert readable(FULL, 6) == set(range(LENGTH))
+    assert readable(Prefix(5), 0) == readable(Prefix(5), 4) == set(range(5))
+    assert readable(Prefix(5), 6) == set(range(7))
+    assert readable(PerImage(4), 0) == {0}
+    assert readable(PerImage(4), 4) == {0, 1, 2, 3, 4}
+    assert readable(PerImage(4), 6) == {0, 5, 6}
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_every_form_of_a_mask_is_the_dense_one_with_gradients(mask: Mask, groups: int):
+    torch.manual_seed(0)
+    shapes = [(2, 4, LENGTH, 8), (2, groups, LENGTH, 8), (2, groups, LENGTH, 8)]
+    inputs = [torch.randn(shape).requires_grad_() for shape in shapes]
+    upstream = torch.randn(shapes[0])
+    query, key, value = inputs
+    scores = query @ key.repeat_interleave(4 // groups, 1).transpose(-1, -2) / 8**0.5
+    weights = scores.masked_fill(~mask.dense(0, LENGTH, CPU), float("-inf")).softmax(-1)
+    expected = weights @ value.repeat_interleave(4 // groups, 1)
+    wanted = [expected, *torch.autograd.grad(expected, inputs, upstream)]
+    forms = [
+        mask.visibility(0, LENGTH, CPU),
+        Visibility(dense_QL=mask.dense(0, LENGTH, CPU)),
+    ]
+    for visibility in forms:
+        out = attention(*inputs, visibility)
+        found = [out, *torch.autograd.grad(out, inputs, upstream)]
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_blocks_are_the_dense_mask(mask: Mask):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 2, 4, LENGTH, 16).unbind()
+    blocks = Visibility(blocks=mask.blocks(LENGTH, CPU))
+    dense = Visibility(dense_QL=mask.dense(0, LENGTH, CPU))
+    torch.testing.assert_close(attention(*inputs, blocks), attention(*inputs, dense))
+
+
+@pytest.mark.parametrize(("first", "length"), [(2, 6), (0, 3)])
+def test_a_prefix_comes_as_a_whole(first: int, length: int):
+    with pytest.raises(ValueError, match="read as a whole"):
+        Prefix(5).visibility(first, length, CPU)

@@ -1,0 +1,85 @@
+"""GPT-2 (Radford et al. 2019) with fixed sine-cosine positions, as the paper has it (Table 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from toto.backbones.stack import Block, BlockStack, Context
+from toto.layers.attention import SelfAttention
+from toto.layers.cache import KeyValues
+from toto.layers.mlp import GeluMlp
+
+if TYPE_CHECKING:
+    from toto.backbones.config import Gpt2Config
+    from toto.layers.masks import Mask
+
+__all__ = ["Gpt2", "Gpt2Block", "sine_cosine_positions"]
+
+INIT_STD = 0.02
+LONGEST_WAVE = 10_000.0
+
+
+class Gpt2Block(Block):
+    """Attention, then an MLP, each on a normalised copy of the residual stream, with biases."""
+
+    def __init__(self, config: Gpt2Config) -> None:
+        super().__init__()
+        width = config.width
+        self.attention_norm = nn.LayerNorm(width, config.norm_eps)
+        self.attention = SelfAttention(width, config.num_heads, config.num_heads, bias=True)
+        self.mlp_norm = nn.LayerNorm(width, config.norm_eps)
+        self.mlp = GeluMlp(width, config.ffn_dim)
+        residual_std = INIT_STD / math.sqrt(2 * config.num_layers)
+        for linear, std in (
+            (self.attention.query_key_value, INIT_STD),
+            (self.attention.output, residual_std),
+            (self.mlp.up, INIT_STD),
+            (self.mlp.down, residual_std),
+        ):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
+        """See `Block.forward`."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), *context, kept)
+        out_BLD: Tensor = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        return out_BLD
+
+    def keep(self, length: int) -> KeyValues:
+        """See `Block.keep`."""
+        return KeyValues(length)
+
+
+class Gpt2(BlockStack):
+    """Pre-norm LayerNorm, GELU, biases, no dropout; positions are added to the embedding.
+
+    Weights as GPT-2's: N(0, 0.02²), those that write to the residual stream N(0, 0.02² / 2L).
+    """
+
+    config: Gpt2Config
+
+    def __init__(self, config: Gpt2Config) -> None:
+        blocks = [Gpt2Block(config) for _ in range(config.num_layers)]
+        super().__init__(config, blocks, nn.LayerNorm(config.width, config.norm_eps))
+
+    def enter(self, x_BLD: Tensor, first: int, mask: Mask) -> tuple[Tensor, Context]:
+        """See `BlockStack.enter`."""
+        length = first + x_BLD.shape[1]
+        positions_LD = sine_cosine_positions(length, self.config.width, x_BLD.device)[first:]
+        placed_BLD = x_BLD + self.config.position_scale * positions_LD
+        return placed_BLD, Context(mask.visibility(first, length, x_BLD.device))
+
+
+def sine_cosine_positions(length: int, width: int, device: torch.device) -> Tensor:
+    """`LD`, fp32: sines in the first half, cosines in the second (Vaswani et al. 2017).
+
+    Channel i of either half turns by `10000^(-2i/D)` radians a position.
+    """
+    exponents_P = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    positions_L = torch.arange(length, dtype=torch.float32, device=device)
+    angles_LP = positions_L[:, None] * (1.0 / LONGEST_WAVE**exponents_P)
+    return torch.cat((angles_LP.sin(), angles_LP.cos()), dim=-1)

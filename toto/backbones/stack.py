@@ -1,0 +1,144 @@
+"""What every backbone of toto's is: blocks one after another, and a norm."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from toto.backbones.base import Backbone, Cache, ParamRole, resolve_layers
+from toto.layers.attention import SelfAttention, fastest_attention
+from toto.layers.masks import CAUSAL, Mask, Visibility
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from toto.backbones.config import BackboneConfig
+    from toto.layers.rope import Rotation
+
+__all__ = ["Block", "BlockStack", "Context"]
+
+
+class Context(NamedTuple):
+    """What all blocks share in one pass.
+
+    Attributes:
+        visibility: whom each position reads.
+        rotation: of the positions; None without rotary ones.
+    """
+
+    visibility: Visibility
+    rotation: Rotation | None = None
+
+
+class Block(nn.Module):
+    """A layer of the stack: residual inside."""
+
+    @abstractmethod
+    def forward(self, x_BLD: Tensor, context: Context, kept: Any = None) -> Tensor:
+        """`BLD` → `BLD`; `kept`, of `keep`, holds the positions before and takes these in."""
+
+    @abstractmethod
+    def keep(self, length: int) -> Any:
+        """What the layer keeps of at most `length` positions, empty."""
+
+
+class BlockCache(Cache):
+    """The cache of a stack: what each block keeps."""
+
+    def __init__(self, length: int, mask: Mask, blocks: Sequence[Block]) -> None:
+        super().__init__(length, mask)
+        self.kept = [block.keep(length) for block in blocks]
+
+
+class BlockStack(Backbone):
+    """Blocks and a last norm.
+
+    Args:
+        config: sizes.
+        blocks: in order.
+        norm: after the last one.
+    """
+
+    def __init__(self, config: BackboneConfig, blocks: Sequence[Block], norm: nn.Module) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self._recomputes = False
+
+    @abstractmethod
+    def enter(self, x_BLD: Tensor, first: int, mask: Mask) -> tuple[Tensor, Context]:
+        """Embedded positions from `first` on → the input of block 1, and what all blocks share."""
+
+    def forward(self, x_BLD: Tensor, mask: Mask = CAUSAL) -> Tensor:
+        """See `Backbone.forward`."""
+        x_BLD, context = self.enter(x_BLD, 0, mask)
+        for block in self.blocks:
+            x_BLD = self._run(block, x_BLD, context)
+        out_BLD: Tensor = self.norm(x_BLD)
+        return out_BLD
+
+    def features(
+        self, x_BLD: Tensor, layers: Sequence[int], mask: Mask = CAUSAL
+    ) -> dict[int, Tensor]:
+        """See `Backbone.features`."""
+        resolved = resolve_layers(layers, self.config.num_layers)
+        wanted = set(resolved.values())
+        found = {0: x_BLD}
+        x_BLD, context = self.enter(x_BLD, 0, mask)
+        for index in range(1, max(wanted, default=0) + 1):
+            x_BLD = self._run(self.blocks[index - 1], x_BLD, context)
+            if index in wanted:
+                found[index] = x_BLD
+        return {layer: found[index] for layer, index in resolved.items()}
+
+    def new_cache(self, length: int, mask: Mask = CAUSAL) -> Cache:
+        """See `Backbone.new_cache`."""
+        super().new_cache(length, mask)
+        return BlockCache(length, mask, list(self._blocks()))
+
+    def extend(self, x_BLD: Tensor, cache: Cache) -> Tensor:
+        """See `Backbone.extend`: only the new positions are computed."""
+        assert isinstance(cache, BlockCache), "a cache of this backbone's new_cache"
+        x_BLD, context = self.enter(x_BLD, cache.filled, cache.mask)
+        cache.filled += x_BLD.shape[1]
+        for block, kept in zip(self.blocks, cache.kept, strict=True):
+            x_BLD = block(x_BLD, context, kept)
+        out_BLD: Tensor = self.norm(x_BLD)
+        return out_BLD
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """Vectors, the gains of norms and biases, are `norm`, every matrix is `hidden`."""
+        return {
+            name: "norm" if parameter.ndim == 1 else "hidden"
+            for name, parameter in self.named_parameters()
+        }
+
+    def compile_blocks(self) -> None:
+        """See `Backbone.compile_blocks`; attention takes the fastest path of this machine."""
+        # Shapes stay fixed: a graph for any batch size, made when a second size appears, would
+        # round otherwise than the first, and a resumed run would not repeat the unbroken one.
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.attend = fastest_attention()
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.norm.compile(dynamic=False)
+
+    def recompute_activations(self) -> None:
+        """See `Backbone.recompute_activations`."""
+        self._recomputes = True
+
+    def _run(self, block: nn.Module, x_BLD: Tensor, context: Context) -> Tensor:
+        if self._recomputes and torch.is_grad_enabled():
+            return checkpoint(block, x_BLD, context, use_reentrant=False)  # type: ignore[no-any-return]
+        out_BLD: Tensor = block(x_BLD, context)
+        return out_BLD
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block

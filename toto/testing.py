@@ -190,7 +190,7 @@ def _token_grid(config: TokenizerConfig, resolution: int) -> tuple[int, int]:
 
 
 def _pictures(resolution: int) -> torch.Tensor:
-    """Two of noise, and a black and a white one, whose codes are the likeliest to be out of range."""
+    """Two of noise, and a black and a white one, which reach the outermost codes."""
     noise = torch.rand(2, 3, resolution, resolution, generator=_generator())
     return torch.cat([noise, torch.zeros_like(noise[:1]), torch.ones_like(noise[:1])])
 

@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python >= 3.11 and nothing else; each makes .venv if it is missing.
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check
-FILES = toto cli tests benchmarks
+FILES = toto cli tests benchmarks examples
 
 .PHONY: demo test check format
 

@@ -60,8 +60,12 @@ def check(
         ),
     ],
     imports: ImportOption = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=1, help="side in pixels of a tokenizer's test pictures; 64 unless given"),
+    ] = None,
 ) -> None:
     """Run the contract on a component, yours or toto's."""
     from toto.jobs.check import check_component
 
-    check_component(part.value, component, imports=imports or [])
+    check_component(part.value, component, imports=imports or [], resolution=resolution)

@@ -19,7 +19,7 @@ from toto.tasks.config import (
 from toto.tasks.perceptual import FeatureNetwork
 from toto.tasks.tokenizer import TokenizerTask
 from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
-from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
+from toto.tokenizers.config import TOKENIZERS, TokenizerConfig, square_grid
 
 __all__ = [
     "CAUSAL",
@@ -42,6 +42,7 @@ __all__ = [
     "register_task",
     "register_tokenizer",
     "resolve_layers",
+    "square_grid",
 ]
 
 register_tokenizer = TOKENIZERS.register

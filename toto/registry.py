@@ -86,7 +86,7 @@ class Registry(Generic[C]):
         A class that is defined again, as a notebook does, takes the place of its former self.
 
         Raises:
-            UserError: the name is taken by another class.
+            UserError: the name is taken by another class, or the class is no complete Config.
         """
 
         def decorate(cls: type[C]) -> type[C]:
@@ -94,13 +94,27 @@ class Registry(Generic[C]):
             if owner is not None and _full_name(owner) != _full_name(cls):
                 raise UserError(
                     f"{self.family} {name!r} is already registered by {_full_name(owner)}. "
-                    f"Register {_full_name(cls)} under another name"
+                    f"Register {_full_name(cls)} under another name, or import only one of them"
                 )
+            self._check_complete(name, cls)
             cls.registered_name = name
             self._classes[name] = cls
             return cls
 
         return decorate
+
+    def _check_complete(self, name: str, cls: type[C]) -> None:
+        if not issubclass(cls, Component):
+            raise UserError(
+                f"{self.family} {name!r}: {cls.__name__} is not the Config of a {self.family}. "
+                "Register the class that derives from that"
+            )
+        lacking = sorted(cls.__abstractmethods__)
+        if lacking:
+            raise UserError(
+                f"{self.family} {name!r}: {cls.__name__} lacks {', '.join(lacking)}. Its base "
+                "class says what each gives"
+            )
 
     def get(self, name: str) -> type[C]:
         """The class of that name.
@@ -112,7 +126,11 @@ class Registry(Generic[C]):
         if name not in self._classes:
             _load_entry_points()
         if name not in self._classes:
-            raise KeyError(unknown_name(self.family, name, sorted(self._classes)))
+            raise KeyError(
+                f"{unknown_name(self.family, name, sorted(self._classes))} If it is yours, "
+                "decorate its Config and have the module imported: `imports: [mine.py]` in a "
+                "recipe, --import mine.py on the command line"
+            )
         return self._classes[name]
 
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from toto.errors import UserError
-from toto.tokenizers.base import PatchGrid, TokenGrid
+from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
 
 if TYPE_CHECKING:
     from toto.backbones.base import Backbone
@@ -19,14 +19,23 @@ if TYPE_CHECKING:
     from toto.heads.config import HeadConfig
     from toto.tokenizers.config import TokenizerConfig
 
-__all__ = ["ContractError", "check_backbone", "check_head", "check_tokenizer"]
+__all__ = [
+    "TEST_RESOLUTION",
+    "ContractError",
+    "check_backbone",
+    "check_head",
+    "check_tokenizer",
+]
+
+TEST_RESOLUTION = 64
+"""Side in pixels of the pictures that tokenizers are checked with, unless another is given."""
 
 
 class ContractError(UserError):
     """A component that does not keep its contract."""
 
 
-def check_tokenizer(config: TokenizerConfig, *, resolution: int = 64) -> list[str]:
+def check_tokenizer(config: TokenizerConfig, *, resolution: int = TEST_RESOLUTION) -> list[str]:
     """Check shapes, dtypes, ranges, determinism, independence of frames, and the round trip.
 
     Args:
@@ -39,49 +48,36 @@ def check_tokenizer(config: TokenizerConfig, *, resolution: int = 64) -> list[st
     Raises:
         ContractError: the first breach.
     """
-    try:
-        height, width = config.grid(resolution)
-    except ValueError as error:
-        raise ContractError(f"grid({resolution}): {error}. Check at another resolution") from error
+    height, width = _token_grid(config, resolution)
     if config.missing_weights:
         raise ContractError(f"no weights to check. {config.missing_weights}")
-    tokenizer = config.build().eval()
-    pixels_BCHW = torch.rand(3, 3, resolution, resolution, generator=_generator())
+    tokenizer = config.build()
+    _expect(
+        isinstance(tokenizer, Tokenizer), f"build gives a Tokenizer, not {_type_name(tokenizer)}"
+    )
+    tokenizer.eval()
+    loose = _loose_tensors(tokenizer)
+    _expect(
+        not loose,
+        "tensors are parameters or buffers (register_buffer), so that .to(device) and "
+        f"fingerprint() see them; {', '.join(loose)} is neither",
+    )
+    pixels_BCHW = _pictures(resolution)
     with torch.no_grad():
-        grid, again = tokenizer.encode(pixels_BCHW), tokenizer.encode(pixels_BCHW)
-        alone = tokenizer.encode(pixels_BCHW[1:2])
+        grid = tokenizer.encode(pixels_BCHW)
+        tokens = _tokens(config, grid)
+        again = _tokens(config, tokenizer.encode(pixels_BCHW))
+        alone = _tokens(config, tokenizer.encode(pixels_BCHW[1:2]))
         decoded_BCHW = tokenizer.decode(grid)
-    if config.output == "codes":
-        _expect(isinstance(grid, TokenGrid), f"encode gives a TokenGrid, not {type(grid).__name__}")
-        assert isinstance(grid, TokenGrid)
-        codes = grid.codes_BHW
-        _expect(codes.dtype == torch.int64, f"codes are int64, not {codes.dtype}")
-        low, high = int(codes.min()), int(codes.max())
-        _expect(
-            low >= 0 and high < config.codebook_size,
-            f"codes lie in 0..{config.codebook_size - 1}, not {low}..{high}",
-        )
-    else:
-        _expect(isinstance(grid, PatchGrid), f"encode gives a PatchGrid, not {type(grid).__name__}")
-        assert isinstance(grid, PatchGrid)
-        dim = grid.patches_BHWC.shape[-1]
-        _expect(dim == config.patch_dim, f"patches have {config.patch_dim} values, not {dim}")
-        _expect(_close(decoded_BCHW, pixels_BCHW), "decode undoes encode, as no code is lost")
-    tokens, tokens_again, token_alone = _tokens(grid), _tokens(again), _tokens(alone)
+    shape = [len(pixels_BCHW), height, width]
     _expect(
-        tokens.shape[:3] == (3, height, width),
-        f"tokens are [3, {height}, {width}], as grid({resolution}) says, "
-        f"not {list(tokens.shape[:3])}",
+        list(tokens.shape[:3]) == shape,
+        f"tokens are {shape}, as grid({resolution}) says, not {list(tokens.shape[:3])}",
     )
-    _expect(torch.equal(tokens, tokens_again), "encode gives the same tokens twice")
-    same = (tokens[1:2] == token_alone).float().mean().item()
+    _expect(torch.equal(tokens, again), "encode gives the same tokens twice")
+    same = (tokens[1:2] == alone).float().mean().item()
     _expect(same > 0.999, f"a picture's tokens do not depend on its batch ({same:.2%} agree)")
-    _expect(
-        decoded_BCHW.shape == pixels_BCHW.shape,
-        f"decode gives {list(pixels_BCHW.shape)}, not {list(decoded_BCHW.shape)}",
-    )
-    inside = bool(((decoded_BCHW >= -1e-4) & (decoded_BCHW <= 1 + 1e-4)).all())
-    _expect(inside or config.output == "patches", "decoded pixels lie in [0, 1]")
+    _check_decoded(config, decoded_BCHW, pixels_BCHW)
     _expect(
         tokenizer.fingerprint() == config.build().fingerprint(),
         "built twice, the fingerprint is the same",
@@ -192,8 +188,85 @@ def check_head(config: HeadConfig, *, width: int = 32) -> list[str]:
     return [f"pools [B, L, {width}] to [B, {width}], {real:,} parameters, masks, gradients"]
 
 
-def _tokens(grid: TokenGrid | PatchGrid) -> torch.Tensor:
-    return grid.codes_BHW if isinstance(grid, TokenGrid) else grid.patches_BHWC
+def _token_grid(config: TokenizerConfig, resolution: int) -> tuple[int, int]:
+    """What `grid` and `codebook_size` say, once they say it as agreed."""
+    try:
+        grid = config.grid(resolution)
+    except ValueError as error:
+        raise ContractError(
+            f"grid({resolution}): {error}. Check at another resolution (`toto check tokenizer "
+            "NAME --resolution N`)"
+        ) from error
+    is_pair = isinstance(grid, tuple) and [type(side) for side in grid] == [int, int]
+    _expect(is_pair, f"grid({resolution}) gives (H, W), not {grid!r}")
+    size = config.codebook_size
+    _expect(
+        isinstance(size, int),
+        "codebook_size is a property (neither method nor field) that gives an int, not "
+        f"{_type_name(size)}",
+    )
+    return grid
+
+
+def _pictures(resolution: int) -> torch.Tensor:
+    """Two of noise, and a black and a white one, which reach the outermost codes."""
+    noise = torch.rand(2, 3, resolution, resolution, generator=_generator())
+    return torch.cat([noise, torch.zeros_like(noise[:1]), torch.ones_like(noise[:1])])
+
+
+def _tokens(config: TokenizerConfig, grid: TokenGrid | PatchGrid) -> torch.Tensor:
+    """The tokens of what `encode` gave, once they are of the kind that the config says."""
+    if config.output == "codes":
+        _expect(isinstance(grid, TokenGrid), f"encode gives a TokenGrid, not {_type_name(grid)}")
+        assert isinstance(grid, TokenGrid)
+        codes = grid.codes_BHW
+        _expect(codes.dtype == torch.int64, f"codes are int64, not {codes.dtype}")
+        low, high = int(codes.min()), int(codes.max())
+        _expect(
+            low >= 0 and high < config.codebook_size,
+            f"codes lie in 0..{config.codebook_size - 1}, not {low}..{high}",
+        )
+        return codes
+    _expect(isinstance(grid, PatchGrid), f"encode gives a PatchGrid, not {_type_name(grid)}")
+    assert isinstance(grid, PatchGrid)
+    dim = grid.patches_BHWC.shape[-1]
+    _expect(dim == config.patch_dim, f"patches have {config.patch_dim} values, not {dim}")
+    return grid.patches_BHWC
+
+
+def _check_decoded(
+    config: TokenizerConfig, decoded_BCHW: torch.Tensor, pixels_BCHW: torch.Tensor
+) -> None:
+    _expect(
+        isinstance(decoded_BCHW, torch.Tensor),
+        f"decode gives pixels, a Tensor, not {_type_name(decoded_BCHW)}",
+    )
+    _expect(
+        decoded_BCHW.dtype == torch.float32, f"decoded pixels are float32, not {decoded_BCHW.dtype}"
+    )
+    _expect(
+        decoded_BCHW.shape == pixels_BCHW.shape,
+        f"decode gives {list(pixels_BCHW.shape)}, not {list(decoded_BCHW.shape)}",
+    )
+    if config.output == "patches":
+        _expect(_close(decoded_BCHW, pixels_BCHW), "decode undoes encode, as no code is lost")
+        return
+    inside = bool(((decoded_BCHW >= -1e-4) & (decoded_BCHW <= 1 + 1e-4)).all())
+    _expect(inside, "decoded pixels lie in [0, 1]")
+
+
+def _loose_tensors(tokenizer: Tokenizer) -> list[str]:
+    """Tensors that are plain attributes of a module."""
+    return [
+        f"{place}.{name}".lstrip(".")
+        for place, module in tokenizer.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
 
 
 def _close(first: torch.Tensor, second: torch.Tensor) -> bool:

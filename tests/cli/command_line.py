@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,14 @@ def toto(*arguments: object, cwd: Path, code: int = 0) -> Outcome:
     return outcome
 
 
-def toto_process(*arguments: object, cwd: Path, code: int = 0) -> Outcome:
+def toto_process(
+    *arguments: object, cwd: Path, code: int = 0, env: Mapping[str, str] = ENVIRONMENT
+) -> Outcome:
     """The same in a process of its own; nothing that toto reports has a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "toto.cli", *map(str, arguments)],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=env,
         capture_output=True,
         text=True,
     )

@@ -24,7 +24,14 @@ from toto.data.encode import encode_h264
 from toto.data.index import Dataset
 from toto.data.manifest import TokenInfo
 from toto.data.order import CENTRE
-from toto.data.tokens import Rank, ShardCoder, _places, require_tokenizer, tokenize_dataset
+from toto.data.tokens import (
+    Rank,
+    ShardCoder,
+    _device_of,
+    _places,
+    require_tokenizer,
+    tokenize_dataset,
+)
 from toto.data.transforms import square
 from toto.errors import DataError
 from toto.jobs import sources
@@ -93,6 +100,13 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
 
 def test_raw_shards_suit_any_tokenizer(tmp_path):
     require_tokenizer(picture_dataset(tmp_path / "p", 2), TOKENIZER)
+
+
+def test_pictures_go_where_the_tokenizer_is_even_if_it_saves_no_tensor():
+    tokenizer = ToyTokenizerConfig().build()
+    assert _device_of(tokenizer).type == "cpu"
+    tokenizer.register_buffer("table", torch.zeros(2, device="meta"), persistent=False)
+    assert _device_of(tokenizer).type == "meta"
 
 
 def test_patches_are_refused(tmp_path):

@@ -297,6 +297,23 @@ def test_a_base_of_a_base_is_refused(tmp_path):
         read_recipe(path)
 
 
+@pytest.mark.parametrize("base", ["recipes/quickstart.yaml", "quickstart.yaml"])
+def test_a_base_may_be_a_shipped_recipe(tmp_path, base):
+    path = write(tmp_path / "mine.yaml", {"base": base, "training": {"steps": 77}})
+    assert read_recipe(path).training.steps == 77
+    assert read_recipe(path).data.make == "samples"
+    (tmp_path / base).parent.mkdir(exist_ok=True)
+    write(tmp_path / base, GOOD)
+    assert read_recipe(path).data.make is None, "a file of that name goes first"
+
+
+@pytest.mark.parametrize("base", ["quickstrat.yaml", "elsewhere/quickstart.yaml"])
+def test_a_base_that_is_nowhere_is_refused(tmp_path, base):
+    path = write(tmp_path / "mine.yaml", {"base": base})
+    with pytest.raises(RecipeError, match=rf"no file \S*{base}.*the file of a shipped recipe"):
+        read_recipe(path)
+
+
 def test_overrides_are_yaml_and_checked_like_the_file(tmp_path):
     path = write(tmp_path / "good.yaml", GOOD)
     recipe = read_recipe(path, ["optimizer.lr=3e-3", "training.steps=9", "backbone.num_layers=1"])

@@ -286,12 +286,15 @@ def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
         ) from error
 
 
+def _device_of(tokenizer: Tokenizer) -> torch.device:
+    """Of its tensors, those included that its state_dict leaves out; the CPU if it has none."""
+    tensors = itertools.chain(tokenizer.parameters(), tokenizer.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
 @torch.inference_mode()
 def _encode_batch(frames: list[Frame], tokenizer: Tokenizer) -> Codes:
-    device = next(
-        (tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu")
-    )
-    pixels_BHWC = torch.from_numpy(np.stack(frames)).to(device)
+    pixels_BHWC = torch.from_numpy(np.stack(frames)).to(_device_of(tokenizer))
     pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
     grid = tokenizer.encode(pixels_BCHW)
     assert isinstance(grid, TokenGrid)

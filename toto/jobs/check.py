@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toto.backbones.config import BACKBONES
+from toto.errors import UserError
 from toto.heads.config import HEADS
 from toto.jobs.component import parse_component
 from toto.jobs.console import say
 from toto.registry import import_plugin
-from toto.testing import check_backbone, check_head, check_tokenizer
+from toto.testing import TEST_RESOLUTION, check_backbone, check_head, check_tokenizer
 from toto.tokenizers.config import TOKENIZERS
 
 if TYPE_CHECKING:
@@ -19,21 +20,28 @@ if TYPE_CHECKING:
 __all__ = ["check_component"]
 
 
-def check_component(part: str, text: str, *, imports: Sequence[str]) -> None:
+def check_component(
+    part: str, text: str, *, imports: Sequence[str], resolution: int | None
+) -> None:
     """Run the contract on a component and print what holds.
 
     Args:
         part: tokenizer, backbone or head.
         text: its name, or its mapping as YAML.
         imports: plug-ins to import first.
+        resolution: of a tokenizer's test pictures; None for TEST_RESOLUTION.
 
     Raises:
-        UserError: an unknown component, or a broken contract.
+        UserError: an unknown component, a resolution for what is no tokenizer, or a broken
+            contract.
     """
+    if resolution is not None and part != "tokenizer":
+        raise UserError(f"--resolution: a {part} sees no pictures. Leave it out")
     for reference in imports:
         import_plugin(reference, Path.cwd())
     if part == "tokenizer":
-        lines = check_tokenizer(parse_component(TOKENIZERS, text))
+        config = parse_component(TOKENIZERS, text)
+        lines = check_tokenizer(config, resolution=resolution or TEST_RESOLUTION)
     elif part == "backbone":
         lines = check_backbone(parse_component(BACKBONES, text))
     else:

@@ -53,16 +53,19 @@ def find_recipe(name: str) -> Path:
             "(`toto list recipes`)"
         )
     file = given if given.suffix == ".yaml" else given.with_name(f"{given.name}.yaml")
-    candidates = [given, file]
-    if given.parent in (Path(), Path("recipes")):
-        candidates.append(shipped_recipes() / file.name)
-    for path in candidates:
+    for path in (given, file, *_shipped(file)):
         if path.is_file():
             return path
     stems = [listed.path.stem for listed in list_recipes()]
     guess = nearest(given.stem, stems)
     hint = f"Did you mean {guess}?" if guess else "`toto list recipes` shows those that come along"
     raise UserError(f"no recipe {name}. {hint}")
+
+
+def _shipped(path: Path) -> list[Path]:
+    """The shipped recipe of that name, unless the path leads into some other folder."""
+    is_name = path.parent in (Path(), Path("recipes"))
+    return [shipped_recipes() / path.name] if is_name else []
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,12 @@ def _read_with_base(path: Path) -> dict[str, Any]:
     raw = read_yaml(path)
     if "base" not in raw:
         return raw
-    base_path = path.parent / str(raw.pop("base"))
-    if not base_path.is_file():
-        problem = Problem("base", f"no file {base_path}", "Write its path relative to the recipe")
-        raise RecipeError(str(path), [problem])
+    named = Path(str(raw.pop("base")))
+    found = [place for place in (path.parent / named, *_shipped(named)) if place.is_file()]
+    if not found:
+        mend = "Write its path relative to the recipe, or the file of a shipped recipe"
+        raise RecipeError(str(path), [Problem("base", f"no file {path.parent / named}", mend)])
+    base_path = found[0]
     base = read_yaml(base_path)
     if "base" in base:
         problem = Problem(

@@ -21,6 +21,7 @@ __all__ = [
     "PatchConfig",
     "TokenizerConfig",
     "VqganConfig",
+    "square_grid",
 ]
 
 WEIGHTS_NEEDED = (
@@ -114,6 +115,18 @@ WeightsSource = Annotated[
 ]
 
 
+def square_grid(resolution: int, token_px: int) -> tuple[int, int]:
+    """(H, W) where every token stands for `token_px` × `token_px` pixels.
+
+    Raises:
+        ValueError: the resolution is no multiple of it; the message names one that is.
+    """
+    if resolution < token_px or resolution % token_px:
+        fits = max(round(resolution / token_px), 1) * token_px
+        raise ValueError(f"{resolution} px is no multiple of {token_px} px per token; {fits} is")
+    return resolution // token_px, resolution // token_px
+
+
 class CodebookConfig(TokenizerConfig):
     """Base of the tokenizers that have a codebook and weights."""
 
@@ -150,13 +163,6 @@ class CodebookConfig(TokenizerConfig):
         return self
 
 
-def _grid_of_multiple(resolution: int, factor: int) -> tuple[int, int]:
-    if resolution < factor or resolution % factor:
-        fits = max(round(resolution / factor), 1) * factor
-        raise ValueError(f"{resolution} px is no multiple of {factor} px per token; {fits} is")
-    return resolution // factor, resolution // factor
-
-
 @TOKENIZERS.register("dvae")
 class DvaeConfig(CodebookConfig):
     """The discrete VAE of DALL-E (Ramesh et al. 2021; github openai/DALL-E), 8 px per token.
@@ -174,7 +180,7 @@ class DvaeConfig(CodebookConfig):
 
     def grid(self, resolution: int) -> tuple[int, int]:
         """Three 2×2 poolings: 8 px per token."""
-        return _grid_of_multiple(resolution, 8)
+        return square_grid(resolution, 8)
 
     def build(self) -> Tokenizer:
         """Make the dVAE."""
@@ -220,7 +226,7 @@ class VqganConfig(CodebookConfig):
 
     def grid(self, resolution: int) -> tuple[int, int]:
         """Every level but the last halves the resolution: 16 px per token by default."""
-        return _grid_of_multiple(resolution, 2 ** (len(self.width_multipliers) - 1))
+        return square_grid(resolution, 2 ** (len(self.width_multipliers) - 1))
 
     def build(self) -> Tokenizer:
         """Make the VQGAN."""
@@ -249,7 +255,7 @@ class PatchConfig(TokenizerConfig):
 
     def grid(self, resolution: int) -> tuple[int, int]:
         """One token per patch."""
-        return _grid_of_multiple(resolution, self.patch_size)
+        return square_grid(resolution, self.patch_size)
 
     def build(self) -> Tokenizer:
         """Make the patch tokenizer."""

@@ -88,15 +88,22 @@ class Section:
     small: bool = False
 
 
-def reconstruction_sheet(pictures: Reconstructions) -> dict[str, str]:
-    """The pictures above their reconstructions (`image`, a data URI), and their mean `psnr`, dB."""
+def reconstruction_sheet(pictures: Reconstructions) -> dict[str, str | int]:
+    """The pictures above their reconstructions as `image`, a data URI.
+
+    Beside it `width`, in pixels, and `psnr`, the mean in dB.
+    """
     values = psnr(_pixels(pictures.originals_NHWC), _pixels(pictures.decoded_NHWC)).tolist()
     image_HWC = sheet(
         {"original": pictures.originals_NHWC, "decoded": pictures.decoded_NHWC},
         [f"{value:.1f} dB" for value in values],
         scale=pixel_scale(pictures.originals_NHWC.shape[1]),
     )
-    return {"image": png_uri(image_HWC), "psnr": f"{np.mean(values):.1f}"}
+    return {
+        "image": png_uri(image_HWC),
+        "width": image_HWC.shape[1],
+        "psnr": f"{np.mean(values):.1f}",
+    }
 
 
 def _pixels(pictures_NHWC: NDArray[np.uint8]) -> Tensor:

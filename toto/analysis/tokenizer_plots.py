@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
     from toto.analysis.tokenizer_runs import TokenizerRecord
 
-__all__ = ["code_use_by_rank", "codes_in_use", "perplexity", "term", "training_curves"]
+__all__ = [
+    "code_use_by_rank",
+    "codes_in_use",
+    "perplexity",
+    "shares_by_rank",
+    "term",
+    "training_curves",
+]
 
 STEPS = "optimizer steps"
 LINES = ("-", "--", ":", "-.")  # a fifth source has the first colour again, and another line
@@ -48,7 +55,7 @@ def term(record: TokenizerRecord, name: str, title: str, label: str) -> Panel:
     """
 
     def draw(axes: Axes) -> None:
-        scale, steps = counting_axis(record.last_step, STEPS)
+        scale = _steps_axis(axes, record)
         logged = [(line.step, line.values[name]) for line in record.train if name in line.values]
         if logged:
             places, values = np.array(logged).T
@@ -56,7 +63,7 @@ def term(record: TokenizerRecord, name: str, title: str, label: str) -> Panel:
             smoothed = smooth(values, len(values) // 50)
             axes.plot(places / scale, smoothed, color=MUTED, label="training")
         _draw_sources(axes, record, name, scale)
-        axes.set(xlabel=steps, ylabel=label)
+        axes.set_ylabel(label)
 
     return draw_panel(title, draw)
 
@@ -65,9 +72,9 @@ def codes_in_use(record: TokenizerRecord) -> Panel:
     """The share of the codes that held-out tokens have, against the steps."""
 
     def draw(axes: Axes) -> None:
-        scale, steps = counting_axis(record.last_step, STEPS)
+        scale = _steps_axis(axes, record)
         _draw_sources(axes, record, "codebook_use", scale)
-        axes.set(xlabel=steps, ylabel="share of the codebook", ylim=(0, 1.03))
+        axes.set(ylabel="share of the codebook", ylim=(0, min(axes.get_ylim()[1], 1.03)))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
     return draw_panel("Codes in use", draw)
@@ -77,9 +84,9 @@ def perplexity(record: TokenizerRecord) -> Panel:
     """The perplexity of the codes of held-out pictures, against the steps."""
 
     def draw(axes: Axes) -> None:
-        scale, steps = counting_axis(record.last_step, STEPS)
+        scale = _steps_axis(axes, record)
         _draw_sources(axes, record, "perplexity", scale)
-        axes.set(xlabel=steps, ylabel="perplexity (codes)", ylim=(0, None))
+        axes.set(ylabel="perplexity (codes)", ylim=(0, None))
 
     return draw_panel("Perplexity of the codes", draw)
 
@@ -96,7 +103,7 @@ def code_use_by_rank(record: TokenizerRecord) -> Panel:
     def draw(axes: Axes) -> None:
         for source in record.series:
             color, line = _look(record, source)
-            ranks, shares = _shares_by_rank(record.code_counts[source])
+            ranks, shares = shares_by_rank(record.code_counts[source])
             axes.plot(ranks, shares, color=color, linestyle=line, label=_label(source))
         num_codes = len(record.code_counts[TOGETHER])
         axes.axhline(
@@ -110,6 +117,13 @@ def code_use_by_rank(record: TokenizerRecord) -> Panel:
             axis.set_minor_formatter(NullFormatter())
 
     return draw_panel("How often each code is used", draw)
+
+
+def _steps_axis(axes: Axes, record: TokenizerRecord) -> float:
+    """The same axis for all panels of a run; returns the unit that steps are counted in."""
+    scale, label = counting_axis(record.last_step, STEPS)
+    axes.set(xlabel=label, xlim=(0, 1.03 * record.last_step / scale))
+    return scale
 
 
 def _draw_sources(axes: Axes, record: TokenizerRecord, name: str, scale: float) -> None:
@@ -131,8 +145,11 @@ def _draw_sources(axes: Axes, record: TokenizerRecord, name: str, scale: float) 
             )
 
 
-def _shares_by_rank(counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each different count as the level line from its first to its last rank: no rank is lost."""
+def shares_by_rank(counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rank → share of all tokens, the most frequent code first; codes without a token left out.
+
+    Each different count is a level line from its first to its last rank: no rank is lost.
+    """
     counts_V = np.array(counts)
     levels, codes = np.unique(counts_V[counts_V > 0], return_counts=True)
     levels, last = levels[::-1], np.cumsum(codes[::-1])

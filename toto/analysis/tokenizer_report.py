@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from toto.analysis.panels import Panel
     from toto.analysis.tokenizer_runs import TokenizerRecord
 
 __all__ = ["TokenizerReport", "write_tokenizer_report"]
@@ -49,26 +50,25 @@ class TokenizerReport(ReportContent):
 def write_tokenizer_report(out: Path, content: TokenizerReport) -> None:
     """Write the page to `out`; an older one is replaced only when the new one is complete."""
     record = content.record
-    titles = {name: content.term(name) for name in record.terms}
     write_page(
         out,
         "tokenizer_report.html",
         {
             "content": content,
             "summary": summary(record, content.num_codes, content.checkpoint_step),
-            "quality": quality_table(record, content.num_codes, titles),
+            "quality": quality_table(record, content.num_codes),
             "sheets": [
                 {"source": source} | reconstruction_sheet(pictures)
                 for source, pictures in content.reconstructions.items()
             ],
-            "sections": _sections(content, titles),
+            "sections": _sections(content),
             "ranks": _ranks(content),
             "counts_file": CODE_COUNTS,
         },
     )
 
 
-def _sections(content: TokenizerReport, titles: Mapping[str, Term]) -> list[Section]:
+def _sections(content: TokenizerReport) -> list[Section]:
     record = content.record
     return [
         Section(
@@ -76,10 +76,7 @@ def _sections(content: TokenizerReport, titles: Mapping[str, Term]) -> list[Sect
             "Grey is training: as it trains, the task may relax or restart codes, and compute in "
             "lower precision. In colour are the held-out pictures of each source, encoded and "
             "decoded as they will be in use.",
-            [
-                plots.term(record, name, term.title, term.unit or term.title.lower())
-                for name, term in titles.items()
-            ],
+            [_term_panel(content, name) for name in record.terms],
             content.command,
         ),
         Section(
@@ -99,6 +96,13 @@ def _sections(content: TokenizerReport, titles: Mapping[str, Term]) -> list[Sect
             small=True,
         ),
     ]
+
+
+def _term_panel(content: TokenizerReport, name: str) -> Panel:
+    """Under its title, with the name that it has in metrics.jsonl where that is another."""
+    term = content.term(name)
+    title = term.title if term.title.lower() == name else f"{term.title} ({name})"
+    return plots.term(content.record, name, title, term.unit or name)
 
 
 def _ranks(content: TokenizerReport) -> Section:

@@ -10,10 +10,7 @@ from toto.analysis.summary import NO_VALUE
 from toto.analysis.tokenizer_runs import TOGETHER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from toto.analysis.tokenizer_runs import TokenizerRecord
-    from toto.tasks.config import Term
 
 __all__ = ["QualityTable", "quality_table", "summary"]
 
@@ -43,15 +40,12 @@ def summary(record: TokenizerRecord, num_codes: int, checkpoint_step: int) -> li
     return sentences
 
 
-def quality_table(
-    record: TokenizerRecord, num_codes: int, terms: Mapping[str, Term]
-) -> QualityTable:
+def quality_table(record: TokenizerRecord, num_codes: int) -> QualityTable:
     """PSNR, codes in use and perplexity of each source, and what else the task measures.
 
     Args:
         record: of the run.
         num_codes: size of the codebook.
-        terms: how each term of the record is called.
     """
     if not record.evals:
         return QualityTable([], [])
@@ -61,8 +55,7 @@ def quality_table(
         for name in record.terms
         if name != "psnr" and any(name in sources[source] for source in record.series)
     ]
-    head = ["source", "PSNR (dB)", "codes in use", "of all codes", "perplexity"]
-    head += [_titled(terms[name]) for name in others]
+    head = ["source", "PSNR (dB)", "codes in use", "of all codes", "perplexity", *others]
     rows = []
     for source in record.series:
         values = sources[source]
@@ -99,9 +92,5 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
     return sentences
 
 
-def _titled(term: Term) -> str:
-    return f"{term.title} ({term.unit})" if term.unit else term.title
-
-
 def _number(value: float, spec: str) -> str:
-    return NO_VALUE if math.isnan(value) else format(value, spec)
+    return NO_VALUE if math.isnan(value) else format(value, spec).replace("-", "−")

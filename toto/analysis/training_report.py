@@ -103,7 +103,7 @@ def _probe_section(record: RunRecord) -> Section:
     )
 
 
-def _reconstructions(content: TrainingReport) -> dict[str, str] | None:
+def _reconstructions(content: TrainingReport) -> dict[str, str | int] | None:
     if isinstance(content.reconstructions, str):
         return None
     return reconstruction_sheet(content.reconstructions)

@@ -14,7 +14,8 @@ from toto.analysis.runs import read_run
 from toto.analysis.tokenizer_report import TokenizerReport, write_tokenizer_report
 from toto.analysis.tokenizer_runs import read_tokenizer_run
 from toto.analysis.training_report import TrainingReport, write_training_report
-from toto.data.clips import read_clip
+from toto.data.clips import FrameList, read_clip
+from toto.data.config import ClipConfig
 from toto.jobs.console import say
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from toto.data.config import ClipConfig
+    from toto.data.index import Dataset
     from toto.jobs.trained import FoundCheckpoint, FoundTokenizerRun
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
@@ -43,9 +44,11 @@ __all__ = ["start_report"]
 
 PICTURES_PER_SOURCE = 4
 TOKENIZER_PICTURES_PER_SOURCE = 8
+COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
 VERSIONS = ("toto", "torch", "python")
 MACHINE = ("platform", "cpu", "gpu", "threads")
 LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
+Pictures = npt.NDArray[np.uint8]
 NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
 
 
@@ -134,7 +137,10 @@ def _started(found: FoundCheckpoint) -> dict[str, Any]:
     """What the run wrote down when it began; its checkpoint knows the versions too."""
     path = found.run / RUN_FILE
     if not path.is_file():
-        return {"command": f"toto train {RECIPE_FILE}", "versions": found.meta.versions}
+        return {
+            "command": f"{COMMANDS[found.recipe.verb]} {RECIPE_FILE}",
+            "versions": found.meta.versions,
+        }
     started: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return started
 
@@ -193,44 +199,46 @@ def _reconstructions(found: FoundRun) -> Reconstructions | str:
     recipe = found.recipe
     if recipe.target.output == "patches":
         return NOTHING_LOST
-    clip = recipe.clip.model_copy(update={"frames": 1, "resolution": recipe.target_resolution})
-    originals = _held_out_pictures(recipe, clip, PICTURES_PER_SOURCE)
+    originals: list[Pictures] = []
+    for dataset in _held_out(recipe).values():
+        kept = dataset.kept().tolist()
+        count = min(PICTURES_PER_SOURCE, len(kept))
+        samples = [kept[index * len(kept) // count] for index in range(count)]
+        places = [(sample, dataset.frames(sample) // 2) for sample in samples]
+        originals += _read(dataset, places, recipe.target_resolution)
     if not originals:
         return "no source has held-out pictures"
-    originals_NHWC = np.concatenate(list(originals.values()))
-    return _reconstructed(build_target_tokenizer(found).eval(), originals_NHWC)
+    return _reconstructed(build_target_tokenizer(found).eval(), np.stack(originals))
 
 
 def _reconstructions_by_source(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Reconstructions]:
-    clip = recipe.clip.model_copy(update={"frames": 1})
-    originals = _held_out_pictures(recipe, clip, TOKENIZER_PICTURES_PER_SOURCE)
-    return {
-        source: _reconstructed(tokenizer, pictures_NHWC)
-        for source, pictures_NHWC in originals.items()
+    """Held-out frames of each source that is stored as pictures, spread evenly over all of it."""
+    reconstructions = {}
+    for source, dataset in _held_out(recipe).items():
+        places = list(FrameList(dataset).spread(TOKENIZER_PICTURES_PER_SOURCE))
+        originals_NHWC = np.stack(_read(dataset, places, recipe.clip.resolution))
+        reconstructions[source] = _reconstructed(tokenizer, originals_NHWC)
+    return reconstructions
+
+
+def _held_out(recipe: Recipe) -> dict[str, Dataset]:
+    """The held-out part of each source that has one and is stored as pictures."""
+    datasets = {
+        name: open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
+        for name, source in recipe.data.sources.items()
+        if source.validation is not None
     }
+    return {name: dataset for name, dataset in datasets.items() if dataset.form != "tokens"}
 
 
-def _held_out_pictures(
-    recipe: Recipe, clip: ClipConfig, most: int
-) -> dict[str, npt.NDArray[np.uint8]]:
-    """Source → up to `most` frames `NHWC`, spread over its held-out pictures or videos."""
-    pictures = {}
-    for name, source in recipe.data.sources.items():
-        if source.validation is None:
-            continue
-        dataset = open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
-        if dataset.form == "tokens":
-            continue
-        kept = dataset.kept().tolist()
-        count = min(most, len(kept))
-        samples = [kept[index * len(kept) // count] for index in range(count)]
-        if samples:
-            frames = [read_clip(dataset, i, dataset.frames(i) // 2, clip)[0] for i in samples]
-            pictures[name] = np.stack(frames).astype(np.uint8)
-    return pictures
+def _read(dataset: Dataset, places: Sequence[tuple[int, int]], resolution: int) -> list[Pictures]:
+    """These (sample, frame), in their centre square: `HWC` each."""
+    clip = ClipConfig(frames=1, stride=1, resolution=resolution)
+    frames = [read_clip(dataset, sample, frame, clip)[0] for sample, frame in places]
+    return [frame_HWC.astype(np.uint8, copy=False) for frame_HWC in frames]
 
 
-def _reconstructed(tokenizer: Tokenizer, originals_NHWC: npt.NDArray[np.uint8]) -> Reconstructions:
+def _reconstructed(tokenizer: Tokenizer, originals_NHWC: Pictures) -> Reconstructions:
     pixels_BCHW = torch.from_numpy(originals_NHWC).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         decoded_BCHW = tokenizer.decode(tokenizer.encode(pixels_BCHW))

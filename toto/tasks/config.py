@@ -64,7 +64,7 @@ class NextTokenConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class Term:
-    """How people call a metric of a task, and its unit, empty for none."""
+    """How people call a metric of a task, and what it is measured in, where that has a name."""
 
     title: str
     unit: str = ""
@@ -95,8 +95,8 @@ class DvaeTaskConfig(TokenizerTaskConfig):
     trains: ClassVar[str] = "dvae"
     terms: ClassVar[Mapping[str, Term]] = {
         "loss": Term("Loss", "nats/value"),
-        "nll": Term("Reconstruction: negative log-likelihood", "nats/value"),
-        "kl": Term("KL of the codes to uniform", "nats/token"),
+        "nll": Term("Reconstruction, −ln p", "nats/value"),
+        "kl": Term("KL to uniform", "nats/token"),
     }
 
     kl_weight: NonNegativeFloat = Field(6.6, description="β at the end of its ramp from 0")
@@ -160,12 +160,12 @@ class VqganTaskConfig(TokenizerTaskConfig):
 
     trains: ClassVar[str] = "vqgan"
     terms: ClassVar[Mapping[str, Term]] = {
-        "loss": Term("Loss without the adversarial part"),
-        "l1": Term("Reconstruction: mean absolute error", "pixels in [−1, 1]"),
+        "loss": Term("Loss, its adversarial part left out"),
+        "l1": Term("Mean absolute error", "black to white: 2"),
         "codebook": Term("Codebook and commitment"),
-        "generator": Term("Generator: minus the discriminator's score"),
-        "discriminator": Term("Discriminator: hinge loss"),
-        "adaptive_weight": Term("Adaptive weight of the adversarial part"),
+        "generator": Term("Generator", "−score"),
+        "discriminator": Term("Discriminator", "hinge loss"),
+        "adaptive_weight": Term("Adaptive weight of the generator"),
     }
 
     codebook_weight: NonNegativeFloat = Field(

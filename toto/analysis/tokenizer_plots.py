@@ -15,6 +15,7 @@ from toto.analysis.panels import (
     MARKERS,
     MUTED,
     SERIES,
+    TALL,
     Panel,
     counting_axis,
     course_of_training,
@@ -116,7 +117,7 @@ def code_use_by_rank(record: TokenizerRecord) -> Panel:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
 
-    return draw_panel("How often each code is used", draw)
+    return draw_panel("How often each code is used", draw, legend_columns=2, size=TALL)
 
 
 def _steps_axis(axes: Axes, record: TokenizerRecord) -> float:

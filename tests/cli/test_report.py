@@ -60,7 +60,7 @@ def test_the_run_of_a_dvae_has_a_report(dvae, tmp_path):
     html = page(run)
     evaluated = json.loads((run / "evaluation.json").read_text())["videos"]
     assert f"a PSNR of {evaluated['psnr']:.2f} dB" in html
-    for shown in ("Reconstruction, −ln p (nll)", "KL to uniform", "How often each code is used"):
+    for shown in ("Reconstruction, −ln p (nll)", "KL to uniform", "Codes by rank"):
         assert shown in html
     assert html.count("<img") == 1, "one source has held-out pictures"
     assert "compiled" not in html

@@ -117,7 +117,7 @@ def code_use_by_rank(record: TokenizerRecord) -> Panel:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
 
-    return draw_panel("How often each code is used", draw, legend_columns=2, size=TALL)
+    return draw_panel("Codes by rank", draw, legend_columns=2, size=TALL)
 
 
 def _steps_axis(axes: Axes, record: TokenizerRecord) -> float:

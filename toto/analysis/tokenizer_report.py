@@ -105,12 +105,12 @@ def _term_panel(content: TokenizerReport, name: str) -> Panel:
     return plots.term(content.record, name, title, term.unit or name)
 
 
-def _ranks(content: TokenizerReport) -> Section:
+def _ranks(content: TokenizerReport) -> Section | None:
     counts = content.record.code_counts
     if not counts:
-        return Section("", "", [], content.command)
+        return None
     return Section(
-        "How the codes are used",
+        "How often each code is used",
         f"Each code's share of the {sum(counts[TOGETHER]):,} tokens of the held-out pictures at "
         "the end, the most frequent code first, both axes logarithmic. A level line is even use; "
         "it ends at the last code that was used at all.",

@@ -161,7 +161,7 @@ class VqganTaskConfig(TokenizerTaskConfig):
     trains: ClassVar[str] = "vqgan"
     terms: ClassVar[Mapping[str, Term]] = {
         "loss": Term("Loss, its adversarial part left out"),
-        "l1": Term("Mean absolute error", "black to white: 2"),
+        "l1": Term("Mean absolute error", "of a range of 2"),
         "codebook": Term("Codebook and commitment"),
         "generator": Term("Generator", "−score"),
         "discriminator": Term("Discriminator", "hinge loss"),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from toto.cli.options import (
+    AnyRunArgument,
     ImportOption,
     OutputOption,
     RecipeArgument,
@@ -135,10 +136,14 @@ def generate(
 
 
 def report(
-    run: RunArgument = None,
+    run: AnyRunArgument = None,
     imports: ImportOption = None,
 ) -> None:
-    """Write RUN/report.html: one page with curves, probes, reconstructions and continuations."""
+    """Write RUN/report.html, of a model's run or a tokenizer's.
+
+    One page: of a model with curves, probes, reconstructions and continuations; of a tokenizer with
+    curves, reconstructions and the use of its codes.
+    """
     from toto.jobs.report import start_report
 
     start_report(run, imports=imports or [])

@@ -17,6 +17,14 @@ RunArgument = Annotated[
         "checkpoint under ./runs",
     ),
 ]
+AnyRunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="a run directory or checkpoint, of a model or a tokenizer; without it the newest "
+        "complete checkpoint under ./runs",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="replace a value of the recipe; repeatable"),

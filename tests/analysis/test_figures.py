@@ -10,7 +10,7 @@ from PIL import Image
 
 from toto.analysis import figures
 from toto.analysis.ngrams import NgramCounter, NgramStatistics, statistics
-from toto.analysis.plots import VARIABLES
+from toto.analysis.panels import VARIABLES
 from toto.errors import RunError
 
 PAGE = Path(figures.__file__).with_name("page.css")

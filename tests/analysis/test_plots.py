@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_run import write_run
 
-from toto.analysis import plots
+from toto.analysis import panels, plots
 from toto.analysis.runs import RunRecord, read_run
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def record(tmp_path: Path) -> RunRecord:
     return read_run(tmp_path / "run")
 
 
-def all_panels(record: RunRecord) -> list[plots.Panel]:
+def all_panels(record: RunRecord) -> list[panels.Panel]:
     return [
         plots.training_loss(record.train, "nats/token"),
         plots.validation_loss(record.evals, "$x$ <b>", "nats/token"),
@@ -31,7 +31,7 @@ def all_panels(record: RunRecord) -> list[plots.Panel]:
     ]
 
 
-def texts(panel: plots.Panel) -> list[str]:
+def texts(panel: panels.Panel) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", panel.svg)
 
 
@@ -98,9 +98,9 @@ def test_without_baselines_only_the_model_is_drawn(record: RunRecord) -> None:
 
 def test_smoothing_keeps_straight_lines_and_ends() -> None:
     line = np.linspace(5.0, 2.0, 31)
-    assert plots.smooth(line, 4) == pytest.approx(line)
+    assert panels.smooth(line, 4) == pytest.approx(line)
     noisy = np.random.default_rng(0).normal(size=200)
-    smoothed = plots.smooth(noisy, 5)
+    smoothed = panels.smooth(noisy, 5)
     assert smoothed[100] == pytest.approx(noisy[95:106].mean())
     assert smoothed[[0, -1]] == pytest.approx(noisy[[0, -1]])
-    assert np.array_equal(plots.smooth(noisy, 0), noisy)
+    assert np.array_equal(panels.smooth(noisy, 0), noisy)

@@ -213,6 +213,8 @@ def test_a_missing_run_names_those_that_exist(trained, tmp_path):
     assert "no run at runs/tinny" in done.stderr
     assert "runs/tiny" in done.stderr
     done = toto("report", cwd=tmp_path, code=2)
+    assert "no complete checkpoint under runs/" in done.stderr
+    done = toto("probe", cwd=tmp_path, code=2)
     assert "no complete next-token checkpoint under runs/" in done.stderr
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from toto.analysis.plots import GRID, INK, MUTED, SERIES, STYLE
+from toto.analysis.panels import GRID, INK, MUTED, SERIES, STYLE
 from toto.files import disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LIGHT = {
     GRID: "#dde2e8",
     **dict(zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#a8548a"), strict=True)),
 }
-"""Of each placeholder of `plots`, the colour that page.css gives it in its light scheme."""
+"""Of each placeholder of `panels`, the colour that page.css gives it in its light scheme."""
 
 LIGHT_STYLE = {key: LIGHT.get(value, value) for key, value in STYLE.items()}
 LINES = ("-", "--", ":", "-.")  # a fifth series has the first colour again, and another line

@@ -1,16 +1,22 @@
-"""Read back what a run wrote: its metrics, its probes and its generated videos."""
+"""Read back what a next-token run wrote: its metrics, its probes and its generated videos."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter
 
-from toto.errors import DataError, UserError
+from toto.analysis.records import (
+    Number,
+    TrainPoint,
+    json_lines,
+    json_object,
+    parse,
+    read_metrics,
+)
+from toto.errors import DataError
 from toto.evaluation.results import ProbeRow
 
 if TYPE_CHECKING:
@@ -23,32 +29,14 @@ __all__ = [
     "Probed",
     "RunRecord",
     "SourceLoss",
-    "TrainPoint",
     "best_by_layer",
     "peaks",
     "read_run",
 ]
 
-METRICS = "metrics.jsonl"
 PROBES = Path("probe") / "results.jsonl"
 PROBED = Path("probe") / "summary.json"
 GENERATED = Path("generated") / "generated.json"
-
-
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""JSON has no NaN: null stands for it."""
-
-
-@dataclass(frozen=True)
-class TrainPoint:
-    """What the report reads of a logged step. `tokens`: visual tokens seen until then."""
-
-    step: int
-    tokens: int
-    loss: Number
-    lr: Number
-    grad_norm: Number
-    tokens_per_s: Number
 
 
 @dataclass(frozen=True)
@@ -133,8 +121,6 @@ class RunRecord:
         return (self.folder / GENERATED).parent
 
 
-T = TypeVar("T")
-
 TRAIN_POINT = TypeAdapter(TrainPoint)
 EVALUATION = TypeAdapter(Evaluation)
 PROBE_ROW = TypeAdapter(ProbeRow)
@@ -149,10 +135,8 @@ def read_run(folder: Path) -> RunRecord:
         UserError: there is no such run; the message lists the runs beside it.
         DataError: a record that is not as toto writes it, with file and line.
     """
-    if not (folder / METRICS).is_file():
-        raise UserError(_missing_run(folder))
-    train, evals = _read_metrics(folder / METRICS)
-    probes = [_parse(PROBE_ROW, value, where) for where, value in _json_lines(folder / PROBES)]
+    train, evals = read_metrics(folder, TRAIN_POINT, EVALUATION)
+    probes = [parse(PROBE_ROW, value, where) for where, value in json_lines(folder / PROBES)]
     return RunRecord(
         folder,
         train,
@@ -186,72 +170,18 @@ def _accuracy(row: ProbeRow) -> float:
     return row.accuracy
 
 
-def _missing_run(folder: Path) -> str:
-    what = f"no run at {folder}" if not folder.is_dir() else f"{folder} holds no {METRICS}"
-    others = sorted(str(path.parent) for path in folder.parent.glob(f"*/{METRICS}"))
-    if others:
-        return f"{what}. Runs that exist: {', '.join(others)}"
-    return f"{what}, and no run stands beside it. `toto train RECIPE` makes one"
-
-
-def _read_metrics(path: Path) -> tuple[list[TrainPoint], list[Evaluation]]:
-    train, evals = [], []
-    for where, value in _json_lines(path):
-        kind = value.get("kind")
-        if kind == "train":
-            train.append(_parse(TRAIN_POINT, value, where))
-        elif kind == "eval":
-            evals.append(_parse(EVALUATION, value, where))
-        else:
-            raise DataError(f"{where}: kind is {kind!r}, not 'train' or 'eval'")
-    return train, evals
-
-
 def _read_probed(path: Path) -> Probed | None:
     if not path.is_file():
         return None
-    return _parse(PROBED_FILE, _json_object(path.read_bytes(), str(path)), str(path))
+    return parse(PROBED_FILE, json_object(path.read_bytes(), str(path)), str(path))
 
 
 def _read_generated(path: Path) -> Generated | None:
     if not path.is_file():
         return None
-    generated = _parse(GENERATED_FILE, _json_object(path.read_bytes(), str(path)), str(path))
+    generated = parse(GENERATED_FILE, json_object(path.read_bytes(), str(path)), str(path))
     for sample in generated.samples:
         for name in (sample.gif, sample.sheet):
             if not (path.parent / name).is_file():
                 raise DataError(f"{path} names {name}, which is missing. Run `toto generate` again")
     return generated
-
-
-def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a .jsonl file, each with "file:line"; none if there is no file.
-
-    A last line without its line break is still being written, and is left out.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    places = [f"{path}:{number}" for number in range(1, len(lines) + 1)]
-    return [(where, _json_object(line, where)) for where, line in zip(places, lines, strict=True)]
-
-
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = from_json(data)
-    except ValueError as error:
-        raise DataError(f"{where}: no JSON ({error}). Restore the file or run again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: no JSON object. Restore the file or run again")
-    return value
-
-
-def _parse(kind: TypeAdapter[T], value: dict[str, Any], where: str) -> T:
-    try:
-        return kind.validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{where}: {field}: {first['msg']}. Restore the file or run again"
-        ) from error

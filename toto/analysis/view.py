@@ -59,7 +59,12 @@ def write_view(out: Path, content: ViewContent) -> None:
     """
     clips = [_shown(one, _strip(one)) for one in content.samples if one.frame_names]
     pictures = [_shown(one, one.frames_THWC[0]) for one in content.samples if not one.frame_names]
-    write_page(out, "view.html", {"content": content, "clips": clips, "pictures": pictures})
+    classes = [[name, f"{count:,}"] for name, count in content.classes.items()]
+    write_page(
+        out,
+        "view.html",
+        {"content": content, "clips": clips, "pictures": pictures, "classes": classes},
+    )
 
 
 def _strip(sample: ViewedSample) -> NDArray[np.uint8]:

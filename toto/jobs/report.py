@@ -9,86 +9,157 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toto.analysis.report import DataSource, Reconstructions, ReportContent, write_report
+from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.runs import read_run
-from toto.data.clips import read_clip
+from toto.analysis.tokenizer_report import TokenizerReport, write_tokenizer_report
+from toto.analysis.tokenizer_runs import read_tokenizer_run
+from toto.analysis.training_report import TrainingReport, write_training_report
+from toto.data.clips import FrameList, read_clip
+from toto.data.config import ClipConfig
 from toto.jobs.console import say
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE, RUN_FILE
 from toto.jobs.sources import named_stream, open_dataset
-from toto.jobs.trained import FoundRun, build_target_tokenizer, import_all, resolve_run
+from toto.jobs.trained import (
+    FoundRun,
+    build_target_tokenizer,
+    import_all,
+    load_trained_tokenizer,
+    resolve_any_run,
+)
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
+from toto.tasks.config import TokenizerTaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from toto.data.index import Dataset
+    from toto.jobs.trained import FoundCheckpoint, FoundTokenizerRun
+    from toto.recipe.schemas import Recipe
+    from toto.tokenizers.base import Tokenizer
 
 __all__ = ["start_report"]
 
 PICTURES_PER_SOURCE = 4
+TOKENIZER_PICTURES_PER_SOURCE = 8
+COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
+VERSIONS = ("toto", "torch", "python")
+MACHINE = ("platform", "cpu", "gpu", "threads")
 LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
+Pictures = npt.NDArray[np.uint8]
 NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
 
 
 def start_report(run: str | None, *, imports: Sequence[str]) -> None:
-    """Write RUN/report.html.
+    """Write RUN/report.html, of a next-token run or of a tokenizer's.
 
     Raises:
         UserError: no such run.
         DataError: a record of the run that cannot be read.
     """
     import_all(imports)
-    found = resolve_run(run)
+    found = resolve_any_run(run)
+    out = found.run / "report.html"
+    if isinstance(found, FoundRun):
+        _report_training(found, out)
+    else:
+        _report_tokenizer(found, out)
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _report_training(found: FoundRun, out: Path) -> None:
+    recipe = found.recipe
     record = read_run(found.run)
     started = _started(found)
-    recipe = found.recipe
-    numbers = derived_numbers(recipe)
-    content = ReportContent(
+    parameters = derived_numbers(recipe)["params_total"]
+    content = TrainingReport(
         name=recipe.name,
         record=record,
         command=started["command"],
-        recipe=dump_yaml(recipe.model_dump(mode="json")),
+        recipe=_recipe_text(recipe),
         sources=_data_sources(found),
         reconstructions=_reconstructions(found),
         loss_unit=LOSS_UNITS[recipe.target.output],
         samples_video=recipe.tokenizer.output == "codes",
         facts={
-            "parameters": f"{numbers['params_total'] / 1e6:.2f} M",
+            "parameters": f"{parameters / 1e6:.2f} M",
             "sequence": f"{recipe.layout.frames} × {recipe.layout.height} × {recipe.layout.width} "
             f"= {recipe.layout.num_visual:,} tokens",
             "trained": f"{found.meta.step:,} steps, {found.meta.tokens:,} tokens",
             "training time": f"{found.meta.seconds:.0f} s",
         },
-        versions={
-            name: str(value)
-            for name, value in started["versions"].items()
-            if name in ("toto", "torch", "python")
-        },
-        machine={
-            name: str(value)
-            for name, value in started["versions"].items()
-            if name in ("platform", "cpu", "gpu", "threads") and value
-        }
+        versions=_versions(started),
+        machine=_machine(started)
         | {
             "precision": recipe.training.precision,
             "blocks": "compiled" if recipe.training.compile else "eager",
         },
     )
-    out = found.run / "report.html"
-    write_report(out, content)
-    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    write_training_report(out, content)
 
 
-def _started(found: FoundRun) -> dict[str, Any]:
+def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:
+    recipe = found.recipe
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    record = read_tokenizer_run(found.run)
+    started = _started(found)
+    tokenizer = load_trained_tokenizer(found)
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    height, width = recipe.tokenizer.grid(recipe.clip.resolution)
+    pictures = found.meta.step * recipe.batch_sequences * recipe.clip.frames
+    content = TokenizerReport(
+        name=recipe.name,
+        record=record,
+        command=started["command"],
+        recipe=_recipe_text(recipe),
+        sources=_data_sources(found),
+        num_codes=recipe.tokenizer.codebook_size,
+        checkpoint_step=found.meta.step,
+        reconstructions=_reconstructions_by_source(recipe, tokenizer),
+        terms=recipe.task.terms,
+        facts={
+            "tokenizer": recipe.tokenizer.registered_name,
+            "parameters": f"{parameters / 1e6:.2f} M",
+            "codes": f"{recipe.tokenizer.codebook_size:,}",
+            "a picture": f"{recipe.clip.resolution} px → {height} × {width} tokens",
+            "trained": f"{found.meta.step:,} steps, {pictures:,} pictures",
+            "training time": f"{found.meta.seconds:.0f} s",
+        },
+        versions=_versions(started),
+        machine=_machine(started) | {"precision": str(recipe.training.precision)},
+    )
+    write_tokenizer_report(out, content)
+
+
+def _started(found: FoundCheckpoint) -> dict[str, Any]:
     """What the run wrote down when it began; its checkpoint knows the versions too."""
     path = found.run / RUN_FILE
     if not path.is_file():
-        return {"command": f"toto train {RECIPE_FILE}", "versions": found.meta.versions}
+        return {
+            "command": f"{COMMANDS[found.recipe.verb]} {RECIPE_FILE}",
+            "versions": found.meta.versions,
+        }
     started: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return started
 
 
-def _data_sources(found: FoundRun) -> list[DataSource]:
+def _recipe_text(recipe: Recipe) -> str:
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def _versions(started: dict[str, Any]) -> dict[str, str]:
+    versions = started["versions"]
+    return {name: str(versions[name]) for name in versions if name in VERSIONS}
+
+
+def _machine(started: dict[str, Any]) -> dict[str, str]:
+    versions = started["versions"]
+    return {name: str(versions[name]) for name in versions if name in MACHINE and versions[name]}
+
+
+def _data_sources(found: FoundCheckpoint) -> list[DataSource]:
     """What each source holds, and what the run has drawn of it until its checkpoint."""
     recipe = found.recipe
     stream = named_stream(recipe)
@@ -128,24 +199,46 @@ def _reconstructions(found: FoundRun) -> Reconstructions | str:
     recipe = found.recipe
     if recipe.target.output == "patches":
         return NOTHING_LOST
-    clip = recipe.clip.model_copy(update={"frames": 1, "resolution": recipe.target_resolution})
-    originals: list[npt.NDArray[np.uint8]] = []
-    for source in recipe.data.sources.values():
-        if source.validation is None:
-            continue
-        dataset = open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
-        if dataset.form == "tokens":
-            continue
+    originals: list[Pictures] = []
+    for dataset in _held_out(recipe).values():
         kept = dataset.kept().tolist()
         count = min(PICTURES_PER_SOURCE, len(kept))
-        for index in range(count):
-            sample = kept[index * len(kept) // count]
-            frame = read_clip(dataset, sample, dataset.frames(sample) // 2, clip)[0]
-            originals.append(frame.astype(np.uint8))
+        samples = [kept[index * len(kept) // count] for index in range(count)]
+        places = [(sample, dataset.frames(sample) // 2) for sample in samples]
+        originals += _read(dataset, places, recipe.target_resolution)
     if not originals:
         return "no source has held-out pictures"
-    originals_NHWC = np.stack(originals)
-    tokenizer = build_target_tokenizer(found).eval()
+    return _reconstructed(build_target_tokenizer(found).eval(), np.stack(originals))
+
+
+def _reconstructions_by_source(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Reconstructions]:
+    """Held-out frames of each source that is stored as pictures, spread evenly over all of it."""
+    reconstructions = {}
+    for source, dataset in _held_out(recipe).items():
+        places = list(FrameList(dataset).spread(TOKENIZER_PICTURES_PER_SOURCE))
+        originals_NHWC = np.stack(_read(dataset, places, recipe.clip.resolution))
+        reconstructions[source] = _reconstructed(tokenizer, originals_NHWC)
+    return reconstructions
+
+
+def _held_out(recipe: Recipe) -> dict[str, Dataset]:
+    """The held-out part of each source that has one and is stored as pictures."""
+    datasets = {
+        name: open_dataset(source.validation, root=recipe.data.root, cache=recipe.data.cache)
+        for name, source in recipe.data.sources.items()
+        if source.validation is not None
+    }
+    return {name: dataset for name, dataset in datasets.items() if dataset.form != "tokens"}
+
+
+def _read(dataset: Dataset, places: Sequence[tuple[int, int]], resolution: int) -> list[Pictures]:
+    """These (sample, frame), in their centre square: `HWC` each."""
+    clip = ClipConfig(frames=1, stride=1, resolution=resolution)
+    frames = [read_clip(dataset, sample, frame, clip)[0] for sample, frame in places]
+    return [frame_HWC.astype(np.uint8, copy=False) for frame_HWC in frames]
+
+
+def _reconstructed(tokenizer: Tokenizer, originals_NHWC: Pictures) -> Reconstructions:
     pixels_BCHW = torch.from_numpy(originals_NHWC).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         decoded_BCHW = tokenizer.decode(tokenizer.encode(pixels_BCHW))

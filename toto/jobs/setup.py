@@ -83,7 +83,10 @@ def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
         UserError: the directory exists and `resume` is not asked for; or the recipe differs from
             that of the run to be resumed, in a way that changes results.
     """
-    training, notes = resolve_machine(recipe.training)
+    asked = recipe.training
+    if not recipe.task.compiles:
+        asked = asked.model_copy(update={"compile": False})
+    training, notes = resolve_machine(asked)
     recipe = recipe.model_copy(update={"training": training})
     run = open_run(Path(recipe.output), resume=resume, command=_command())
     if run.checkpoint is not None:
@@ -115,9 +118,10 @@ def _command() -> str:
 def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
     now = _leaves(recipe.model_dump(mode="json"))
     then = _leaves(before)
+    free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
         key for key in now.keys() | then.keys()
-        if now.get(key) != then.get(key) and key not in FREE_TO_CHANGE
+        if now.get(key) != then.get(key) and key not in free
     )  # fmt: skip
     if changed:
         lines = [f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now" for key in changed]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from toto.analysis.tokenizer_runs import CODE_COUNTS, TOGETHER
 from toto.jobs.console import say
 from toto.jobs.setup import begin_run, read_recipe_for
 from toto.jobs.sources import open_sources
@@ -16,7 +17,7 @@ from toto.tasks.config import TokenizerTaskConfig
 from toto.tokenizers.quality import codebook_stats
 from toto.tokenizers.weights import save_weights
 from toto.training.metrics import Values, metric_values
-from toto.training.task import sum_metrics
+from toto.training.task import Mean, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,10 @@ def start_tokenizer_training(
 
 
 def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str, Values]:
-    """Train a tokenizer, and write RUN/tokenizer.safetensors and RUN/evaluation.json.
+    """Train a tokenizer, and write its weights and what its last evaluation found.
+
+    RUN/tokenizer.safetensors are the weights. RUN/evaluation.json holds what is returned,
+    RUN/code_counts.json for each source and `all` how often each code was used, by its id.
 
     Returns:
         The last evaluation: for each source the task's metrics, codebook_use and perplexity.
@@ -57,19 +61,16 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
         if source.validation is not None
     }
 
-    def evaluate() -> dict[str, Values]:
+    def measure() -> dict[str, dict[str, Mean]]:
         """Each source alone, and `all` over them together."""
         sums = {
             name: sum_metrics(engine.evaluate(batch) for batch in batches)
             for name, batches in held_out.items()
         }
-        sums["all"] = sum_metrics(sums.values())
-        values = {}
-        for name, metrics in sums.items():
-            used, perplexity = codebook_stats(metrics.pop("codes").total)
-            values[name] = metric_values(metrics)
-            values[name] |= {"codebook_use": used, "perplexity": perplexity}
-        return values
+        return sums | {TOGETHER: sum_metrics(sums.values())}
+
+    def evaluate() -> dict[str, Values]:
+        return {name: _quality(metrics) for name, metrics in measure().items()}
 
     result = train_task(
         recipe,
@@ -85,11 +86,21 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
     say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
     if not held_out:
         return {}
-    final = evaluate()
+    measured = measure()
+    final = {name: _quality(metrics) for name, metrics in measured.items()}
     run.write_text("evaluation.json", json.dumps(final, indent=2) + "\n")
+    counts = {name: metrics["codes"].total.long().tolist() for name, metrics in measured.items()}
+    run.write_text(CODE_COUNTS, json.dumps(counts) + "\n")
     for name, values in final.items():
         say(
             f"{name}: PSNR {values['psnr']:.2f} dB, {values['codebook_use']:.1%} of the codes "
             f"used, perplexity {values['perplexity']:.0f}"
         )
     return final
+
+
+def _quality(metrics: dict[str, Mean]) -> Values:
+    """The task's metrics, codebook_use and perplexity."""
+    used, perplexity = codebook_stats(metrics["codes"].total)
+    values = metric_values({name: metrics[name] for name in metrics if name != "codes"})
+    return values | {"codebook_use": used, "perplexity": perplexity}

@@ -12,8 +12,9 @@ from toto.errors import CheckpointError
 from toto.jobs.console import say
 from toto.model import AutoregressiveModel
 from toto.recipe.reader import check_recipe
-from toto.recipe.schemas import TrainRecipe
+from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
+from toto.tasks.config import TokenizerTaskConfig
 from toto.training.checkpoint import (
     FOLDER,
     CheckpointMeta,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from toto.training.config import TrainingConfig
 
 __all__ = [
+    "FoundCheckpoint",
     "FoundRun",
+    "FoundTokenizerRun",
     "Trained",
     "build_model",
     "build_target_tokenizer",
@@ -40,27 +43,44 @@ __all__ = [
     "fingerprints_in",
     "import_all",
     "load_trained",
+    "load_trained_tokenizer",
     "newest_finetuning",
     "on_any_machine",
+    "resolve_any_run",
     "resolve_run",
 ]
 
 RUNS = Path("runs")
 NEXT_TOKEN_VERB = "train"
+TOKENIZER_VERB = "tokenizer"
 
 
 @dataclass(frozen=True)
-class FoundRun:
-    """A checkpoint of a next-token run, described but not loaded."""
+class FoundCheckpoint:
+    """A checkpoint of any run, described but not loaded."""
 
     checkpoint: Path
     meta: CheckpointMeta
-    recipe: TrainRecipe
+    recipe: Recipe
 
     @property
     def run(self) -> Path:
         """The run directory that the checkpoint stands in."""
         return self.checkpoint.parent.parent
+
+
+@dataclass(frozen=True)
+class FoundRun(FoundCheckpoint):
+    """A checkpoint of a next-token run."""
+
+    recipe: TrainRecipe
+
+
+@dataclass(frozen=True)
+class FoundTokenizerRun(FoundCheckpoint):
+    """A checkpoint of a tokenizer's run."""
+
+    recipe: TokenizerRecipe
 
 
 @dataclass(frozen=True)
@@ -92,16 +112,35 @@ def resolve_run(run: str | None) -> FoundRun:
         CheckpointError: there is none, or it is none of a next-token run.
     """
     if run is None:
-        newest = _newest(lambda raw: True)
+        newest = _newest(_is_next_token)
         if newest is None:
             raise CheckpointError(
                 f"no complete next-token checkpoint under {RUNS}/. Train one "
                 "(`toto train recipes/quickstart.yaml`), or name a run"
             )
-        say(f"taking the newest next-token checkpoint: {newest.checkpoint}")
-        return newest
+        say(f"taking the newest next-token checkpoint: {newest[0]}")
+        return _next_token_run(*newest)
     checkpoint = find_checkpoint(Path(run))
-    return _described(checkpoint, read_meta(checkpoint))
+    return _next_token_run(checkpoint, read_meta(checkpoint))
+
+
+def resolve_any_run(run: str | None) -> FoundRun | FoundTokenizerRun:
+    """The checkpoint that a RUN argument means, of whichever verb; without one the newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if run is None:
+        newest = _newest(lambda raw: True)
+        if newest is None:
+            raise CheckpointError(
+                f"no complete checkpoint under {RUNS}/. Train a model "
+                "(`toto train recipes/quickstart.yaml`), or name a run"
+            )
+        say(f"taking the newest checkpoint: {newest[0]}")
+        return _run_of_any_verb(*newest)
+    checkpoint = find_checkpoint(Path(run))
+    return _run_of_any_verb(checkpoint, read_meta(checkpoint))
 
 
 def newest_finetuning() -> FoundRun:
@@ -110,13 +149,13 @@ def newest_finetuning() -> FoundRun:
     Raises:
         CheckpointError: there is none.
     """
-    newest = _newest(lambda raw: raw.get("init_from") is not None)
+    newest = _newest(lambda raw: _is_next_token(raw) and raw.get("init_from") is not None)
     if newest is None:
         raise CheckpointError(
             f"--resume: no fine-tuning under {RUNS}/ has a complete checkpoint. Name the run that "
             "it began from, `toto finetune RUN --resume`, or begin one without --resume"
         )
-    return newest
+    return _next_token_run(*newest)
 
 
 def build_model(recipe: TrainRecipe) -> AutoregressiveModel:
@@ -145,6 +184,20 @@ def load_trained(found: FoundRun) -> Trained:
     model.to(device).eval()
     tokenizer.to(device).eval()
     return Trained(found, model, tokenizer, device, settings.precision)
+
+
+def load_trained_tokenizer(found: FoundTokenizerRun) -> Tokenizer:
+    """The tokenizer as its checkpoint holds it, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: broken files, or other weights.
+        UserError: weights that the recipe began from, or compares features with, are missing.
+    """
+    recipe = found.recipe
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    task = recipe.task.build(recipe.tokenizer.build())
+    load_weights(found.checkpoint, task.trainable)
+    return task.tokenizer.eval()
 
 
 def on_any_machine(training: TrainingConfig) -> TrainingConfig:
@@ -190,20 +243,36 @@ def _built(config: TokenizerConfig, expected: str | None, checkpoint: Path) -> T
     return tokenizer
 
 
-def _described(checkpoint: Path, meta: CheckpointMeta) -> FoundRun:
-    if meta.recipe.get("verb") != NEXT_TOKEN_VERB:
+def _is_next_token(raw: dict[str, Any]) -> bool:
+    return raw.get("verb") == NEXT_TOKEN_VERB
+
+
+def _next_token_run(checkpoint: Path, meta: CheckpointMeta) -> FoundRun:
+    if not _is_next_token(meta.recipe):
         raise CheckpointError(
             f"{checkpoint} is of `verb: {meta.recipe.get('verb')}`, and a next-token run is "
             "needed. Name one that `toto train` made"
         )
-    raw = meta.recipe | {"imports": []}
-    recipe = check_recipe(raw, f"the recipe in {checkpoint}")
+    recipe = _recipe_in(checkpoint, meta)
     assert isinstance(recipe, TrainRecipe)
     return FoundRun(checkpoint, meta, recipe)
 
 
-def _newest(wanted: Callable[[dict[str, Any]], bool]) -> FoundRun | None:
-    """The newest checkpoint of a next-token run with a wanted recipe; says which are broken."""
+def _run_of_any_verb(checkpoint: Path, meta: CheckpointMeta) -> FoundRun | FoundTokenizerRun:
+    if meta.recipe.get("verb") != TOKENIZER_VERB:
+        return _next_token_run(checkpoint, meta)
+    recipe = _recipe_in(checkpoint, meta)
+    assert isinstance(recipe, TokenizerRecipe)
+    return FoundTokenizerRun(checkpoint, meta, recipe)
+
+
+def _recipe_in(checkpoint: Path, meta: CheckpointMeta) -> Recipe:
+    """Without its imports: a checkpoint never imports code by itself."""
+    return check_recipe(meta.recipe | {"imports": []}, f"the recipe in {checkpoint}")
+
+
+def _newest(wanted: Callable[[dict[str, Any]], bool]) -> tuple[Path, CheckpointMeta] | None:
+    """The newest checkpoint of a run with a wanted recipe; says which are broken."""
     runs = [complete_checkpoints(run / FOLDER) for run in RUNS.glob("*")]
     runs = sorted(filter(None, runs), key=lambda run: run[-1].stat().st_mtime, reverse=True)
     for checkpoint in (checkpoint for run in runs for checkpoint in reversed(run)):
@@ -212,6 +281,6 @@ def _newest(wanted: Callable[[dict[str, Any]], bool]) -> FoundRun | None:
         except CheckpointError as error:
             say(f"left out: {error}")
             continue
-        if meta.recipe.get("verb") == NEXT_TOKEN_VERB and wanted(meta.recipe):
-            return _described(checkpoint, meta)
+        if wanted(meta.recipe):
+            return checkpoint, meta
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import (
@@ -32,6 +34,7 @@ __all__ = [
     "NextTokenConfig",
     "ProbeBankConfig",
     "TaskConfig",
+    "Term",
     "TokenizerTaskConfig",
     "VqganTaskConfig",
 ]
@@ -47,6 +50,8 @@ class TaskConfig(Component):
 
     verb: ClassVar[str]
     """The verb whose recipes may name the task."""
+    compiles: ClassVar[bool] = False
+    """Whether the task has blocks to compile; without, `training.compile` is settled as off."""
 
 
 @TASKS.register("next_token")
@@ -54,6 +59,15 @@ class NextTokenConfig(TaskConfig):
     """Predict the next token: cross-entropy for codes, squared error for patches (paper §3.1)."""
 
     verb: ClassVar[str] = "train"
+    compiles: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Term:
+    """How people call a metric of a task, and what it is measured in, where that has a name."""
+
+    title: str
+    unit: str = ""
 
 
 class TokenizerTaskConfig(TaskConfig, ABC):
@@ -62,6 +76,8 @@ class TokenizerTaskConfig(TaskConfig, ABC):
     verb: ClassVar[str] = "tokenizer"
     trains: ClassVar[str]
     """The name of the tokenizer that the task trains."""
+    terms: ClassVar[Mapping[str, Term]] = {}
+    """Of the metrics of the task; one that is not here goes by its own name."""
 
     @abstractmethod
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
@@ -77,6 +93,11 @@ class DvaeTaskConfig(TokenizerTaskConfig):
     """
 
     trains: ClassVar[str] = "dvae"
+    terms: ClassVar[Mapping[str, Term]] = {
+        "loss": Term("Loss", "nats/value"),
+        "nll": Term("Reconstruction, −ln p", "nats/value"),
+        "kl": Term("KL to uniform", "nats/token"),
+    }
 
     kl_weight: NonNegativeFloat = Field(6.6, description="β at the end of its ramp from 0")
     kl_warmup_steps: PositiveInt = Field(5_000, description="steps of β's ramp")
@@ -138,6 +159,14 @@ class VqganTaskConfig(TokenizerTaskConfig):
     """
 
     trains: ClassVar[str] = "vqgan"
+    terms: ClassVar[Mapping[str, Term]] = {
+        "loss": Term("Loss, its adversarial part left out"),
+        "l1": Term("Mean absolute error", "of a range of 2"),
+        "codebook": Term("Codebook and commitment"),
+        "generator": Term("Generator", "−score"),
+        "discriminator": Term("Discriminator", "hinge loss"),
+        "adaptive_weight": Term("Adaptive weight of the generator"),
+    }
 
     codebook_weight: NonNegativeFloat = Field(
         0.25, description="of the pull of codes towards the encoder's vectors"

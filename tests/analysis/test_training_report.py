@@ -4,21 +4,17 @@ import dataclasses
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from html_page import Page
 from toy_run import eval_line, train_line, write_lines, write_run
 
-from toto.analysis.report import (
-    DataSource,
-    Reconstructions,
-    ReportContent,
-    write_report,
-)
+from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.runs import read_run
 from toto.analysis.summary import probe_table, summary, validation_table
+from toto.analysis.training_report import TrainingReport, write_training_report
 from toto.errors import RunError
 
 if TYPE_CHECKING:
@@ -27,9 +23,9 @@ if TYPE_CHECKING:
 HOSTILE = "<script>alert(1)</script>"
 
 
-def content(folder: Path, name: str = "quick") -> ReportContent:
+def content(folder: Path, name: str = "quick") -> TrainingReport:
     original_NHWC = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
-    return ReportContent(
+    return TrainingReport(
         name=name,
         record=read_run(folder),
         command="toto train recipes/quickstart.yaml",
@@ -42,45 +38,8 @@ def content(folder: Path, name: str = "quick") -> ReportContent:
     )
 
 
-class Page(HTMLParser):
-    """Collects what a page loads, its tags and its text, and checks that tags close."""
-
-    VOID = ("meta", "img", "link", "br", "path", "use")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [
-            value or ""
-            for name, value in attrs
-            if name in ("src", "href", "xlink:href", "data", "srcset", "action")
-        ]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def render(content: ReportContent, folder: Path) -> Page:
-    write_report(folder / "report.html", content)
+def render(content: TrainingReport, folder: Path) -> Page:
+    write_training_report(folder / "report.html", content)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -153,7 +112,7 @@ def test_an_older_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> 
     write_run(tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(RunError, match=r"report\.html cannot be written"):
-        write_report(tmp_path / "report.html", content(tmp_path))
+        write_training_report(tmp_path / "report.html", content(tmp_path))
     assert not list(tmp_path.glob(".report*"))
 
 

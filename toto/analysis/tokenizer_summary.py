@@ -1,0 +1,96 @@
+"""The numbers of a tokenizer's run that a reader wants first: as sentences, and as a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toto.analysis.summary import NO_VALUE
+from toto.analysis.tokenizer_runs import TOGETHER
+
+if TYPE_CHECKING:
+    from toto.analysis.tokenizer_runs import TokenizerRecord
+
+__all__ = ["QualityTable", "quality_table", "summary"]
+
+
+@dataclass(frozen=True)
+class QualityTable:
+    """The last evaluation: a row for each source; no rows before there is one."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def summary(record: TokenizerRecord, num_codes: int, checkpoint_step: int) -> list[str]:
+    """What came out, in one or two sentences; another where the pictures are of an earlier step.
+
+    Args:
+        record: of the run.
+        num_codes: size of the codebook.
+        checkpoint_step: of the checkpoint that the pictures of the report were made with.
+    """
+    sentences = _quality_sentences(record, num_codes)
+    if checkpoint_step != record.last_step:
+        sentences.append(
+            f"The reconstructions are of the checkpoint of step {checkpoint_step:,}; the run has "
+            f"gone on to step {record.last_step:,}."
+        )
+    return sentences
+
+
+def quality_table(record: TokenizerRecord, num_codes: int) -> QualityTable:
+    """PSNR, codes in use and perplexity of each source, and what else the task measures.
+
+    Args:
+        record: of the run.
+        num_codes: size of the codebook.
+    """
+    if not record.evals:
+        return QualityTable([], [])
+    sources = record.evals[-1].sources
+    others = [
+        name
+        for name in record.terms
+        if name != "psnr" and any(name in sources[source] for source in record.series)
+    ]
+    head = ["source", "PSNR (dB)", "codes in use", "of all codes", "perplexity", *others]
+    rows = []
+    for source in record.series:
+        values = sources[source]
+        rows.append([
+            "all together" if source == TOGETHER else source,
+            _number(values["psnr"], ".2f"),
+            f"{round(values['codebook_use'] * num_codes):,}",
+            f"{values['codebook_use']:.1%}",
+            _number(values["perplexity"], ",.0f"),
+            *(_number(values.get(name, math.nan), ".4f") for name in others),
+        ])  # fmt: skip
+    return QualityTable(head, rows)
+
+
+def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
+    if not record.evals:
+        return ["No evaluation stands yet."]
+    last = record.evals[-1]
+    values = last.sources[record.series[-1]]
+    sentences = [
+        f"After {last.step:,} steps, held-out pictures come back from their tokens with a PSNR of "
+        f"{values['psnr']:.2f} dB; {round(values['codebook_use'] * num_codes):,} of the "
+        f"{num_codes:,} codes are in use ({values['codebook_use']:.1%}), with a perplexity of "
+        f"{values['perplexity']:,.0f}."
+    ]
+    if len(record.series) > 1:
+        by_source = [
+            f"{last.sources[name]['psnr']:.2f} dB and {last.sources[name]['perplexity']:,.0f} on "
+            f"{name}"
+            for name in record.series
+            if name != TOGETHER
+        ]
+        sentences.append(f"PSNR and perplexity by source: {', '.join(by_source)}.")
+    return sentences
+
+
+def _number(value: float, spec: str) -> str:
+    return NO_VALUE if math.isnan(value) else format(value, spec).replace("-", "−")

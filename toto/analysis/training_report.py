@@ -1,0 +1,123 @@
+"""The report of a next-token run: its page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toto.analysis import plots
+from toto.analysis.page import data_uri, write_page
+from toto.analysis.report import Reconstructions, ReportContent, Section, reconstruction_sheet
+from toto.analysis.summary import probe_table, summary, validation_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toto.analysis.runs import Generated, RunRecord
+
+__all__ = ["TrainingReport", "write_training_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport(ReportContent):
+    """All that the page shows.
+
+    Attributes:
+        record: what the run wrote; parts that are missing are named as not run.
+        reconstructions: or why there are none.
+        loss_unit: "nats/token", or what the loss of the run is measured in.
+        samples_video: whether the model's predictions can be drawn and taken in again.
+    """
+
+    record: RunRecord
+    reconstructions: Reconstructions | str
+    loss_unit: str = "nats/token"
+    samples_video: bool = True
+
+
+def write_training_report(out: Path, content: TrainingReport) -> None:
+    """Write the page to `out`; an older one is replaced only when the new one is complete."""
+    record = content.record
+    write_page(
+        out,
+        "training_report.html",
+        {
+            "content": content,
+            "run": record.folder,
+            "summary": summary(record, content.loss_unit),
+            "validation": validation_table(record),
+            "probes": probe_table(record),
+            "loss_sections": _loss_sections(content),
+            "probe_section": _probe_section(record),
+            "reconstructions": _reconstructions(content),
+            "generated": record.generated,
+            "samples": _samples(record.generated, record.generated_folder),
+        },
+    )
+
+
+def _loss_sections(content: TrainingReport) -> list[Section]:
+    record, unit = content.record, content.loss_unit
+    last = record.evals[-1].sources if record.evals else {}
+    training = [plots.training_loss(record.train, unit)] if record.train else []
+    validation = [plots.validation_loss(record.evals, source, unit) for source in last]
+    baselines = (
+        ": the curve of the model should fall below both lines. Copying predicts each token from "
+        "the same place of the frame before, the unigram from the token's frequency alone"
+    )
+    compared = any(loss.unigram is not None for loss in last.values())
+    return [
+        Section(
+            "Loss against tokens",
+            f"Lower is better{baselines if compared else ''}.",
+            training + validation,
+            content.command,
+        ),
+        Section(
+            "Loss by frame",
+            "The last evaluation, frame by frame: a curve that falls from left to right means that "
+            "the model uses the frames it has seen.",
+            [plots.loss_by_frame(loss, source, unit) for source, loss in last.items()],
+            content.command,
+        ),
+        Section(
+            "The course of the training",
+            "The learning rate follows its schedule, the gradient's norm should stay bounded, and "
+            "the speed even.",
+            plots.training_curves(record.train) if record.train else [],
+            content.command,
+            small=True,
+        ),
+    ]
+
+
+def _probe_section(record: RunRecord) -> Section:
+    return Section(
+        "Accuracy by layer",
+        "How well a linear classifier reads the label from each layer of the frozen model, at its "
+        "best learning rate: the band is the 95% interval that the number of samples leaves, the "
+        "ring the best layer. Layer and learning rate were chosen on the very split that is shown, "
+        "so the best value leans high.",
+        [plots.accuracy_by_layer(record.probes)] if record.probes else [],
+        f"toto probe {record.folder}",
+    )
+
+
+def _reconstructions(content: TrainingReport) -> dict[str, str | int] | None:
+    if isinstance(content.reconstructions, str):
+        return None
+    return reconstruction_sheet(content.reconstructions)
+
+
+def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
+    """The pictures of each generated video as data URIs."""
+    if generated is None:
+        return []
+    return [
+        {name: _embed(folder / path) for name, path in (("gif", one.gif), ("sheet", one.sheet))}
+        for one in generated.samples
+    ]
+
+
+def _embed(path: Path) -> str:
+    return data_uri(path.read_bytes(), path.suffix)

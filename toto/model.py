@@ -6,6 +6,7 @@ combination; the model knows neither.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
@@ -43,9 +44,11 @@ class Interface(nn.Module, ABC):
 
     Attributes:
         loss: the last product of the readout, and what it costs.
+        output_scale: multiplies what the last product takes in; 1 / m under µP.
     """
 
     loss: LinearCrossEntropy | LinearSquaredError
+    output_scale: float = 1.0
 
     @abstractmethod
     def embed(self, frames: Tensor, is_image_B: Tensor) -> Tensor:
@@ -79,6 +82,9 @@ class Interface(nn.Module, ABC):
         """Compile the readout with its loss in place; the embedding stays eager."""
         self.loss.compile(dynamic=False)
 
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.output_scale == 1.0 else x * self.output_scale
+
 
 class CodeInterface(Interface):
     """Codes in, codes out: an embedding, a readout (perhaps the same matrix) and cross-entropy.
@@ -110,7 +116,7 @@ class CodeInterface(Interface):
     def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats; L = T·H·W + 1, the end last."""
         ids_BL = _layout(targets).targets(targets)
-        losses_BL: Tensor = self.loss(last_BLD, self.readout_weight, ids_BL)
+        losses_BL: Tensor = self.loss(self._scaled(last_BLD), self.readout_weight, ids_BL)
         return losses_BL
 
     def embed_ids(self, ids_BL: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ class CodeInterface(Interface):
 
     def logits(self, last_BD: Tensor) -> Tensor:
         """See `Interface.logits`."""
-        return nn.functional.linear(last_BD, self.readout_weight).float()
+        return nn.functional.linear(self._scaled(last_BD), self.readout_weight).float()
 
     def param_roles(self) -> dict[str, ParamRole]:
         """A tied matrix counts as the embedding."""
@@ -189,7 +195,9 @@ class PatchInterface(PatchInputs):
         x_BLD = last_BLD[:, :-1]
         if self.hidden is not None:
             x_BLD = nn.functional.gelu(self.hidden(x_BLD))
-        losses_BL: Tensor = self.loss(x_BLD, self.readout.weight, targets.flatten(1, 3))
+        losses_BL: Tensor = self.loss(
+            self._scaled(x_BLD), self.readout.weight, targets.flatten(1, 3)
+        )
         return losses_BL
 
     def param_roles(self) -> dict[str, ParamRole]:
@@ -217,7 +225,7 @@ class PatchToCodeInterface(PatchInputs):
     def losses(self, last_BLD: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats; L = T·H·W + 1, the end last."""
         ids_BL = _layout(targets).targets(targets)
-        losses_BL: Tensor = self.loss(last_BLD, self.readout.weight, ids_BL)
+        losses_BL: Tensor = self.loss(self._scaled(last_BLD), self.readout.weight, ids_BL)
         return losses_BL
 
 
@@ -247,8 +255,11 @@ class AutoregressiveModel(nn.Module):
         super().__init__()
         self.mask = mask
         self.interface = _make_interface(tokenizer, backbone, target_tokenizer)
-        for parameter in self.interface.parameters():
-            nn.init.normal_(parameter, std=INIT_STD)
+        self.interface.output_scale = 1 / backbone.width_ratio
+        roles = self.interface.param_roles()
+        for name, parameter in self.interface.named_parameters():
+            fan_in = backbone.width_ratio if roles[name] == "hidden" else 1.0
+            nn.init.normal_(parameter, std=INIT_STD / math.sqrt(fan_in))
         self.backbone = backbone.build()
 
     def losses(self, frames: Tensor, is_image_B: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -312,6 +323,11 @@ class AutoregressiveModel(nn.Module):
             for part, module in (("interface", self.interface), ("backbone", self.backbone))
             for name, role in module.param_roles().items()
         }
+
+    @property
+    def width_ratio(self) -> float:
+        """M of µP; 1 without it."""
+        return self.backbone.config.width_ratio
 
     def compile_blocks(self) -> None:
         """Compile the backbone's blocks and the readout's loss in place; `state_dict()` stays.

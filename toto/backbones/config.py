@@ -75,8 +75,30 @@ class BackboneConfig(Component, ABC):
         description="what makes the next patch of a vector: a matrix, or an MLP of 4 · width",
     )
 
+    mup_base_width: PositiveInt | None = Field(
+        None,
+        description="the width from which µP carries learning rates to others; none: no µP",
+    )
+
     masks: ClassVar[tuple[MaskName, ...]] = ("causal",)
     """The masks that the backbone can work under."""
+
+    @property
+    def width_ratio(self) -> float:
+        """Under µP the width over its base, m; else 1."""
+        return 1.0 if self.mup_base_width is None else self.width / self.mup_base_width
+
+    def at_width(self, width: int) -> BackboneConfig:
+        """The same backbone at another width; inner sizes keep their ratio to it.
+
+        Raises:
+            ValueError: the width does not go with the other sizes.
+        """
+        changed = {key: getattr(self, key) * width // self.width for key in self.scale_with_width}
+        return type(self).model_validate(self.model_dump() | changed | {"width": width})
+
+    scale_with_width: ClassVar[tuple[str, ...]] = ()
+    """Fields that `at_width` changes in proportion."""
 
     @abstractmethod
     def num_params(self) -> int:
@@ -129,6 +151,7 @@ class LlamaConfig(BackboneConfig):
     """
 
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
+    scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     num_kv_heads: PositiveInt = Field(
@@ -206,6 +229,7 @@ class Gpt2Config(BackboneConfig):
     """
 
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
+    scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     ffn_dim: PositiveInt = Field(description="hidden size of the MLP")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from toto.backbones.stack import Block, BlockStack, Context
+from toto.backbones.stack import Block, BlockStack, Context, hidden_std, residual_std
 from toto.layers.attention import SelfAttention
 from toto.layers.cache import KeyValues
 from toto.layers.mlp import GeluMlp
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gpt2", "Gpt2Block", "sine_cosine_positions"]
 
-INIT_STD = 0.02
 LONGEST_WAVE = 10_000.0
 
 
@@ -30,15 +28,20 @@ class Gpt2Block(Block):
         super().__init__()
         width = config.width
         self.attention_norm = nn.LayerNorm(width, config.norm_eps)
-        self.attention = SelfAttention(width, config.num_heads, config.num_heads, bias=True)
+        self.attention = SelfAttention(
+            width,
+            config.num_heads,
+            config.num_heads,
+            bias=True,
+            mup=config.mup_base_width is not None,
+        )
         self.mlp_norm = nn.LayerNorm(width, config.norm_eps)
         self.mlp = GeluMlp(width, config.ffn_dim)
-        residual_std = INIT_STD / math.sqrt(2 * config.num_layers)
         for linear, std in (
-            (self.attention.query_key_value, INIT_STD),
-            (self.attention.output, residual_std),
-            (self.mlp.up, INIT_STD),
-            (self.mlp.down, residual_std),
+            (self.attention.query_key_value, hidden_std(config)),
+            (self.attention.output, residual_std(config)),
+            (self.mlp.up, hidden_std(config)),
+            (self.mlp.down, residual_std(config)),
         ):
             nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)

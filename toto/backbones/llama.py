@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from toto.backbones.stack import Block, BlockStack, Context
+from toto.backbones.stack import Block, BlockStack, Context, hidden_std, residual_std
 from toto.layers.attention import SelfAttention
 from toto.layers.cache import KeyValues
 from toto.layers.mlp import SwiGLU
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Llama", "LlamaBlock"]
 
-INIT_STD = 0.02
-
 
 class LlamaBlock(Block):
     """Attention, then SwiGLU, each on a normalised copy of the residual stream."""
@@ -30,15 +27,18 @@ class LlamaBlock(Block):
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = SelfAttention(
-            config.width, config.num_heads, config.num_kv_heads, bias=False
+            config.width,
+            config.num_heads,
+            config.num_kv_heads,
+            bias=False,
+            mup=config.mup_base_width is not None,
         )
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.ffn_dim)
-        residual_std = INIT_STD / math.sqrt(2 * config.num_layers)
-        nn.init.normal_(self.attention.query_key_value.weight, std=INIT_STD)
-        nn.init.normal_(self.attention.output.weight, std=residual_std)
-        nn.init.normal_(self.mlp.gate_up.weight, std=INIT_STD)
-        nn.init.normal_(self.mlp.down.weight, std=residual_std)
+        for linear in (self.attention.query_key_value, self.mlp.gate_up):
+            nn.init.normal_(linear.weight, std=hidden_std(config))
+        for linear in (self.attention.output, self.mlp.down):
+            nn.init.normal_(linear.weight, std=residual_std(config))
 
     def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
         """See `Block.forward`."""

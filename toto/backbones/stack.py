@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
     from toto.backbones.config import BackboneConfig
     from toto.layers.rope import Rotation
 
-__all__ = ["Block", "BlockStack", "Context"]
+__all__ = ["Block", "BlockStack", "Context", "hidden_std", "residual_std"]
+
+INIT_STD = 0.02
+
+
+def hidden_std(config: BackboneConfig) -> float:
+    """Of fresh matrices: 0.02, under µP over √m."""
+    return INIT_STD / math.sqrt(config.width_ratio)
+
+
+def residual_std(config: BackboneConfig) -> float:
+    """Of those that write to the residual stream: its variance shall not grow with depth."""
+    return hidden_std(config) / math.sqrt(2 * config.num_layers)
 
 
 class Context(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from toto.layers.rope import Rotation
 
 __all__ = ["SelfAttention", "attention", "fastest_attention"]
+
+MUP_SCORE = 8.0
 
 Attend = Callable[[Tensor, Tensor, Tensor, "Visibility"], Tensor]
 """Query `BNQK`, key and value `BGLK` and who reads whom → the values mixed, `BNQK`.
@@ -73,16 +76,20 @@ class SelfAttention(nn.Module):
         num_heads: N; K = D / N.
         num_kv_heads: G, a divisor of N: one key and value for N / G queries (Ainslie et al. 2023).
         bias: of both products.
+        mup: scores are products times 8 / K, as µP has them, not 1 / √K: alike where K is 64.
     """
 
     attend: Attend
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, *, bias: bool) -> None:
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int, *, bias: bool, mup: bool = False
+    ) -> None:
         super().__init__()
         self.head_dim = width // num_heads
         self.heads = [num_heads, num_kv_heads, num_kv_heads]
         self.query_key_value = nn.Linear(width, sum(self.heads) * self.head_dim, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
+        self.query_gain = MUP_SCORE / math.sqrt(self.head_dim) if mup else 1.0
         self.attend = attention
 
     def forward(
@@ -101,6 +108,8 @@ class SelfAttention(nn.Module):
             kept: keys and values of the positions before, to which theirs are added.
         """
         query_BLNK, key_BLGK, value_BLGK = self._projected(x_BLD, rotation)
+        if self.query_gain != 1.0:
+            query_BLNK = query_BLNK * self.query_gain
         key_BGLK, value_BGLK = key_BLGK.transpose(1, 2), value_BLGK.transpose(1, 2)
         if kept is not None:
             key_BGLK, value_BGLK = kept.append(key_BGLK, value_BGLK)

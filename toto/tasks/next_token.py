@@ -108,6 +108,11 @@ class NextTokenTask(Task["Batch"]):
         """The model's."""
         return self.model.param_roles()
 
+    @property
+    def width_ratio(self) -> float:
+        """The model's."""
+        return self.model.width_ratio
+
     def compile_blocks(self) -> None:
         """The model's blocks and its readout with the loss."""
         self.model.compile_blocks()

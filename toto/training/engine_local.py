@@ -44,7 +44,9 @@ class LocalEngine(Generic[B]):
         precision: Literal["fp32", "bf16"],
     ) -> None:
         self._task = task.to(device).train()
-        self._optimizer = build_optimizer(task.trainable, task.param_roles(), optimizer)
+        self._optimizer = build_optimizer(
+            task.trainable, task.param_roles(), optimizer, width_ratio=task.width_ratio
+        )
         self._grad_clip = optimizer.grad_clip
         self._schedule = schedule
         self._device = device
@@ -83,7 +85,7 @@ class LocalEngine(Generic[B]):
         clip_grads_with_norm_(self._parameters(), self._grad_clip, norm)
         lr = self._schedule(self._steps_done)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps_done += 1

@@ -17,16 +17,29 @@ if TYPE_CHECKING:
 
 __all__ = ["build_optimizer", "load_optimizer_tensors", "optimizer_tensors", "parameter_groups"]
 
-DECAYED_ROLES: frozenset[ParamRole] = frozenset({"hidden", "readout"})
-
 
 def parameter_groups(
-    module: nn.Module, roles: Mapping[str, ParamRole], weight_decay: float
+    module: nn.Module,
+    roles: Mapping[str, ParamRole],
+    weight_decay: float,
+    *,
+    width_ratio: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """The trained parameters in two groups: with weight decay, and without.
+    """The trained parameters by their weight decay and the scale of their learning rate.
 
     Matrices of the roles hidden and readout decay; norms, embeddings (a tied readout is one) and
-    everything with fewer than two axes, so every bias, do not.
+    everything with fewer than two axes, so every bias, do not. Under µP (Yang et al. 2022, Table 8)
+    the rate of hidden matrices is over m; AdamW decays by rate times decay, so that their decay is
+    m times as large, and the shrinkage of a step is the same at every width.
+
+    Args:
+        module: what is trained.
+        roles: of its parameters.
+        weight_decay: at width ratio 1.
+        width_ratio: m, the width over the base width of µP; 1 without it.
+
+    Returns:
+        At most three groups, each with "params", "weight_decay" and "lr_scale".
 
     Raises:
         UserError: a parameter without a role, or a role without a parameter.
@@ -40,26 +53,39 @@ def parameter_groups(
             f"no role for {without_role}, no parameter for {without_parameter}. "
             "Name each parameter once, as named_parameters() does"
         )
-    decayed: list[tuple[str, nn.Parameter]] = []
+    hidden: list[tuple[str, nn.Parameter]] = []
+    readout: list[tuple[str, nn.Parameter]] = []
     plain: list[tuple[str, nn.Parameter]] = []
     for name, parameter in trained.items():
-        decays = roles[name] in DECAYED_ROLES and parameter.ndim >= 2
-        (decayed if decays else plain).append((name, parameter))
+        matrix = parameter.ndim >= 2
+        part = {"hidden": hidden, "readout": readout}.get(roles[name], plain) if matrix else plain
+        part.append((name, parameter))
+    if width_ratio == 1.0:
+        hidden, readout = [*hidden, *readout], []
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {
+            "params": hidden,
+            "weight_decay": weight_decay * width_ratio,
+            "lr_scale": 1 / width_ratio,
+        },
+        {"params": readout, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
-    module: nn.Module, roles: Mapping[str, ParamRole], config: OptimizerConfig
+    module: nn.Module,
+    roles: Mapping[str, ParamRole],
+    config: OptimizerConfig,
+    *,
+    width_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW, fused: torch has that kernel on the CPU and on CUDA, the devices of a recipe.
 
-    The learning rate is set before every step by the engine.
+    The learning rate is set before every step by the engine, times each group's "lr_scale".
     """
-    groups = parameter_groups(module, roles, config.weight_decay)
+    groups = parameter_groups(module, roles, config.weight_decay, width_ratio=width_ratio)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

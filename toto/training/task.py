@@ -83,6 +83,11 @@ class Task(nn.Module, ABC, Generic[B]):
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter of `trainable`, by its name in `named_parameters()`."""
 
+    @property
+    def width_ratio(self) -> float:
+        """M of µP, by which the rate of hidden matrices is divided; 1 where there is none."""
+        return 1.0
+
     def compile_blocks(self) -> None:
         """Compile the costly parts in place, block by block; a task that has none stays eager.
 

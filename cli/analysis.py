@@ -1,4 +1,4 @@
-"""Commands that look into data and models: `toto analyze ngrams`."""
+"""Commands that look into data and models: `toto analyze`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
     group = typer.Typer(no_args_is_help=True, help="Statistics and figures.")
     group.command("ngrams")(ngrams)
+    group.command("coordinates")(coordinates)
     app.add_typer(group, name="analyze")
 
 
@@ -37,3 +38,30 @@ def ngrams(
     from toto.jobs.ngrams import analyze_ngrams
 
     analyze_ngrams(tokens, out, images=images, labels=labels or [], imports=imports or [])
+
+
+def coordinates(
+    backbone: Annotated[
+        str,
+        typer.Argument(metavar="BACKBONE", help="as in a recipe: '{name: llama, preset: tiny}'"),
+    ],
+    out: Annotated[Path, typer.Option(metavar="OUT", help="the folder of the results")],
+    widths: Annotated[
+        str, typer.Option(help="the smallest is the base width of µP")
+    ] = "64,128,256,512",
+    lr: Annotated[float, typer.Option(min=0.0, help="learning rate, constant")] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps")] = 4,
+    imports: ImportOption = None,
+) -> None:
+    """Check µP: do activations keep their size when a backbone grows wider?
+
+    Writes OUT/coordinates.json and OUT/coordinates.png, with µP and without.
+    """
+    from toto.errors import UserError
+    from toto.jobs.coordinates import analyze_coordinates
+
+    try:
+        numbers = [int(width) for width in widths.split(",")]
+    except ValueError:
+        raise UserError(f"--widths {widths}: write numbers with commas, 64,128,256") from None
+    analyze_coordinates(backbone, out, widths=numbers, lr=lr, steps=steps, imports=imports or [])

@@ -145,3 +145,18 @@ def test_the_plugin_of_tokens_is_imported_by_the_user(tmp_path, request):
     assert "unknown tokenizer 'grey'" in done.stderr
     analyze(tmp_path, "tokens", "--import", request.path.parents[1] / "plugins/parts.py")
     assert results(tmp_path)["tokens"]["codebook_size"] == 16
+
+
+def test_coordinates_are_measured_and_drawn(tmp_path):
+    backbone = "{name: llama, width: 16, num_layers: 1, num_heads: 2, ffn_dim: 32}"
+    command = ["analyze", "coordinates", backbone, "--out", "mup", "--steps", "1"]
+    done = toto(*command, "--widths", "16,32", cwd=tmp_path)
+    assert "with µP" in done.stdout
+    record = json.loads((tmp_path / "mup/coordinates.json").read_text())
+    assert set(record["mean_size"]) == {"without µP", "with µP"}
+    assert len(record["mean_size"]["with µP"]["logits"]) == 2
+    assert Image.open(tmp_path / "mup/coordinates.png").width > 100
+    done = toto(*command, "--widths", "16,33", cwd=tmp_path, code=2)
+    assert "33 does not fit" in done.stderr
+    done = toto(*command, "--widths", "16", cwd=tmp_path, code=2)
+    assert "two or more" in done.stderr

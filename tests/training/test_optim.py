@@ -160,3 +160,15 @@ def test_moments_are_loaded_as_their_parameter_lies():
         train(model, state, range(2, 4))
     assert torch.equal(conv.weight, resumed.weight)
     assert torch.equal(conv.bias, resumed.bias)
+
+
+def test_under_mup_hidden_matrices_learn_slower_and_shrink_alike():
+    groups = parameter_groups(Parts(), ROLES, 0.1, width_ratio=4.0)
+    found = {
+        name: (group["lr_scale"], group["weight_decay"], group["lr_scale"] * group["weight_decay"])
+        for group in groups
+        for name, _ in group["params"]
+    }
+    assert found["hidden.weight"] == (0.25, 0.4, pytest.approx(0.1))
+    assert found["readout.weight"] == (1.0, 0.1, pytest.approx(0.1))
+    assert found["embed.weight"] == found["hidden.bias"] == (1.0, 0.0, 0.0)

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
+    from toto.analysis.coordinates import Coordinates
     from toto.analysis.ngrams import NgramStatistics
 
-__all__ = ["LIGHT", "draw_ngrams"]
+__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams"]
 
 LIGHT = {
     INK: "#1a2027",
@@ -69,6 +70,51 @@ def draw_ngrams(path: Path, series: Mapping[str, Sequence[NgramStatistics]]) -> 
             axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
         columns = max(1, LEGEND_LETTERS // (max(map(len, series)) + 8))
         figure.legend(lines, list(series), loc="outside upper left", ncols=columns)
+
+
+def draw_coordinates(
+    path: Path, widths: Sequence[int], series: Mapping[str, Sequence[Coordinates]]
+) -> None:
+    """Mean |x| of every layer and the logits over the width, a line a step, the last one darkest.
+
+    Args:
+        path: the .png file.
+        widths: the abscissa.
+        series: label, a row of panels each → what was measured.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    shown = len(next(iter(series.values())))
+    inches = (0.62 * PANEL[0] * shown, 0.8 * PANEL[1] * len(series))
+    with _png(path, inches) as figure:
+        rows = figure.subplots(len(series), shown, squeeze=False, sharex=True, sharey="col")
+        for row, (label, measured) in zip(rows, series.items(), strict=True):
+            for axes, one in zip(row, measured, strict=True):
+                last = len(one.sizes) - 1
+                for step, sizes in enumerate(one.sizes):
+                    axes.plot(
+                        widths,
+                        sizes,
+                        color=LIGHT[SERIES[0]],
+                        alpha=0.25 + 0.75 * step / max(last, 1),
+                        marker="o",
+                        markersize=3,
+                    )
+                axes.set(xscale="log", yscale="log", title=f"{one.name}, {label}")
+                axes.set_xticks(list(widths), [str(width) for width in widths])
+                axes.yaxis.set_major_formatter("{x:g}")
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.set_minor_formatter(NullFormatter())
+            row[0].set_ylabel("mean |x|")
+        for axes in rows[-1]:
+            axes.set_xlabel("width")
+        for axes in rows[
+            0
+        ]:  # shared with those below; a factor of ten, so that a tick has a number
+            low, high = axes.get_ylim()
+            beyond = max(1.0, 10 * low / high) ** 0.5
+            axes.set_ylim(low / beyond, high * beyond)
 
 
 def _draw_sorted(axes: Axes, number: int, statistics: NgramStatistics) -> Line2D:

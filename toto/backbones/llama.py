@@ -35,10 +35,13 @@ class LlamaBlock(Block):
         )
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.ffn_dim)
-        for linear in (self.attention.query_key_value, self.mlp.gate_up):
-            nn.init.normal_(linear.weight, std=hidden_std(config))
-        for linear in (self.attention.output, self.mlp.down):
-            nn.init.normal_(linear.weight, std=residual_std(config))
+        for linear, std in (
+            (self.attention.query_key_value, hidden_std(config)),
+            (self.attention.output, residual_std(config)),
+            (self.mlp.gate_up, hidden_std(config)),
+            (self.mlp.down, residual_std(config)),
+        ):
+            nn.init.normal_(linear.weight, std=std)
 
     def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
         """See `Block.forward`."""

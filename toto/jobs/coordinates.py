@@ -1,0 +1,91 @@
+"""`toto analyze coordinates`: whether a backbone's activations keep their size under µP."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from toto.analysis.coordinates import Coordinates, check_coordinates, slope
+from toto.analysis.figures import draw_coordinates
+from toto.backbones.config import BACKBONES, BackboneConfig
+from toto.errors import UserError
+from toto.files import disk_errors, write_atomic
+from toto.jobs.component import parse_component
+from toto.jobs.console import progress_bar, say, say_table
+from toto.jobs.trained import import_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["analyze_coordinates"]
+
+
+def analyze_coordinates(
+    text: str,
+    out: Path,
+    *,
+    widths: Sequence[int],
+    lr: float,
+    steps: int,
+    imports: Sequence[str],
+) -> None:
+    """Train at each width with µP (base: the smallest width) and without, and write OUT.
+
+    Args:
+        text: the backbone, as in a recipe.
+        out: the folder of coordinates.json and coordinates.png.
+        widths: at least two.
+        lr: learning rate of all steps.
+        steps: optimizer steps.
+        imports: plug-ins to import first.
+
+    Raises:
+        UserError: an unknown backbone, fewer than two widths, or one that does not fit it.
+    """
+    import_all(imports)
+    config = parse_component(BACKBONES, text)
+    widths = sorted(set(widths))
+    if len(widths) < 2:
+        raise UserError("--widths: two or more are needed to see a slope, for example 64,128,256")
+    found = {}
+    for label, base in (("without µP", None), ("with µP", widths[0])):
+        candidate = config.model_copy(update={"mup_base_width": base})
+        _check_widths(candidate, widths)
+        with progress_bar(label, "models") as progress:
+            found[label] = check_coordinates(
+                candidate, widths, lr=lr, steps=steps, progress=progress
+            )
+    _say_slopes(widths, found)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "backbone": config.model_dump(mode="json"),
+        "widths": list(widths),
+        "lr": lr,
+        "mean_size": {
+            label: {one.name: one.sizes for one in of_label} for label, of_label in found.items()
+        },
+    }
+    write_atomic(out / "coordinates.json", json.dumps(record, indent=2) + "\n")
+    draw_coordinates(out / "coordinates.png", widths, found)
+    say(f"{out}: coordinates.json, coordinates.png")
+
+
+def _check_widths(config: BackboneConfig, widths: Sequence[int]) -> None:
+    for width in widths:
+        try:
+            config.at_width(width)
+        except ValueError as error:
+            raise UserError(f"--widths: {width} does not fit {config!r}: {error}") from None
+
+
+def _say_slopes(widths: Sequence[int], found: dict[str, list[Coordinates]]) -> None:
+    """The exponent of the width after the last step, where its lack would have shown longest."""
+    names = [one.name for one in next(iter(found.values()))]
+    rows = [
+        [name, *(f"{slope(widths, of_label[i].sizes[-1]):+.2f}" for of_label in found.values())]
+        for i, name in enumerate(names)
+    ]
+    say("mean |x| after the last step grows as the width to the power of")
+    say_table(["", *found], rows)

@@ -1,7 +1,8 @@
-"""Commands about models: train, finetune, probe, generate, report."""
+"""Commands about models: train, finetune, probe, generate, report, export."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,10 @@ def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
     for command in (train, finetune, probe, generate, report):
         app.command()(command)
+    group = typer.Typer(no_args_is_help=True, help="Models in the formats of other libraries.")
+    group.command("hf")(export_hf)
+    group.callback()(lambda: None)  # one command alone would lose its name
+    app.add_typer(group, name="export")
 
 
 def train(
@@ -147,3 +152,17 @@ def report(
     from toto.jobs.report import start_report
 
     start_report(run, imports=imports or [])
+
+
+def export_hf(
+    run: Annotated[str, typer.Argument(help="a run directory or checkpoint")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
+    imports: ImportOption = None,
+) -> None:
+    """Write a model as a directory that transformers loads, with a model card.
+
+    `init_from: hf:OUT` in a recipe takes it in again.
+    """
+    from toto.jobs.export import export_to_hf
+
+    export_to_hf(run, out, imports=imports or [])

@@ -294,3 +294,11 @@ def test_short_videos_are_answered_with_the_mend(tmp_path, tiny_datasets):
     assert "clip.stride" in done.stderr
     assert "12" in done.stderr
     toto("train", recipe, "--set", "training.steps=2", cwd=tmp_path)
+
+
+def test_a_run_is_exported_and_taken_in_again(trained, tmp_path, tiny_datasets):
+    toto("export", "hf", str(trained / "runs/tiny"), "exported", cwd=tmp_path)
+    assert (tmp_path / "exported/model.safetensors").is_file()
+    assert (tmp_path / "exported/README.md").is_file()
+    done = toto("export", "hf", str(trained / "runs/tiny"), "exported", cwd=tmp_path, code=2)
+    assert "not empty" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError
+from toto.export.hf import read_model
 from toto.jobs.console import console, progress_bar, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begin_run, read_recipe_for, record_run
@@ -21,7 +23,7 @@ from toto.jobs.trained import build_model, fingerprints_in, resolve_run
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask
-from toto.training.checkpoint import load_weights, read_meta
+from toto.training.checkpoint import check_tensors, load_weights, read_meta
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
@@ -31,7 +33,6 @@ from toto.training.task import Task, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from toto.data.batch import Batch
     from toto.training.rundir import RunDirectory
@@ -40,6 +41,8 @@ __all__ = ["make_engine", "run_training", "start_training", "train_task", "valid
 
 # Visual tokens of each source that its baselines are fitted on.
 BASELINE_TOKENS = 2**18
+
+HF_PREFIX = "hf:"
 
 
 def start_training(
@@ -289,11 +292,19 @@ def _fingerprints(task: NextTokenTask) -> dict[str, str]:
 
 
 def _load_initial(init_from: str, task: NextTokenTask) -> None:
-    """Start from the weights of another run, whose tokenizers must be the same.
+    """Start from the weights of another run, whose tokenizers must be the same, or of hf:FOLDER.
 
     Raises:
         CheckpointError: other tokenizers, or other weights; each difference is named.
+        UserError: what stands in the folder is no model like this.
     """
+    if init_from.startswith(HF_PREFIX):
+        folder = Path(init_from.removeprefix(HF_PREFIX))
+        tensors = read_model(folder, task.model)
+        check_tensors(task.model.state_dict(), tensors, "weights")
+        task.model.load_state_dict(tensors)
+        say(f"  weights from {folder}")
+        return
     found = resolve_run(init_from)
     changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
     if changed:

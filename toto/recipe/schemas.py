@@ -56,7 +56,9 @@ class TrainRecipe(Recipe):
     mask: MaskConfig = Field(MaskConfig(), description="who reads whom in a sequence")
     task: Annotated[TaskConfig, TASKS] = NextTokenConfig()
     init_from: str | None = Field(
-        None, description="run or checkpoint whose weights the training starts from"
+        None,
+        description="run or checkpoint whose weights the training starts from, or hf:FOLDER of "
+        "`toto export hf`",
     )
 
     @property

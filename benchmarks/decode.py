@@ -51,7 +51,7 @@ def ours(model: AutoregressiveModel, context: int) -> Continue:
 
 
 def peer(model: AutoregressiveModel, config: LlamaConfig, context: int) -> Continue:
-    """transformers' model with our weights; no id ends it."""
+    """Transformers' model with our weights; no id ends it."""
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     vocab = len(state["interface.embedding.weight"])
     family = family_of(config, vocab_size=vocab, length=context)

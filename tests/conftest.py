@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
@@ -19,6 +20,13 @@ SIDE = 32
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores: more threads would only wait for each other.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _baselines_need_few_tokens():
+    """Tiny data are counted hundreds of times over otherwise, at every `toto train` of the suite."""
+    with mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**12):
+        yield
 
 
 @pytest.fixture(autouse=True)

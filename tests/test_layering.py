@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A part may import those of a lower rank, and itself.
 RANKS = {
     "cli": 10,
+    "loaded": 10,
     "jobs": 9, "api": 9,
     "robot": 8, "analysis": 8, "export": 8,
     "evaluation": 7, "generation": 7,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from unittest import mock
 
 import pytest
 import torch
@@ -28,13 +27,6 @@ def patch_dvae_recipe(datasets, **changes):
 
 def lines_of(path):
     return [json.loads(line) for line in path.open()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_baselines():
-    """Of 2 × 2 tokens a frame, the usual number of tokens would take half a minute to decode."""
-    with mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**11):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,58 @@
+"""toto.load, as a user's program calls it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from command_line import tiny_recipe, toto, write_recipe
+
+import toto as library
+from toto.errors import CheckpointError, UserError
+from toto.generation.config import SamplingConfig
+from toto.loaded import LoadedModel
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, tiny_datasets) -> LoadedModel:
+    folder = tmp_path_factory.mktemp("user")
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    raw["training"]["compile"] = False
+    toto("train", write_recipe(folder, raw), cwd=folder)
+    return library.load(folder / "runs/tiny")
+
+
+def pixels_of(loaded: LoadedModel, frames: int = 2) -> torch.Tensor:
+    side = loaded.recipe.clip.resolution
+    return torch.rand(2, frames, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_pixels_become_codes_and_features(loaded):
+    pixels = pixels_of(loaded)
+    codes = loaded.encode(pixels)
+    height, width = loaded.recipe.tokenizer.grid(loaded.recipe.clip.resolution)
+    assert codes.shape == (2, 2, height, width)
+    assert loaded.decode(codes).shape == pixels.shape
+    found = loaded.features(pixels, [0, -1])
+    assert found[0].shape == (2, 2, height, width, loaded.recipe.backbone.width)
+    video, images = found[-1], loaded.features(pixels, [-1], images=True)[-1]
+    assert not torch.equal(video, images)
+
+
+def test_generation_goes_on_after_the_prompt(loaded):
+    pixels = pixels_of(loaded)
+    video = loaded.generate(pixels, 3, sampling=SamplingConfig(top_k=4), seeds=[5, 6])
+    assert video.shape == (2, 5, *pixels.shape[2:])
+    torch.testing.assert_close(video[:, :2], loaded.decode(loaded.encode(pixels)))
+    alone = loaded.generate(pixels[1:], 3, sampling=SamplingConfig(top_k=4), seeds=[6])
+    torch.testing.assert_close(alone[0], video[1])
+
+
+def test_mistakes_are_named(loaded, tmp_path):
+    with pytest.raises(UserError, match="Crop and resize"):
+        loaded.encode(pixels_of(loaded)[..., :-8])
+    with pytest.raises(UserError, match="Divide uint8 by 255"):
+        loaded.encode(255 * pixels_of(loaded))
+    with pytest.raises(CheckpointError, match="no run at"):
+        library.load(tmp_path / "nothing")
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = library.laod

@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(autouse=True, scope="session")
 def _baselines_need_few_tokens():
-    """Tiny data are counted hundreds of times over otherwise, at every `toto train` of the suite."""
+    """Tiny data would else be counted hundreds of times over at every `toto train`."""
     with mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**12):
         yield
 

@@ -302,3 +302,9 @@ def test_a_run_is_exported_and_taken_in_again(trained, tmp_path, tiny_datasets):
     assert (tmp_path / "exported/README.md").is_file()
     done = toto("export", "hf", str(trained / "runs/tiny"), "exported", cwd=tmp_path, code=2)
     assert "not empty" in done.stderr
+
+
+def test_recomputed_activations_train_the_same(trained, tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=4))
+    toto("train", recipe, "--set", "training.recompute=true", cwd=tmp_path)
+    assert training_losses(tmp_path / "runs/tiny") == training_losses(trained / "runs/tiny")

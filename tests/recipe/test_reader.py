@@ -397,3 +397,8 @@ def test_masks_that_leave_nothing_to_predict_are_refused(mask: str, place: str, 
         read_recipe("quickstart", overrides=[f"mask={mask}"])
     assert place in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_tokenizers_do_not_recompute() -> None:
+    with pytest.raises(RecipeError, match="keep all they compute"):
+        read_recipe("tokenizer_dvae_tiny", overrides=["training.recompute=true"])

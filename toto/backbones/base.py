@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from toto.errors import UserError
 from toto.layers.masks import CAUSAL, FULL, Mask
 
 if TYPE_CHECKING:
@@ -104,8 +105,15 @@ class Backbone(nn.Module, ABC):
         return
 
     def recompute_activations(self) -> None:
-        """Keep only the inputs of blocks for the backward pass. Default: keep everything."""
-        return
+        """Keep only the inputs of blocks for the backward pass.
+
+        Raises:
+            UserError: the backbone cannot; the default.
+        """
+        raise UserError(
+            f"training.recompute: backbone {self.config.registered_name} keeps all it computes. "
+            "Write false, or lower training.micro_batch"
+        )
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> dict[int, int]:

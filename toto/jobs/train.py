@@ -72,6 +72,8 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
     sources = open_sources(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe)
+    if recipe.training.recompute:
+        model.backbone.recompute_activations()
     task = NextTokenTask(model, tokenizer, target_tokenizer)
     if recipe.init_from is not None and run.checkpoint is None:
         _load_initial(recipe.init_from, task)

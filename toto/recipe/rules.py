@@ -227,6 +227,15 @@ def _task_trains_tokenizer(recipe: TokenizerRecipe) -> Iterator[Problem]:
         )
 
 
+def _tokenizers_keep_activations(recipe: TokenizerRecipe) -> Iterator[Problem]:
+    if recipe.training.recompute:
+        yield Problem(
+            "training.recompute",
+            "tokenizers are small and keep all they compute",
+            "Remove it, or lower training.micro_batch",
+        )
+
+
 _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("tokenizer", "clip"), _grid_fits),
     (("tokenizer", "clip", "training"), _batch_fits),
@@ -244,4 +253,5 @@ _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
 ]
 _TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [
     (("tokenizer", "task"), _task_trains_tokenizer),
+    (("training",), _tokenizers_keep_activations),
 ]

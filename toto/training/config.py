@@ -42,6 +42,11 @@ class TrainingConfig(Config):
     compile: bool = Field(
         True, description="torch.compile by block; off where there is no C++ compiler"
     )
+    recompute: bool = Field(
+        False,
+        description="keep only what goes into each block, and compute the rest again in the "
+        "backward pass: less memory for more time",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 500

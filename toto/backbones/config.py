@@ -321,7 +321,10 @@ class MambaConfig(BackboneConfig):
         return self.inner_width * (3 * self.width + parts + self.dt_rank)
 
     def num_params(self) -> int:
-        """Of each channel: the convolution and its bias, rates, the step's bias and the skip."""
+        """Matrices and a norm a block, of each channel the convolution, rates, two biases and skip.
+
+        And the last norm.
+        """
         channel = self.conv_kernel + self.state_size + 3
         block = self.matrix_params + self.inner_width * channel + self.width
         return self.num_layers * block + self.width

@@ -111,10 +111,11 @@ def kernel_scan(
     """
     if first_BES is not None:
         return chunked_scan(u_BLE, delta_BLE, a_ES, b_BLS, c_BLS, d_E, first_BES)
-    return _kernel(u_BLE, delta_BLE, a_ES, b_BLS, c_BLS, d_E)
+    y_BLE, last_BES = _kernel(u_BLE, delta_BLE, a_ES, b_BLS, c_BLS, d_E)
+    return y_BLE, last_BES
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _kernel(
     u_BLE: Tensor, delta_BLE: Tensor, a_ES: Tensor, b_BLS: Tensor, c_BLS: Tensor, d_E: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -142,11 +143,8 @@ def chunked_scan(
     """Chunk by chunk, all positions of a chunk together but for the recurrence: a `Scan`.
 
     The states of all positions, S times as many values as u, never stand at once: the backward pass
-    has the state at each chunk's begin and computes those of a chunk anew.
-
-    Args:
-        u_BLE, delta_BLE, a_ES, b_BLS, c_BLS, d_E, first_BES: as in `Scan`.
-        chunk: positions of a chunk; None takes `chunk_length`.
+    has the state at each chunk's begin and computes those of a chunk anew. `chunk` is a chunk's
+    number of positions; None takes `chunk_length`.
     """
     dtype = torch.promote_types(u_BLE.dtype, torch.float32)
     u, delta, b, c, d = (x.to(dtype) for x in (u_BLE, delta_BLE, b_BLS, c_BLS, d_E))
@@ -294,6 +292,9 @@ def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
+for _device in ("cpu", "cuda"):  # or autocast would lower the matrix products inside
+    _scan.register_autocast(_device, torch.float32)
+    _scan_backward.register_autocast(_device, torch.float32)
 
 
 def _set_decay(decay_CBSE: Tensor, delta_CBE: Tensor, rate_SE: Tensor) -> None:
@@ -313,7 +314,7 @@ def _recur(decay_CBSE: Tensor, x_CBSE: Tensor, carry_BSE: Tensor, step: int) -> 
         step: 1 from the first position to the last, -1 from the last to the first.
     """
     run = math.gcd(len(x_CBSE), RUN[x_CBSE.device.type])
-    x, decay = (tensor.unflatten(0, (-1, run)) for tensor in (x_CBSE, decay_CBSE))
+    x, decay = (tensor.view(-1, run, *tensor.shape[1:]) for tensor in (x_CBSE, decay_CBSE))
     order = range(run)[::step]
     if run > 1:
         decay = decay.clone()

@@ -80,3 +80,8 @@ def test_pre_training_is_as_published(preset):
     millions = TABLE_1[preset]
     assert parameters(f"pretrain_{preset}") / 1e6 == pytest.approx(millions, abs=0.05)
     assert f"{millions}M parameters" in header(f"pretrain_{preset}")
+
+
+def test_mamba_alone_reads_past_its_clip():
+    limits = {family: read_recipe(f"arch_{family}").context_frames for family in TABLE_6}
+    assert limits == {"gpt2": 16, "llama": 16, "mamba": None}

@@ -1,15 +1,19 @@
-"""Training step against transformers' LlamaForCausalLM: tokens per second, in one process.
+"""Training step against transformers' own class of each family: tokens per second, in one process.
 
 Both sides hold the same sizes (full heads, tied embeddings), see the same ids, take the mean
 cross-entropy over the same targets, run under the same autocast and the same fused AdamW, and do
-zero_grad, forward, backward and step. The four contenders alternate: in each round every one runs
+zero_grad, forward, backward and step. The contenders alternate: in each round every one runs
 a few steps, in an order that rotates, so that drift of the machine hits all alike. A ratio is
 taken within a round; the table gives the median and the range over rounds.
 
-The matrix rates are measured in the same rounds, in the same precision: a large square product,
-and the product that the model runs most often by its own shape (tokens × D by D × 2·ffn).
+transformers' GPT-2 learns its positions, ours adds fixed ones. Its Mamba runs its plain path, which
+visits position after position: torch.compile would unroll all of them, so that row is missing, and
+a step takes so long on a CPU that `--family mamba --rounds 3 --steps 1` is enough.
 
-    python benchmarks/train_step.py [--quick] [--rounds 7] [--steps 3]
+The matrix rates are measured in the same rounds, in the same precision: a large square product,
+and the first product of a block's widest part by its own shape (tokens × D by D × its columns).
+
+    python benchmarks/train_step.py [--quick] [--family llama] [--rounds 7] [--steps 3]
 """
 
 from __future__ import annotations
@@ -20,12 +24,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from toto.backbones.config import LlamaConfig
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.model import AutoregressiveModel
 from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
 from toto.tokenizers.config import DvaeConfig
@@ -40,36 +44,57 @@ SQUARE = 2048
 
 @dataclass(frozen=True)
 class Size:
-    """One model: `codes` is the tokenizer's codebook, V that and the special ids."""
+    """One model: `codes` is the tokenizer's codebook, V that and the special ids.
 
-    width: int
-    layers: int
-    heads: int
-    ffn: int
+    `widest` is the columns of the block's widest product, `peer_compiles` whether whole-model
+    torch.compile of the peer can end.
+    """
+
+    config: BackboneConfig
     codes: int
+    widest: int
+    peer_compiles: bool = True
 
     def __str__(self) -> str:
-        return f"{self.width} × {self.layers}, V {self.codes + NUM_SPECIAL_IDS}"
-
-    @property
-    def config(self) -> LlamaConfig:
-        """Our Config of this size."""
-        return LlamaConfig(
-            width=self.width, num_layers=self.layers, num_heads=self.heads, ffn_dim=self.ffn
-        )
+        config, vocabulary = self.config, self.codes + NUM_SPECIAL_IDS
+        return f"{config.registered_name}, {config.width} × {config.num_layers}, V {vocabulary}"
 
     @property
     def step_flops(self) -> float:
         """Of a step: two a multiply-accumulate, backward twice the forward, causal attention."""
-        readout = LAYOUT.length * self.width * (self.codes + NUM_SPECIAL_IDS)
+        readout = LAYOUT.length * self.config.width * (self.codes + NUM_SPECIAL_IDS)
         return 3 * 2 * BATCH * (self.config.forward_macs(LAYOUT.length) + readout)
 
 
-SIZES = [Size(256, 6, 8, 704, 8192), Size(128, 4, 4, 352, 1024)]
-QUICK = Size(32, 2, 2, 64, 60)
+def llama(width: int, layers: int, heads: int, ffn: int, codes: int) -> Size:
+    """A LLaMA; gate and up are one product."""
+    config = LlamaConfig(width=width, num_layers=layers, num_heads=heads, ffn_dim=ffn)
+    return Size(config, codes, 2 * ffn)
+
+
+def gpt2(width: int, layers: int, heads: int, codes: int) -> Size:
+    """A GPT-2 with an MLP of four widths."""
+    config = Gpt2Config(width=width, num_layers=layers, num_heads=heads, ffn_dim=4 * width)
+    return Size(config, codes, 4 * width)
+
+
+def mamba(width: int, layers: int, codes: int) -> Size:
+    """A Mamba; scan and gate are one product."""
+    config = MambaConfig(width=width, num_layers=layers)
+    return Size(config, codes, 2 * config.inner_width, peer_compiles=False)
+
+
+SIZES = {
+    "llama": [llama(256, 6, 8, 704, 8192), llama(128, 4, 4, 352, 1024)],
+    "gpt2": [gpt2(256, 6, 8, 8192), gpt2(128, 4, 4, 1024)],
+    "mamba": [mamba(256, 6, 8192), mamba(128, 4, 1024)],
+}
+QUICK = {"llama": llama(32, 2, 2, 64, 60), "gpt2": gpt2(32, 2, 2, 60), "mamba": mamba(32, 1, 60)}
 
 Step = Callable[[], torch.Tensor]
-NAMES = ["HF eager", "HF compiled", "ours eager", "ours compiled"]
+
+HF = ["HF eager", "HF compiled"]
+OURS = ["ours eager", "ours compiled"]
 
 
 @dataclass(frozen=True)
@@ -127,23 +152,73 @@ def our_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) 
     )
 
 
+def llama_peer(config: LlamaConfig, common: dict[str, Any]) -> torch.nn.Module:
+    """LlamaForCausalLM of these sizes."""
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            intermediate_size=config.ffn_dim,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=LAYOUT.length,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            **common,
+        )
+    )
+
+
+def gpt2_peer(config: Gpt2Config, common: dict[str, Any]) -> torch.nn.Module:
+    """GPT2LMHeadModel of these sizes, without dropout as ours."""
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_positions=LAYOUT.length,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            n_inner=config.ffn_dim,
+            layer_norm_epsilon=config.norm_eps,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
+    )
+
+
+def mamba_peer(config: MambaConfig, common: dict[str, Any]) -> torch.nn.Module:
+    """MambaForCausalLM of these sizes, on its plain path."""
+    return transformers.MambaForCausalLM(
+        transformers.MambaConfig(
+            num_hidden_layers=config.num_layers,
+            state_size=config.state_size,
+            expand=config.expand,
+            conv_kernel=config.conv_kernel,
+            time_step_rank=config.dt_rank,
+            layer_norm_epsilon=config.norm_eps,
+            initializer_range=0.02,
+            use_mambapy=False,
+            **common,
+        )
+    )
+
+
+PEERS: dict[type[BackboneConfig], Callable[[Any, dict[str, Any]], torch.nn.Module]] = {
+    LlamaConfig: llama_peer,
+    Gpt2Config: gpt2_peer,
+    MambaConfig: mamba_peer,
+}
+
+
 def peer_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) -> Step:
     """The one of transformers: its own model, its own loss, whole-model torch.compile."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=size.codes + NUM_SPECIAL_IDS,
-        hidden_size=size.width,
-        intermediate_size=size.ffn,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        max_position_embeddings=LAYOUT.length,
-        rms_norm_eps=size.config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": size.config.rope_base},
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    model = transformers.LlamaForCausalLM(config).to(setting.device).train()
+    common = {
+        "vocab_size": size.codes + NUM_SPECIAL_IDS,
+        "hidden_size": size.config.width,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    }
+    model = PEERS[type(size.config)](size.config, common).to(setting.device).train()
     run = torch.compile(model) if compiled else model
     is_image = torch.zeros(BATCH, dtype=torch.bool, device=setting.device)
     ids, targets = LAYOUT.inputs(codes, is_image), LAYOUT.targets(codes)
@@ -163,7 +238,7 @@ def product(setting: Setting, rows: int, inner: int, columns: int) -> tuple[floa
 
 
 def check_losses(steps: dict[str, Step], size: Size) -> None:
-    """All four start at chance, ln V: none of them skips work or sees other targets."""
+    """All start at chance, ln V: none of them skips work or sees other targets."""
     chance = torch.tensor(float(size.codes + NUM_SPECIAL_IDS)).log().item()
     for name, step in steps.items():
         loss = step().item()
@@ -182,17 +257,19 @@ def measure(size: Size, setting: Setting, rounds: int, steps: int) -> dict[str, 
         "ours eager": our_step(size, setting, codes, compiled=False),
         "ours compiled": our_step(size, setting, codes, compiled=True),
     }
+    if not size.peer_compiles:
+        del contenders["HF compiled"]
     check_losses(contenders, size)
     for step in contenders.values():  # the first call compiles, the second allocates
         step()
     products = {
         "square": product(setting, SQUARE, SQUARE, SQUARE),
-        "own shape": product(setting, BATCH * LAYOUT.length, size.width, 2 * size.ffn),
+        "own shape": product(setting, BATCH * LAYOUT.length, size.config.width, size.widest),
     }
     found: dict[str, list[float]] = {name: [] for name in (*contenders, *products)}
     for turn in range(rounds):
-        order = NAMES[turn % len(NAMES) :] + NAMES[: turn % len(NAMES)]
-        for name in order:
+        names, shift = list(contenders), turn % len(contenders)
+        for name in names[shift:] + names[:shift]:
             step = contenders[name]
             seconds = setting.seconds(lambda step=step: [step() for _ in range(steps)])
             found[name].append(steps * BATCH * LAYOUT.length / seconds)
@@ -213,22 +290,24 @@ def report(size: Size, bf16: bool, found: dict[str, list[float]]) -> str:
     """The rows of one size and precision, and the ratios below them."""
     square, own = (statistics.median(found[name]) / 1e9 for name in ("square", "own shape"))
     tokens = BATCH * LAYOUT.length
+    peers = [name for name in HF if name in found]
     lines = [
         f"\n### {size}, {'bf16' if bf16 else 'fp32'}\n",
         f"Matrix rate: {square:,.0f} GFLOP/s ({SQUARE}³), {own:,.0f} GFLOP/s "
-        f"({tokens} × {size.width} × {2 * size.ffn})\n",
-        "| | tokens/s | GFLOP/s | of the square rate | ratio to HF eager | ratio to HF compiled |",
-        "|---|---|---|---|---|---|",
+        f"({tokens} × {size.config.width} × {size.widest})\n",
+        "| | tokens/s | GFLOP/s | of the square rate |"
+        + "".join(f" ratio to {peer} |" for peer in peers),
+        "|---|---|---|---|" + "---|" * len(peers),
     ]
-    for name in NAMES:
+    for name in (*peers, *OURS):
         rate = statistics.median(found[name]) * size.step_flops / tokens / 1e9
         ratios = [
             spread([a / b for a, b in zip(found[name], found[peer], strict=True)], ".2f")
-            for peer in NAMES[:2]
+            for peer in peers
         ]
         lines.append(
             f"| {name} | {spread(found[name], ',.0f')} | {rate:,.0f} | {rate / square:.0%} "
-            f"| {ratios[0]} | {ratios[1]} |"
+            f"| {' | '.join(ratios)} |"
         )
     return "\n".join(lines)
 
@@ -236,14 +315,18 @@ def report(size: Size, bf16: bool, found: dict[str, list[float]]) -> str:
 def main() -> None:
     """Measure every size in fp32 and bf16 and print markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one tiny size: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of each contender a round")
+    parser.add_argument("--family", choices=list(SIZES), help="only this one")
     parser.add_argument("--size", type=int, choices=[0, 1], help="only this one of the sizes")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
     arguments = parser.parse_args()
     rounds, steps = (2, 1) if arguments.quick else (arguments.rounds, arguments.steps)
-    sizes = SIZES if arguments.size is None else [SIZES[arguments.size]]
+    families = [arguments.family] if arguments.family else list(SIZES)
+    offered = {name: [QUICK[name]] if arguments.quick else SIZES[name] for name in families}
+    chosen = slice(None) if arguments.size is None else slice(arguments.size, arguments.size + 1)
+    sizes = [size for name in families for size in offered[name][chosen]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     print(
@@ -252,7 +335,7 @@ def main() -> None:
         f"median (range) of {rounds} rounds of {steps} steps",
         flush=True,
     )
-    for size in [QUICK] if arguments.quick else sizes:
+    for size in sizes:
         for precision in [arguments.precision] if arguments.precision else ["fp32", "bf16"]:
             setting = Setting(device, precision == "bf16")
             print(report(size, setting.bf16, measure(size, setting, rounds, steps)), flush=True)

@@ -17,7 +17,7 @@ TOKENIZER_CONFIGS = {
     "patch": {"patch_size": 16},
     "vqgan": {"weights": "random:0", "num_codes": 64, "width": 32, "blocks_per_level": 1},
 }
-BACKBONE_CONFIGS = {"gpt2": {"preset": "tiny"}, "llama": {"preset": "tiny"}}
+BACKBONE_CONFIGS = {name: {"preset": "tiny"} for name in ("gpt2", "llama", "mamba")}
 HEAD_CONFIGS = {"average": {}, "attention": {"num_heads": 2}}
 
 

@@ -130,7 +130,7 @@ class LoadedModel:
                 codes_BTHW,
                 torch.zeros(len(codes_BTHW), dtype=torch.bool, device=self.device),
                 frames=frames,
-                context_frames=self.recipe.clip.frames,
+                context_frames=self.recipe.context_frames,
                 sampling=sampling,
                 seeds=list(range(len(codes_BTHW))) if seeds is None else seeds,
             )

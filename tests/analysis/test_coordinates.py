@@ -13,6 +13,7 @@ WIDTHS = [64, 128, 256, 512]
 SIZES = {
     "llama": {"width": 64, "num_layers": 2, "num_heads": 4, "ffn_dim": 192},
     "gpt2": {"width": 64, "num_layers": 2, "num_heads": 4, "ffn_dim": 256},
+    "mamba": {"width": 64, "num_layers": 2, "state_size": 4},
 }
 
 

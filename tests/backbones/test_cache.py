@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from toto.backbones.base import Backbone
-from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.layers.masks import CAUSAL, FULL, Mask, PerImage, Prefix
 
 LLAMA = LlamaConfig(width=24, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=40)
 GPT2 = Gpt2Config(width=24, num_layers=3, num_heads=4, ffn_dim=40)
-FAMILIES = [LLAMA, GPT2]
+MAMBA = MambaConfig(width=24, num_layers=3, state_size=5)
+FAMILIES = [LLAMA, GPT2, MAMBA]
 TOKENS = 6
 LENGTH = 1 + 3 * TOKENS
 
@@ -78,3 +79,16 @@ def test_recomputed_activations_change_no_gradient(config: BackboneConfig):
         gradients.append([parameter.grad for parameter in backbone.parameters()])
     for kept, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, kept)
+
+
+@torch.no_grad()
+def test_mamba_keeps_any_number_of_positions_in_the_same_memory():
+    mamba = built(MAMBA)
+    cache = mamba.new_cache(1)
+    x_BLD = torch.randn(2, 9, MAMBA.width)
+    sizes = set()
+    for t in range(9):
+        out_BLD = mamba.extend(x_BLD[:, t : t + 1], cache)
+        sizes.add(sum(k.state_BES.numel() + k.inputs._kept_BLE.numel() for k in cache.kept))
+    torch.testing.assert_close(out_BLD, mamba(x_BLD)[:, -1:], atol=1e-5, rtol=1e-4)
+    assert len(sizes) == 1

@@ -33,6 +33,7 @@ BACKBONE_CONFIGS = {
         "ffn_dim": 72,
         "position_scale": 0.5,
     },
+    "mamba": {"name": "mamba", "width": 40, "num_layers": 2, "state_size": 6, "conv_kernel": 3},
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toto.backbones.config import LlamaConfig
+from toto.backbones.config import LlamaConfig, MambaConfig
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
 from toto.generation.sampling import sample_codes, sequence_generators
@@ -168,6 +168,16 @@ def test_wrong_counts_are_refused() -> None:
             sampling=CONFIG,
             seeds=[0],
         )
+    with pytest.raises(ValueError, match=r"context_frames \(0\) must be 1 or more"):
+        continue_video(
+            HashModel(),
+            prompt(1, 1),
+            torch.tensor([False]),
+            frames=1,
+            context_frames=0,
+            sampling=CONFIG,
+            seeds=[0],
+        )
 
 
 def test_continues_with_the_real_model() -> None:
@@ -187,3 +197,31 @@ def test_continues_with_the_real_model() -> None:
     assert codes_BTHW.shape == (2, 5, 2, 3)
     assert codes_BTHW.min() >= 0
     assert codes_BTHW.max() < NUM_CODES
+
+
+def test_mamba_carries_its_state_past_any_context() -> None:
+    torch.manual_seed(0)
+    model = AutoregressiveModel(
+        DvaeConfig(num_codes=NUM_CODES), MambaConfig(width=16, num_layers=2, state_size=4)
+    ).eval()
+    for parameter in model.parameters():  # larger than at the start: the past must matter
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    prompt_codes_BTHW, is_image_B = prompt(2, 3), torch.tensor([False, True])
+    codes_BTHW = continue_video(
+        model,
+        prompt_codes_BTHW,
+        is_image_B,
+        frames=5,
+        context_frames=None,
+        sampling=CONFIG,
+        seeds=[3, 4],
+    )
+    start_B1 = torch.tensor([[VIDEO_START_ID], [IMAGE_START_ID]])
+    ids_BL = torch.cat([start_B1, prompt_codes_BTHW.flatten(1) + NUM_SPECIAL_IDS], dim=1)
+    generators = sequence_generators([3, 4])
+    for _ in range(5 * 6):  # each id from a pass over all that came before
+        with torch.no_grad():
+            last_BD = model.backbone(model.interface.embed_ids(ids_BL))[:, -1]
+        code_B = sample_codes(model.interface.logits(last_BD), CONFIG, generators)
+        ids_BL = torch.cat([ids_BL, code_B[:, None] + NUM_SPECIAL_IDS], dim=1)
+    assert torch.equal(codes_BTHW.flatten(1), ids_BL[:, 1:] - NUM_SPECIAL_IDS)

@@ -37,7 +37,7 @@ TOKENIZER_CONFIGS = {
     "patch_dvae": {"name": "patch", "patch_size": 16},
 }
 TARGETS = {"patch_dvae": "dvae"}  # of 2 × 2 patches, so that the dVAE sees 16 px
-BACKBONE_CONFIGS = {"llama": {"name": "llama", "preset": "tiny"}}
+BACKBONE_CONFIGS = {name: {"name": name, "preset": "tiny"} for name in ("gpt2", "llama", "mamba")}
 CASES = [f"{t}-{b}" for t in TOKENIZER_CONFIGS for b in BACKBONE_CONFIGS]
 
 

@@ -18,10 +18,12 @@ __all__ = [
     "BACKBONES",
     "GPT2_PRESETS",
     "LLAMA_PRESETS",
+    "MAMBA_PRESETS",
     "PATCH_MLP_RATIO",
     "BackboneConfig",
     "Gpt2Config",
     "LlamaConfig",
+    "MambaConfig",
     "MaskConfig",
     "MaskName",
 ]
@@ -83,6 +85,12 @@ class BackboneConfig(Component, ABC):
     masks: ClassVar[tuple[MaskName, ...]] = ("causal",)
     """The masks that the backbone can work under."""
 
+    unbounded_context: ClassVar[bool] = False
+    """Whether its cache holds any number of positions, so that nothing is dropped to go on."""
+
+    scale_with_width: ClassVar[tuple[str, ...]] = ()
+    """Fields that `at_width` changes in proportion."""
+
     @property
     def width_ratio(self) -> float:
         """Under µP the width over its base, m; else 1."""
@@ -96,9 +104,6 @@ class BackboneConfig(Component, ABC):
         """
         changed = {key: getattr(self, key) * width // self.width for key in self.scale_with_width}
         return type(self).model_validate(self.model_dump() | changed | {"width": width})
-
-    scale_with_width: ClassVar[tuple[str, ...]] = ()
-    """Fields that `at_width` changes in proportion."""
 
     @abstractmethod
     def num_params(self) -> int:
@@ -267,6 +272,76 @@ class Gpt2Config(BackboneConfig):
         from toto.backbones.gpt2 import Gpt2
 
         return Gpt2(self)
+
+
+# The paper names no layers: 42 of width 1024 are 288.4 M parameters with tied embeddings, and its
+# Table 6 says 290 M. tiny and small have about the parameters of LLaMA's.
+MAMBA_PRESETS: dict[str, dict[str, int | bool]] = {
+    "tiny": {"width": 64, "num_layers": 3},
+    "small": {"width": 192, "num_layers": 10},
+    "290m": {"width": 1024, "num_layers": 42},
+}
+
+
+@BACKBONES.register("mamba")
+class MambaConfig(BackboneConfig):
+    """Mamba (Gu & Dao 2023): pre-norm RMSNorm, a selective scan in every block, no attention.
+
+    `preset` fills in the sizes of a published model; a field beside it replaces the preset's value.
+    """
+
+    unbounded_context: ClassVar[bool] = True
+    scale_with_width: ClassVar[tuple[str, ...]] = ("dt_rank",)
+
+    state_size: PositiveInt = Field(16, description="S, the states of each channel")
+    conv_kernel: PositiveInt = Field(4, description="positions that the convolution reads")
+    expand: PositiveInt = Field(2, description="channels of the scan, over width")
+    dt_rank: PositiveInt = Field(
+        description="R, of the matrix that makes step sizes; width / 16 rounded up unless given"
+    )
+    norm_eps: PositiveFloat = 1e-5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        data = with_preset("mamba", MAMBA_PRESETS, data)
+        if isinstance(data, dict) and isinstance(data.get("width"), int):
+            return {"dt_rank": -(-data["width"] // 16), **data}
+        return data
+
+    @property
+    def inner_width(self) -> int:
+        """E, the channels of the scan."""
+        return self.expand * self.width
+
+    @property
+    def matrix_params(self) -> int:
+        """Of one block: in and out, what makes b, c and the step's rank, and the step's own."""
+        parts = self.dt_rank + 2 * self.state_size
+        return self.inner_width * (3 * self.width + parts + self.dt_rank)
+
+    def num_params(self) -> int:
+        """Matrices and a norm a block, of each channel the convolution, rates, two biases and skip.
+
+        And the last norm.
+        """
+        channel = self.conv_kernel + self.state_size + 3
+        block = self.matrix_params + self.inner_width * channel + self.width
+        return self.num_layers * block + self.width
+
+    def forward_macs(self, length: int) -> int:
+        """Products of all matrices, the convolution, and the scan.
+
+        A state costs four multiplications: the decay's exponent, decay, input and output.
+        """
+        channel = self.conv_kernel + 4 * self.state_size
+        return self.num_layers * length * (self.matrix_params + self.inner_width * channel)
+
+    def build(self) -> Backbone:
+        """Make the Mamba."""
+        from toto.backbones.mamba import Mamba
+
+        return Mamba(self)
 
 
 def with_preset(family: str, presets: dict[str, dict[str, int | bool]], data: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.backbones.gpt2 import sine_cosine_positions
 from toto.errors import UserError
 from toto.sequence import END_ID, PAD_ID, VIDEO_START_ID
@@ -204,7 +204,44 @@ def _gpt2(config: Gpt2Config, length: int) -> Family:
     return Family(there, "transformer.wte.weight", entries, made)
 
 
+def _mamba(config: MambaConfig, length: int) -> Family:
+    there = {
+        "model_type": "mamba",
+        "architecture": "MambaForCausalLM",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "state_size": config.state_size,
+        "expand": config.expand,
+        "intermediate_size": config.inner_width,
+        "conv_kernel": config.conv_kernel,
+        "time_step_rank": config.dt_rank,
+        "layer_norm_epsilon": config.norm_eps,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "residual_in_fp32": True,
+        "hidden_act": "silu",
+    }
+    names = {
+        "norm.weight": "norm.weight",
+        "in_proj.weight": "mixer.in_proj.weight",
+        "conv.weight": "mixer.conv1d.weight",
+        "conv.bias": "mixer.conv1d.bias",
+        "x_proj.weight": "mixer.x_proj.weight",
+        "dt_proj.weight": "mixer.dt_proj.weight",
+        "dt_proj.bias": "mixer.dt_proj.bias",
+        "a_log": "mixer.A_log",
+        "skip": "mixer.D",
+        "out_proj.weight": "mixer.out_proj.weight",
+    }
+    entries = [Entry("norm.weight", ("backbone.norm_f.weight",))]
+    for index in range(config.num_layers):
+        for ours, theirs in names.items():
+            entries.append(Entry(f"blocks.{index}.{ours}", (f"backbone.layers.{index}.{theirs}",)))
+    return Family(there, "backbone.embeddings.weight", entries, {})
+
+
 _FAMILIES: dict[type[BackboneConfig], Callable[[Any, int], Family]] = {
     LlamaConfig: _llama,
     Gpt2Config: _gpt2,
+    MambaConfig: _mamba,
 }

@@ -46,7 +46,7 @@ def continue_video(
     is_image_B: Tensor,
     *,
     frames: int,
-    context_frames: int,
+    context_frames: int | None,
     sampling: SamplingConfig,
     seeds: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
@@ -56,6 +56,7 @@ def continue_video(
     The model reads `start` and then the frames of its context, always from position 0: when the
     context is full, the oldest half of its frames is dropped and the rest is read anew. Nothing
     computed before could be reused there, since what a kept frame holds depends on those dropped.
+    A model that carries a state on (`BackboneConfig.unbounded_context`) reads every frame once.
     The caller sets the model's mode, its device and autocast.
 
     Args:
@@ -63,7 +64,7 @@ def continue_video(
         prompt_codes_BTHW: int64 codes of a tokenizer, from 0; T may be 0: nothing to begin with.
         is_image_B: bool; True makes the start id that of separate images.
         frames: number of frames to append.
-        context_frames: frames that the model was trained on.
+        context_frames: frames that the model was trained on; None: no frame is ever dropped.
         sampling: temperature, top-k and top-p.
         seeds: one a sequence; the same seed and prompt give the same frames in any batch, as far as
             the model's logits do not depend on the batch.
@@ -77,6 +78,8 @@ def continue_video(
         RunError: the model gives NaN or infinite logits.
     """
     batch, prompt_frames, height, width = prompt_codes_BTHW.shape
+    if context_frames is None:
+        context_frames = prompt_frames + frames
     if frames < 1 or context_frames < 1 or len(seeds) != batch:
         raise ValueError(
             f"frames ({frames}) and context_frames ({context_frames}) must be 1 or more, and "

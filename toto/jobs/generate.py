@@ -87,7 +87,7 @@ def start_generating(request: GenerateRequest) -> None:
             prompts_BTHW,
             torch.zeros(len(real), dtype=torch.bool, device=trained.device),
             frames=request.frames,
-            context_frames=recipe.clip.frames,
+            context_frames=recipe.context_frames,
             sampling=sampling,
             seeds=[request.seed + index for index in range(len(real))],
             progress=progress,

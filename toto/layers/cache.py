@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["KeyValues"]
+__all__ = ["KeyValues", "RecentInputs"]
 
 
 class KeyValues:
@@ -43,3 +41,27 @@ class KeyValues:
         value[:, :, begin:end] = value_BGLK
         self._filled = end
         return key[:, :, :end], value[:, :, :end]
+
+
+class RecentInputs:
+    """The last inputs of a layer that reads back a fixed number of positions; zeros before them.
+
+    Args:
+        count: positions that are kept.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept_BLE: Tensor | None = None
+
+    def append(self, x_BLE: Tensor) -> Tensor:
+        """Add positions.
+
+        Returns:
+            The `count` positions before them, then these.
+        """
+        if self._kept_BLE is None:
+            self._kept_BLE = x_BLE.new_zeros(len(x_BLE), self._count, x_BLE.shape[2])
+        all_BLE = torch.cat((self._kept_BLE, x_BLE), dim=1)
+        self._kept_BLE = all_BLE[:, x_BLE.shape[1] :].clone()  # a view would hold all of them
+        return all_BLE

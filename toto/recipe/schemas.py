@@ -62,6 +62,11 @@ class TrainRecipe(Recipe):
     )
 
     @property
+    def context_frames(self) -> int | None:
+        """The most frames that a pass of the model reads; None where it carries a state on."""
+        return None if self.backbone.unbounded_context else self.clip.frames
+
+    @property
     def target(self) -> TokenizerConfig:
         """The tokenizer of what is predicted."""
         return self.target_tokenizer or self.tokenizer

@@ -194,7 +194,8 @@ class VqganTaskConfig(TokenizerTaskConfig):
 
         Its last two convolutions take a pixel off each.
         """
-        return 3 * 2**self.discriminator_layers
+        pixels_a_patch: int = 2**self.discriminator_layers
+        return 3 * pixels_a_patch
 
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
         """See `TokenizerTaskConfig.build`."""

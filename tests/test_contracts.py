@@ -8,6 +8,8 @@ import torch
 from toto.backbones.config import BACKBONES, LlamaConfig
 from toto.backbones.llama import Llama
 from toto.heads.config import HEADS
+from toto.layers.cache import KeyValues
+from toto.layers.masks import CAUSAL, FULL, Causal, PerImage, Prefix
 from toto.testing import ContractError, check_backbone, check_head, check_tokenizer
 from toto.tokenizers.config import TOKENIZERS, PatchConfig
 from toto.tokenizers.patch import PatchTokenizer
@@ -49,6 +51,37 @@ def test_a_backbone_that_looks_ahead_is_caught(monkeypatch):
         check_backbone(LlamaConfig(preset="tiny"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (CAUSAL, r"mask prefix \[0, 1, 2, 3, 4\] read 5, and none moves"),
+        (FULL, "causality"),
+        (Prefix(9), r"mask causal \[0, 1, 2, 3, 4\] do not read 5, and move"),
+        (None, r"mask per_image \[9, 10, 11, 12\] do not read 5, and move"),
+    ],
+)
+def test_a_backbone_that_ignores_its_mask_is_caught(monkeypatch, wrong, message):
+    forward = Llama.forward
+    if wrong is None:  # right, but for one mask
+        monkeypatch.setattr(PerImage, "visibility", Causal.visibility)
+    else:
+        monkeypatch.setattr(Llama, "forward", lambda self, x, mask=CAUSAL: forward(self, x, wrong))
+    with pytest.raises(ContractError, match=message):
+        check_backbone(LlamaConfig(preset="tiny"))
+
+
+def test_a_cache_that_forgets_is_caught(monkeypatch):
+    append = KeyValues.append
+
+    def forgetful(self, key, value):
+        keys, values = append(self, key, value)
+        return keys, torch.cat([values[:, :, :1] * 0, values[:, :, 1:]], dim=2)
+
+    monkeypatch.setattr(KeyValues, "append", forgetful)
+    with pytest.raises(ContractError, match="extend with a cache"):
+        check_backbone(LlamaConfig(preset="tiny"))
+
+
 def test_a_wrong_parameter_count_is_caught(monkeypatch):
     monkeypatch.setattr(LlamaConfig, "num_params", lambda self: 7)
     with pytest.raises(ContractError, match="num_params"):
@@ -59,5 +92,5 @@ def test_a_tokenizer_that_is_not_deterministic_is_caught(monkeypatch):
     encode = PatchTokenizer.encode
     noisy = lambda self, pixels: encode(self, pixels + 0.1 * torch.rand_like(pixels))  # noqa: E731
     monkeypatch.setattr(PatchTokenizer, "encode", noisy)
-    with pytest.raises(ContractError):
+    with pytest.raises(ContractError, match="the same tokens twice"):
         check_tokenizer(PatchConfig())

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from toto.backbones.config import MaskConfig
 from toto.errors import UserError
+from toto.sequence import SequenceLayout
 from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ __all__ = [
 
 TEST_RESOLUTION = 64
 """Side in pixels of the pictures that tokenizers are checked with, unless another is given."""
+
+# What rounding does to an output that should stay is below; fresh weights move others by 1e-2.
+MOVED = 1e-5
 
 
 class ContractError(UserError):
@@ -91,7 +96,7 @@ def check_tokenizer(config: TokenizerConfig, *, resolution: int = TEST_RESOLUTIO
 
 
 def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
-    """Check shapes, the parameter count, roles, layer semantics, causality and gradients.
+    """Check shapes, the parameter count, roles, layers, causality, masks, cache and gradients.
 
     Args:
         config: of any size; small is quick.
@@ -132,6 +137,7 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     _expect(torch.equal(features[0], x_BLD), "layer 0 is the embedding itself")
     last = backbone.features(x_BLD, [config.num_layers])[config.num_layers]
     _expect(_close(features[-1], last), "layer -1 is the last block")
+    _check_masks(backbone, config)
     _check_cache(backbone, x_BLD, out_BLD)
     backbone.train()
     backbone(x_BLD).square().sum().backward()
@@ -140,8 +146,42 @@ def check_backbone(config: BackboneConfig, *, length: int = 24) -> list[str]:
     return [
         f"forward: [B, L, {config.width}], {real:,} parameters as num_params() says",
         "causal, layers 0..L as agreed, gradients everywhere, a role for every parameter",
+        f"reads whom the masks say: {', '.join(config.masks)}",
         "step by step with a cache as in one pass",
     ]
+
+
+@torch.no_grad()
+def _check_masks(backbone: Backbone, config: BackboneConfig) -> None:
+    """Under each mask that the config names, a change moves none but those that may read it.
+
+    Of three frames of 2 × 2 tokens the first token of the second one is changed. Where the mask
+    lets earlier positions read it, some of them must move: how far a backbone reaches is its own.
+    """
+    layout = SequenceLayout(3, 2, 2)
+    changed = 1 + layout.tokens_per_frame
+    x_BLD = torch.randn(2, layout.length, config.width, generator=_generator())
+    other_BLD = x_BLD.clone()
+    other_BLD[:, changed] += torch.randn(config.width, generator=_generator())
+    for name in config.masks:
+        mask = MaskConfig(name=name, frames=2 if name == "prefix" else None).build(layout)
+        change_BLD = backbone(other_BLD, mask) - backbone(x_BLD, mask)
+        moved = _numbers(change_BLD.abs().amax((0, 2)) > MOVED)
+        reading = _numbers(mask.dense(0, layout.length, x_BLD.device)[:, changed])
+        _expect(
+            moved <= reading,
+            f"under the mask {name} {sorted(moved - reading)} do not read {changed}, and move with "
+            "it",
+        )
+        before = {number for number in reading if number < changed}
+        _expect(
+            not before or bool(moved & before),
+            f"under the mask {name} {sorted(before)} read {changed}, and none moves with it",
+        )
+
+
+def _numbers(chosen_L: torch.Tensor) -> set[int]:
+    return set(chosen_L.nonzero().flatten().tolist())
 
 
 @torch.no_grad()

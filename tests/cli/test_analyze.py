@@ -160,3 +160,11 @@ def test_coordinates_are_measured_and_drawn(tmp_path):
     assert "33 does not fit" in done.stderr
     done = toto(*command, "--widths", "16", cwd=tmp_path, code=2)
     assert "two or more" in done.stderr
+    before = (tmp_path / "mup/coordinates.json").read_bytes()
+    done = toto(*command, "--widths", "16,32", "--lr", "1e38", cwd=tmp_path, code=2)
+    assert "--lr 1e+38: layer 0 is not finite without µP" in done.stderr
+    assert (tmp_path / "mup/coordinates.json").read_bytes() == before
+    (tmp_path / "mup/coordinates.json").unlink()
+    (tmp_path / "mup/coordinates.json").mkdir()
+    done = toto(*command, "--widths", "16,32", cwd=tmp_path, code=1)
+    assert "cannot be written" in done.stderr

@@ -130,6 +130,19 @@ def test_one_file_may_be_named_itself(tmp_path, published, server, home, source)
     assert (home / "vqgan-1024.safetensors").is_file()
 
 
+def test_an_address_with_a_query_is_asked_for_whole(tmp_path, published, server, home, monkeypatch):
+    """As both VQGANs are published; the server takes the query for a part of the name."""
+    query = "?p=last.ckpt&dl=1"
+    (published / "files").mkdir(exist_ok=True)
+    (published / "files" / query).write_bytes((published / "last.ckpt").read_bytes())
+    official = OFFICIAL["vqgan-1024"]
+    file = replace(official.files[0], address=f"{server.address}/files/{query}")
+    monkeypatch.setitem(OFFICIAL, "vqgan-1024", replace(official, files=(file,)))
+    toto("weights", "get", "vqgan-1024", cwd=tmp_path)
+    assert server.served == {query: 1}
+    assert names(home) == ["vqgan-1024.json", "vqgan-1024.safetensors"]
+
+
 def test_a_changed_file_is_refused_until_it_is_accepted(tmp_path, published, server, home):
     toto("weights", "get", "dvae", "--from", published, cwd=tmp_path)
     kept = (home / "dvae.safetensors").read_bytes()

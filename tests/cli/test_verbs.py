@@ -46,6 +46,20 @@ def test_probe_generate_and_report_take_the_newest_run(trained):
     assert "not run" not in page
 
 
+def test_a_model_with_a_prefix_is_probed_and_never_predicts_from_less(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=2) | {"mask": {"name": "prefix", "frames": 3}}
+    assert raw["clip"]["frames"] == 4
+    toto("train", write_recipe(tmp_path, raw), cwd=tmp_path)
+    toto("probe", "--pool", "average", "--set", "epochs=1", cwd=tmp_path)
+    command = ("generate", "--samples", "1", "--frames")
+    done = toto(*command, "1", "--prompt-frames", "2", cwd=tmp_path, code=2)
+    assert "a prefix of 3 frames as a whole, and would have to predict from 2" in done.stderr
+    done = toto(*command, "2", cwd=tmp_path, code=2)
+    assert "--prompt-frames 3, --frames 2, a context of 4" in done.stderr
+    done = toto(*command, "1", cwd=tmp_path)
+    assert "by 1 frames after 3" in done.stdout
+
+
 def test_finetune_at_another_grid_and_rope_base(trained):
     done = toto(
         "finetune", "--resolution", "8x8", "--rope-base", "50000", "--steps", "2", cwd=trained

@@ -92,9 +92,10 @@ def test_what_transformers_has_not_is_refused(tmp_path):
     model.mask = PerImage(16)
     with pytest.raises(UserError, match="trained otherwise"):
         write_model(model, record_of(config), tmp_path / "out")
-    mup = config.model_copy(update={"mup_base_width": 24})
-    with pytest.raises(UserError, match="under µP"):
-        write_model(model_of(mup), record_of(mup), tmp_path / "out")
+    for base in (config.width // 2, config.width):
+        mup = config.model_copy(update={"mup_base_width": base})
+        with pytest.raises(UserError, match="under µP"):
+            write_model(model_of(mup), record_of(mup), tmp_path / "out")
     patches = AutoregressiveModel(PatchConfig(patch_size=8), config)
     record = record_of(config).__dict__ | {"tokenizer": {"name": "patch"}}
     with pytest.raises(UserError, match="no ids"):

@@ -58,7 +58,13 @@ def test_blocks_are_the_dense_mask(mask: Mask):
     torch.testing.assert_close(attention(*inputs, blocks), attention(*inputs, dense))
 
 
-@pytest.mark.parametrize(("first", "length"), [(2, 6), (0, 3)])
+@pytest.mark.parametrize(("first", "length"), [(2, 6), (3, 4)])
 def test_a_prefix_comes_as_a_whole(first: int, length: int):
     with pytest.raises(ValueError, match="read as a whole"):
         Prefix(5).visibility(first, length, CPU)
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+def test_a_sequence_no_longer_than_the_prefix_is_all_prefix(length: int):
+    assert Prefix(5).dense(0, length, CPU).all()
+    assert Prefix(5).visibility(0, length, CPU) == Visibility()

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from toto.errors import RecipeError, UserError
 from toto.recipe.reader import check_recipe, find_recipe, list_recipes, merge, read_recipe
 from toto.recipe.yaml_reader import dump_yaml
+from toto.tasks.discriminator import PatchDiscriminator
 
 GOOD = {
     "verb": "train",
@@ -229,6 +231,41 @@ def test_a_task_trains_the_tokenizer_that_it_is_for():
     assert check_recipe(raw | {"task": "vqgan"}, "r.yaml").task.registered_name == "vqgan"
     raw["tokenizer"] = GOOD["tokenizer"]
     assert check_recipe(raw, "r.yaml").verb == "tokenizer"
+
+
+TINY_VQGAN = {
+    "name": "vqgan", "num_codes": 8, "width": 8, "width_multipliers": [1, 2], "norm_groups": 4,
+    "attention_levels": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "start", "resolution", "refused"),
+    [(3, 2, 16, True), (3, 4, 16, False), (2, 2, 16, False), (2, 2, 8, True)],
+)
+def test_a_discriminator_that_would_see_no_patch_is_refused(layers, start, resolution, refused):
+    task = {"name": "vqgan", "discriminator_start": start, "discriminator_layers": layers}
+    raw = wrong(verb="tokenizer", clip={"resolution": resolution})
+    raw |= {"tokenizer": TINY_VQGAN, "task": task}
+    raw["training"]["batch_tokens"] = 4 * 2 * (resolution // 2) ** 2
+    del raw["backbone"]
+    discriminator = PatchDiscriminator(4, layers)
+    pictures = torch.zeros(1, 3, resolution, resolution)
+    if not refused:
+        check_recipe(raw, "r.yaml")
+        assert start == 4 or discriminator(pictures).numel() > 0
+        return
+    problem = problems_of(raw)["task.discriminator_layers"]
+    assert f"they need {3 * 2**layers} px" in problem.what
+    with pytest.raises((RuntimeError, ValueError)):
+        discriminator(pictures)
+
+
+def test_a_source_of_a_tokenizer_is_not_called_as_all_of_them():
+    raw = wrong(verb="tokenizer", data={"sources": {"all": {"path": "b"}}})
+    del raw["backbone"]
+    assert "holds all sources together" in problems_of(raw)["data.sources.all"].what
+    check_recipe(wrong(data={"sources": {"all": {"path": "b"}}}), "r.yaml")
 
 
 def test_all_mistakes_come_at_once_those_across_sections_too():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toto.errors import CheckpointError, RunError
 from toto.tokenizers.config import DvaeConfig
 from toto.tokenizers.dvae import Dvae
-from toto.tokenizers.weights import save_weights, shipped_weights
+from toto.tokenizers.weights import read_identity, save_weights, shipped_weights
 
 TINY = DvaeConfig(weights="random:0", width=8, num_codes=32, blocks_per_group=1, decoder_stem=8)
 
@@ -82,7 +82,7 @@ def test_a_file_of_other_sizes_is_refused_with_the_first_differences(file: Path)
         build(weights=str(file), num_codes=64)
     message = str(error.value)
     assert str(file) in message
-    assert '"num_codes":32' in message
+    assert '"num_codes": 32' in message
     assert "encoder.blocks.output.conv.w: 32×64×1×1 in the file, 64×64×1×1 wanted" in message
     assert "Write the file's sizes" in message
 
@@ -115,6 +115,29 @@ def test_a_file_without_metadata_loads_when_its_tensors_fit(tmp_path: Path) -> N
     path = tmp_path / "converted.safetensors"
     save_file({name: t.contiguous() for name, t in build().state_dict().items()}, path)
     assert build(weights=str(path)).fingerprint() == build().fingerprint()
+
+
+@pytest.mark.parametrize("said", ["not json", "[1]", ""])
+def test_metadata_of_another_kind_is_refused(tmp_path: Path, said: str) -> None:
+    path = tmp_path / "other.safetensors"
+    tensors = {name: t.contiguous() for name, t in build().state_dict().items()}
+    save_file(tensors, path, metadata={"tokenizer": said})
+    for read in (lambda: build(weights=str(path)), lambda: read_identity(str(path))):
+        with pytest.raises(CheckpointError, match="no config as toto writes it"):
+            read()
+
+
+def test_a_weight_under_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    tied = build()
+    tied.encoder.get_submodule("blocks.input").w = tied.encoder.get_submodule(
+        "blocks.output.conv"
+    ).w
+    save_weights(tied, tmp_path / "tied.safetensors")
+    with safe_open(tmp_path / "tied.safetensors", framework="pt") as opened:
+        first, second = (
+            opened.get_tensor(f"encoder.blocks.{name}.w") for name in ("input", "output.conv")
+        )
+    assert torch.equal(first, second)
 
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,9 +109,8 @@ def draw_coordinates(
             row[0].set_ylabel("mean |x|")
         for axes in rows[-1]:
             axes.set_xlabel("width")
-        for axes in rows[
-            0
-        ]:  # shared with those below; a factor of ten, so that a tick has a number
+        # Shared with the rows below; a factor of ten, so that a tick has a number.
+        for axes in rows[0]:
             low, high = axes.get_ylim()
             beyond = max(1.0, 10 * low / high) ** 0.5
             axes.set_ylim(low / beyond, high * beyond)

@@ -22,7 +22,7 @@ from toto.analysis.panels import (
     draw_panel,
     smooth,
 )
-from toto.analysis.tokenizer_runs import TOGETHER
+from toto.data.config import TOGETHER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from toto.analysis import tokenizer_plots as plots
 from toto.analysis.page import write_page
 from toto.analysis.report import Reconstructions, ReportContent, Section, reconstruction_sheet
-from toto.analysis.tokenizer_runs import CODE_COUNTS, TOGETHER
+from toto.analysis.tokenizer_runs import CODE_COUNTS
 from toto.analysis.tokenizer_summary import quality_table, summary
+from toto.data.config import TOGETHER
 from toto.tasks.config import Term
 
 if TYPE_CHECKING:

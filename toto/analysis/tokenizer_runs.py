@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import AfterValidator, TypeAdapter
 
 from toto.analysis.records import Number, TrainPoint, json_object, parse, read_metrics
+from toto.data.config import TOGETHER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
     "CODE_COUNTS",
-    "TOGETHER",
     "TokenizerEvaluation",
     "TokenizerPoint",
     "TokenizerRecord",
@@ -22,9 +22,6 @@ __all__ = [
 ]
 
 CODE_COUNTS = "code_counts.json"
-TOGETHER = "all"
-"""Under this name an evaluation holds all sources together."""
-
 
 # What every evaluation measures; the rest of it is the task's own.
 QUALITY = ("loss", "psnr", "codebook_use", "perplexity")

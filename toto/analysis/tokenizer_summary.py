@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toto.analysis.summary import NO_VALUE
-from toto.analysis.tokenizer_runs import TOGETHER
+from toto.data.config import TOGETHER
 
 if TYPE_CHECKING:
     from toto.analysis.tokenizer_runs import TokenizerRecord

@@ -8,7 +8,19 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from toto.registry import Config
 
-__all__ = ["CacheConfig", "ClipConfig", "DataConfig", "Decoder", "Paths", "SourceConfig", "listed"]
+__all__ = [
+    "TOGETHER",
+    "CacheConfig",
+    "ClipConfig",
+    "DataConfig",
+    "Decoder",
+    "Paths",
+    "SourceConfig",
+    "listed",
+]
+
+TOGETHER = "all"
+"""Under this name the evaluation of a tokenizer holds all sources together."""
 
 Decoder = Literal["pyav", "torchcodec"]
 

@@ -70,7 +70,7 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
         raise UserError(f"{out} is not empty. Name a new folder")
     if model.mask != CAUSAL:
         raise UserError("transformers' classes are causal, and this model was trained otherwise")
-    if config.width_ratio != 1.0:
+    if config.mup_base_width is not None:  # at the base width too: scores are over K, not √K
         raise UserError("models under µP scale their scores and logits, which transformers' do not")
     state = model.state_dict()
     if "interface.embedding.weight" not in state or record.tokenizer.get("name") == "patch":

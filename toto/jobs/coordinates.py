@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from toto.analysis.coordinates import Coordinates, check_coordinates, slope
@@ -41,7 +42,9 @@ def analyze_coordinates(
         imports: plug-ins to import first.
 
     Raises:
-        UserError: an unknown backbone, fewer than two widths, or one that does not fit it.
+        UserError: an unknown backbone, fewer than two widths, one that does not fit it, or a
+            training that diverges.
+        RunError: the disk is full or refuses.
     """
     import_all(imports)
     config = parse_component(BACKBONES, text)
@@ -56,9 +59,8 @@ def analyze_coordinates(
             found[label] = check_coordinates(
                 candidate, widths, lr=lr, steps=steps, progress=progress
             )
+    _require_finite(found, lr)
     _say_slopes(widths, found)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
     record = {
         "backbone": config.model_dump(mode="json"),
         "widths": list(widths),
@@ -67,8 +69,10 @@ def analyze_coordinates(
             label: {one.name: one.sizes for one in of_label} for label, of_label in found.items()
         },
     }
-    write_atomic(out / "coordinates.json", json.dumps(record, indent=2) + "\n")
-    draw_coordinates(out / "coordinates.png", widths, found)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        draw_coordinates(out / "coordinates.png", widths, found)
+        write_atomic(out / "coordinates.json", json.dumps(record, indent=2) + "\n")
     say(f"{out}: coordinates.json, coordinates.png")
 
 
@@ -78,6 +82,16 @@ def _check_widths(config: BackboneConfig, widths: Sequence[int]) -> None:
             config.at_width(width)
         except ValueError as error:
             raise UserError(f"--widths: {width} does not fit {config!r}: {error}") from None
+
+
+def _require_finite(found: dict[str, list[Coordinates]], lr: float) -> None:
+    for label, of_label in found.items():
+        for one in of_label:
+            if not all(math.isfinite(size) for sizes in one.sizes for size in sizes):
+                raise UserError(
+                    f"--lr {lr:g}: {one.name} is not finite {label}, so that there is no slope. "
+                    "Take a lower one, or fewer --steps"
+                )
 
 
 def _say_slopes(widths: Sequence[int], found: dict[str, list[Coordinates]]) -> None:

@@ -17,7 +17,7 @@ from toto.data.clips import read_clip
 from toto.errors import DataError, RecipeError, UserError
 from toto.files import disk_errors
 from toto.generation.config import SamplingConfig
-from toto.generation.continuation import continue_video
+from toto.generation.continuation import continue_video, first_context_frame
 from toto.generation.media import (
     continuation_sheet,
     pixel_scale,
@@ -65,7 +65,8 @@ def start_generating(request: GenerateRequest) -> None:
     """Continue held-out videos and write RUN/generated: a GIF, an MP4 and a sheet for each.
 
     Raises:
-        UserError: no such run or source, patches, or sampling settings that make no sense.
+        UserError: no such run or source, patches, sampling settings that make no sense, or less
+            context than a prefix mask needs.
         DataError: the held-out videos are shorter than the prompt.
     """
     import_all(request.imports)
@@ -75,7 +76,7 @@ def start_generating(request: GenerateRequest) -> None:
     trained = load_trained(found)
     recipe = found.recipe
     name, dataset, stride = _videos(recipe, request.source)
-    prompt_frames = request.prompt_frames or max(recipe.clip.frames // 2, 1)
+    prompt_frames = _prompt_frames(recipe, request)
     real = _real_clips(dataset, recipe, stride, prompt_frames, request)
     prompts_BTHW = torch.stack(
         [_codes(trained.tokenizer, clip[:prompt_frames], trained.device) for clip in real]
@@ -118,6 +119,25 @@ def _refuse_patches(found: FoundRun) -> None:
     raise UserError(
         f"{found.run} has patch inputs, {why}. Generate from a run whose tokenizer gives codes"
     )
+
+
+def _prompt_frames(recipe: TrainRecipe, request: GenerateRequest) -> int:
+    """Those that are asked for, or half of the trained ones; never less than a prefix mask reads.
+
+    Raises:
+        UserError: a model with a prefix would have to predict from less than the whole of it.
+    """
+    context, prefix = recipe.clip.frames, recipe.mask.frames or 0
+    prompt = request.prompt_frames or max(context // 2, prefix, 1)
+    predicted = range(prompt, prompt + request.frames)
+    seen = min(frame - first_context_frame(frame, context) for frame in predicted)
+    if seen < prefix:
+        raise UserError(
+            f"the run reads a prefix of {prefix} frames as a whole, and would have to predict from "
+            f"{seen}: --prompt-frames {prompt}, --frames {request.frames}, a context of {context}. "
+            f"Prompt with {prefix} or more, and ask for no more than {context} frames in all"
+        )
+    return prompt
 
 
 def _sampling(request: GenerateRequest) -> SamplingConfig:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toto.analysis.tokenizer_runs import CODE_COUNTS, TOGETHER
+from toto.analysis.tokenizer_runs import CODE_COUNTS
+from toto.data.config import TOGETHER
 from toto.jobs.console import say
 from toto.jobs.setup import begin_run, read_recipe_for
 from toto.jobs.sources import open_sources

@@ -109,16 +109,16 @@ class Prefix(Mask):
         return (key <= query) | (key < self.length)
 
     def visibility(self, first: int, length: int, device: torch.device) -> Visibility:
-        """See `Mask.visibility`.
+        """See `Mask.visibility`; a sequence that is no longer than the prefix is all prefix.
 
         Raises:
-            ValueError: the prefix is cut in two, or is not there as a whole.
+            ValueError: the prefix is cut in two.
         """
-        if 0 < first < self.length or length < self.length:
+        if 0 < first < self.length:
             raise ValueError(
                 f"a prefix of {self.length} positions is read as a whole, not {first}..{length - 1}"
             )
-        if first == length - 1:
+        if first == length - 1 or length <= self.length:
             return Visibility()
         return super().visibility(first, length, device)
 

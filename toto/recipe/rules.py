@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from toto.data.addresses import is_remote, place, spelled_out
-from toto.data.config import Paths
+from toto.data.config import TOGETHER, Paths
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
-from toto.tasks.config import TokenizerTaskConfig
+from toto.tasks.config import TokenizerTaskConfig, VqganTaskConfig
 from toto.tokenizers.config import TokenizerConfig
 
 __all__ = ["broken_rules"]
@@ -236,6 +236,28 @@ def _tokenizers_keep_activations(recipe: TokenizerRecipe) -> Iterator[Problem]:
         )
 
 
+def _discriminator_sees_patches(recipe: TokenizerRecipe) -> Iterator[Problem]:
+    task, resolution = recipe.task, recipe.clip.resolution
+    if not isinstance(task, VqganTaskConfig) or task.discriminator_start >= recipe.training.steps:
+        return
+    if resolution < task.smallest_resolution:
+        yield Problem(
+            "task.discriminator_layers",
+            f"{task.discriminator_layers} halvings leave no patch of pictures of {resolution} px; "
+            f"they need {task.smallest_resolution} px",
+            "Take fewer, larger pictures, or a discriminator_start after the last step",
+        )
+
+
+def _together_is_no_source(recipe: TokenizerRecipe) -> Iterator[Problem]:
+    if TOGETHER in recipe.data.sources:
+        yield Problem(
+            f"data.sources.{TOGETHER}",
+            "an evaluation holds all sources together under this name",
+            "Call the source something else",
+        )
+
+
 _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("tokenizer", "clip"), _grid_fits),
     (("tokenizer", "clip", "training"), _batch_fits),
@@ -254,4 +276,6 @@ _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
 _TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [
     (("tokenizer", "task"), _task_trains_tokenizer),
     (("training",), _tokenizers_keep_activations),
+    (("task", "clip", "training"), _discriminator_sees_patches),
+    (("data",), _together_is_no_source),
 ]

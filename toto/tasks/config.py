@@ -188,6 +188,15 @@ class VqganTaskConfig(TokenizerTaskConfig):
         None, description="micro-batches without use until a code is placed anew; none: never"
     )
 
+    @property
+    def smallest_resolution(self) -> int:
+        """Side in pixels of the smallest pictures that leave the discriminator a patch to judge.
+
+        Its last two convolutions take a pixel off each.
+        """
+        pixels_a_patch: int = 2**self.discriminator_layers
+        return 3 * pixels_a_patch
+
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
         """See `TokenizerTaskConfig.build`."""
         from toto.tasks.vqgan import VqganTask

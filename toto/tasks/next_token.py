@@ -24,10 +24,10 @@ __all__ = ["NextTokenTask", "to_frames"]
 class NextTokenTask(Task["Batch"]):
     """A model that learns, over a frozen tokenizer that turns pixels into what it learns.
 
-    The trained loss is the mean over all targets, the end included, of a prefix mask those after
-    the prefix. The metrics leave the end out,
-    as the paper's figures do: "loss", and "frame_loss" with one entry per frame; nats a token for
-    code targets, mean squared error for patches.
+    The trained loss is the mean over all targets, the end included; under a prefix mask over those
+    after the prefix. The metrics leave the end out, as the paper's figures do: "loss", and
+    "frame_loss" with one entry per frame; nats a token for code targets, mean squared error for
+    patches.
 
     Args:
         model: what is trained.

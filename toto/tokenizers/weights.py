@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -86,9 +87,10 @@ def save_checked_weights(tokenizer: Tokenizer, path: Path) -> Tokenizer:
 
 
 def _write(tokenizer: Tokenizer, path: Path) -> None:
-    # The layout in memory may be channels last; files are always in the plain order.
+    # The layout in memory may be channels last; files are always in the plain order. Copies,
+    # because safetensors refuses a tensor that stands under two names, as a tied weight does.
     tensors = {
-        name: tensor.detach().to("cpu").contiguous()
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tokenizer.state_dict().items()
     }
     path.write_bytes(save(tensors, metadata={METADATA_KEY: _identity(tokenizer)}))
@@ -104,7 +106,7 @@ def load_weights(tokenizer: Tokenizer, source: str) -> None:
     """
     path = _find(source)
     with _opened(path) as file:
-        made_for = (file.metadata() or {}).get(METADATA_KEY)
+        made_for = _read_made_for(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     _check(tokenizer, path, tensors, made_for)
     tokenizer.load_state_dict(tensors)
@@ -121,13 +123,12 @@ def read_identity(source: str) -> dict[str, Any]:
     """
     path = _find(source)
     with _opened(path) as file:
-        made_for = (file.metadata() or {}).get(METADATA_KEY)
-    if made_for is None:
+        identity = _read_made_for(file, path)
+    if identity is None:
         raise CheckpointError(
             f"{path} does not say which tokenizer it belongs to. Name a recipe whose tokenizer "
             f"has `weights: {source}` and its sizes"
         )
-    identity: dict[str, Any] = json.loads(made_for)
     return identity
 
 
@@ -141,6 +142,23 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: {error}. Copy or train it again"
         ) from error
+
+
+def _read_made_for(file: Any, path: Path) -> dict[str, Any] | None:
+    """What an open file says of the tokenizer it belongs to, or None."""
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        made_for = json.loads(text)
+    except ValueError:
+        made_for = None
+    if isinstance(made_for, dict):
+        return made_for
+    raise CheckpointError(
+        f"{path} says {text!r} of its tokenizer, which is no config as toto writes it. Give a file "
+        "that toto wrote, or write the tensors anew without metadata"
+    )
 
 
 def _identity(tokenizer: Tokenizer) -> str:
@@ -185,16 +203,16 @@ def tensor_differences(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> str:
 
 
 def _check(
-    tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: str | None
+    tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: dict[str, Any] | None
 ) -> None:
     differences = tensor_differences(tokenizer, tensors)
     identity = _identity(tokenizer)
-    same = made_for is None or json.loads(made_for) == json.loads(identity)
-    if same and not differences:
+    if made_for in (None, json.loads(identity)) and not differences:
         return
+    theirs = "a tokenizer that it does not name" if made_for is None else json.dumps(made_for)
     raise CheckpointError(
-        f"{path} holds the weights of another tokenizer. It was made for "
-        f"{made_for or 'a tokenizer that it does not name'}, this one is {identity}. "
+        f"{path} holds the weights of another tokenizer. It was made for {theirs}, this one is "
+        f"{identity}. "
         f"{differences or 'all tensors fit'}. Write the file's sizes in the recipe, or give other "
         "weights"
     )

@@ -92,3 +92,12 @@ def test_mamba_keeps_any_number_of_positions_in_the_same_memory():
         sizes.add(sum(k.state_BES.numel() + k.inputs._kept_BLE.numel() for k in cache.kept))
     torch.testing.assert_close(out_BLD, mamba(x_BLD)[:, -1:], atol=1e-5, rtol=1e-4)
     assert len(sizes) == 1
+
+
+@torch.no_grad()
+def test_another_batch_than_the_cache_holds_is_refused():
+    llama = built(LLAMA)
+    cache = llama.new_cache(4)
+    llama.extend(torch.randn(2, 2, LLAMA.width), cache)
+    with pytest.raises(ValueError, match="a batch of 1, and the cache holds one of 2"):
+        llama.extend(torch.randn(1, 1, LLAMA.width), cache)

@@ -138,3 +138,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, tiny_datasets, mo
         run_training(check_recipe(raw, "full"), resume=False)
     left = sorted(path.name for path in (tmp_path / "full/checkpoints").iterdir())
     assert left == ["latest", "step-00000003"]
+
+
+def test_a_run_from_before_a_field_existed_goes_on(tmp_path, tiny_datasets):
+    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=4))
+    toto("train", recipe, "--set", "training.steps=4", cwd=tmp_path)
+    for path in (tmp_path / "runs/tiny/checkpoints").glob("step-*/checkpoint.json"):
+        meta = json.loads(path.read_text())
+        del meta["recipe"]["mask"]
+        del meta["recipe"]["training"]["recompute"]
+        path.write_text(json.dumps(meta))
+    toto("train", recipe, "--resume", cwd=tmp_path)
+    refused = toto(
+        "train", recipe, "--resume", "--set", "mask={name: per_image}", cwd=tmp_path, code=2
+    )
+    assert "mask.name: 'causal' before, 'per_image' now" in refused.stderr

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from toto.errors import Problem, RecipeError, UserError
 from toto.jobs.console import say
 from toto.recipe.derived import describe
-from toto.recipe.reader import read_recipe
+from toto.recipe.reader import check_recipe, read_recipe
 from toto.recipe.schemas import Recipe
 from toto.recipe.yaml_reader import dump_yaml
 from toto.training.checkpoint import read_meta
@@ -117,7 +117,9 @@ def _command() -> str:
 
 def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
     now = _leaves(recipe.model_dump(mode="json"))
-    then = _leaves(before)
+    # Read again, so that a field which is new since then has its default; no code is imported.
+    read = check_recipe(before | {"imports": []}, f"the recipe in {run.path}")
+    then = _leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
     free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
         key for key in now.keys() | then.keys()

@@ -27,7 +27,7 @@ class KeyValues:
             Keys and values of all positions so far, as views.
 
         Raises:
-            ValueError: more positions than fit.
+            ValueError: more positions than fit, or another batch than before.
         """
         begin, end = self._filled, self._filled + key_BGLK.shape[2]
         if end > self._length:
@@ -37,6 +37,8 @@ class KeyValues:
             empty = key_BGLK.new_empty(2, batch, heads, self._length, size)
             self._kept = (empty[0], empty[1])
         key, value = self._kept
+        if len(key) != len(key_BGLK):
+            raise ValueError(f"a batch of {len(key_BGLK)}, and the cache holds one of {len(key)}")
         key[:, :, begin:end] = key_BGLK
         value[:, :, begin:end] = value_BGLK
         self._filled = end

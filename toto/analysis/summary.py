@@ -91,10 +91,15 @@ def _generation_sentence(record: RunRecord) -> str:
     if generated is None:
         return "No video has been generated."
     count = len(generated.samples)
+    shape = f"{count} {'sequence' if count == 1 else 'sequences'} of {generated.frames} frames"
+    origin = {
+        "held-out": f"after the first frames of held-out videos of {generated.source}",
+        "files": "after prompts from files",
+        "start": f"from the {generated.start} start alone",
+    }
     return (
-        f"{count} {'video' if count == 1 else 'videos'} of {generated.source} "
-        f"{'was' if count == 1 else 'were'} continued by {generated.frames} frames after "
-        f"{generated.prompt_frames} real ones." + _age(record, generated.step)
+        f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."
+        + _age(record, generated.step)
     )
 
 

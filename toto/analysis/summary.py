@@ -91,7 +91,7 @@ def _generation_sentence(record: RunRecord) -> str:
     if generated is None:
         return "No video has been generated."
     count = len(generated.samples)
-    shape = f"{count} {'sequence' if count == 1 else 'sequences'} of {generated.frames} frames"
+    shape = f"{_counted(count, 'sequence')} of {_counted(generated.frames, 'frame')}"
     origin = {
         "held-out": f"after the first frames of held-out videos of {generated.source}",
         "files": "after prompts from files",
@@ -101,6 +101,10 @@ def _generation_sentence(record: RunRecord) -> str:
         f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."
         + _age(record, generated.step)
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _age(record: RunRecord, step: int | None) -> str:

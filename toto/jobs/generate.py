@@ -135,7 +135,7 @@ def _say_plan(found: Prompts, frames: int, context_frames: int | None) -> None:
     lengths = sorted({prompt.given for prompt in found.prompts})
     of = f" of {found.source}" if found.source else ""
     after = f"after {' or '.join(map(str, lengths))} given" if lengths[-1] else "after the start"
-    say(f"{len(found.prompts)} sequences{of}: {frames} new frames {after}")
+    say(f"generating {frames} frames {after}, sequences{of}: {len(found.prompts)}")
     unseen = 0 if context_frames is None else first_context_frame(lengths[-1], context_frames)
     if unseen:
         say(

@@ -143,7 +143,10 @@ def _file_prompt(path: Path, request: PromptRequest, recipe: TrainRecipe) -> Pro
 
 
 def _sequence_prompt(text: str, request: PromptRequest, resolution: int) -> Prompt:
-    paths = [Path(part) for part in text.split(",")]
+    names = text.split(",")
+    if not all(names):
+        raise UserError(f"--sequence {text}: an empty name. Separate the pictures by single commas")
+    paths = [Path(name) for name in names]
     for path in paths:
         if kind_of_file(path) != "images":
             raise UserError(
@@ -196,7 +199,7 @@ def _held_out_videos(recipe: TrainRecipe, wanted: str | None) -> tuple[str, Data
 
 
 def _frames_given(request: PromptRequest, recipe: TrainRecipe) -> int:
-    """Those that are asked for, or half of the trained ones; never less than a prefix mask reads."""
+    """Those asked for, or half of the trained ones; by default no less than a prefix mask reads."""
     return request.prompt_frames or max(recipe.clip.frames // 2, recipe.mask.frames or 0, 1)
 
 

@@ -56,6 +56,8 @@ def test_a_model_with_a_prefix_is_probed_and_never_predicts_from_less(tmp_path, 
     assert "a prefix of 3 frames as a whole, and would have to predict from 2" in done.stderr
     done = toto(*command, "2", cwd=tmp_path, code=2)
     assert "a prompt of 3, --frames 2, a context of 4" in done.stderr
+    done = toto(*command, "1", "--prompt-frames", "0", cwd=tmp_path, code=2)
+    assert "predict from 0: a prompt of 0" in done.stderr
     done = toto(*command, "1", cwd=tmp_path)
     assert "1 frames after 3 given" in done.stdout
 

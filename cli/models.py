@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from toto.cli.options import (
@@ -113,29 +113,79 @@ def probe(
 
 def generate(
     run: RunArgument = None,
-    frames: Annotated[int, typer.Option(min=1, help="frames to generate")] = 8,
-    prompt_frames: Annotated[
-        int | None, typer.Option(min=1, help="frames given; half of the trained ones unless set")
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompt",
+            metavar="FILE",
+            help="begin with the first frames of this video, or with this picture, instead of "
+            "held-out videos; repeatable",
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many videos to continue")] = 3,
+    sequences: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sequence",
+            metavar="FILE,FILE,...",
+            help="begin with these pictures as the frames of one prompt, in order; repeatable",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="frames to generate, any number")] = 8,
+    prompt_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="frames given of each video; half of the trained ones unless set; 0 begins with "
+            "the start alone",
+        ),
+    ] = None,
+    start: Annotated[
+        Literal["video", "image"],
+        typer.Option(help="what begins each sequence: frames of a video, or separate pictures"),
+    ] = "video",
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="how many held-out videos to continue; sequences of each --prompt, of each "
+            "--sequence and of the start alone",
+        ),
+    ] = 3,
     source: Annotated[
-        str | None, typer.Option(help="which source of the run's recipe the prompts come from")
+        str | None,
+        typer.Option(help="which source of the run's recipe the held-out videos come from"),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="keep the k likeliest; 0 keeps all")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="keep this much mass")] = 1.0,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="of the first video; the next take the next")
+        int,
+        typer.Option(
+            min=0, max=2**63 - 1, help="of the first sample of a prompt; the next take the next"
+        ),
     ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="the folder, instead of RUN/generated, which the report shows"
+        ),
+    ] = None,
     imports: ImportOption = None,
 ) -> None:
-    """Continue held-out videos of the run's data, and show real beside generated."""
-    from toto.jobs.generate import GenerateRequest, start_generating
+    """Continue videos or pictures, or generate from the start alone; real beside generated.
 
+    Without --prompt, --sequence and --prompt-frames 0, held-out videos of the run's data are taken.
+    """
+    from toto.jobs.generate import GenerateRequest, start_generating
+    from toto.jobs.prompts import PromptRequest
+
+    chosen = PromptRequest(
+        files=tuple(prompts or ()), sequences=tuple(sequences or ()), source=source,
+        prompt_frames=prompt_frames, frames=frames, samples=samples, seed=seed,
+    )  # fmt: skip
     request = GenerateRequest(
-        run=run, frames=frames, prompt_frames=prompt_frames, samples=samples, source=source,
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        imports=tuple(imports or ()),
+        run=run, prompts=chosen, start=start, temperature=temperature, top_k=top_k, top_p=top_p,
+        out=out, imports=tuple(imports or ()),
     )  # fmt: skip
     start_generating(request)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -116,6 +117,33 @@ def test_an_older_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> 
     assert not list(tmp_path.glob(".report*"))
 
 
+@pytest.mark.parametrize(
+    ("prompts", "start", "summed_up", "caption"),
+    [
+        ("files", "video", "generated after prompts from files.", "after prompts from files"),
+        ("start", "video", "generated from the video start alone.", "the start of a video alone"),
+        (
+            "start",
+            "image",
+            "generated from the image start alone.",
+            "the start of separate pictures alone: nothing was given, nothing real is beside",
+        ),
+    ],
+)
+def test_what_generation_began_with_is_told_apart(
+    tmp_path: Path, prompts: str, start: str, summed_up: str, caption: str
+) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "generated" / "generated.json"
+    changed = {"prompts": prompts, "start": start, "source": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert summary(read_run(tmp_path), "nats/token")[-1].endswith(summed_up)
+    page = render(content(tmp_path), tmp_path)
+    assert caption in page.text
+    assert "a.mp4, seed 7" in page.text
+    assert "held-out videos" not in page.text
+
+
 def test_summary_and_tables(tmp_path: Path) -> None:
     write_run(tmp_path)
     record = read_run(tmp_path)
@@ -124,7 +152,7 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         ", 0.25 below copying the last frame (3.00) and 2.25 below unigram (5.00).",
         "The best probe reads the label from layer 2 with attention pooling: 39.9% right "
         "(95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
-        "1 video of digits was continued by 2 frames after 2 real ones.",
+        "1 sequence of 2 frames was generated after the first frames of held-out videos of digits.",
     ]
     later = replace(record, train=[*record.train, replace(record.train[-1], step=110)])
     assert [sentence.partition(" This is ")[2] for sentence in summary(later, "nats/token")] == [

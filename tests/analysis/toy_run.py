@@ -78,17 +78,20 @@ def write_run(folder: Path, source: str = "digits") -> None:
     generated = folder / "generated"
     generated.mkdir()
     video_THWC = np.random.default_rng(0).integers(0, 255, (FRAMES, 16, 16, 3), dtype=np.uint8)
-    write_gif(generated / "0.gif", side_by_side(video_THWC, video_THWC[::-1], prompt_frames=2))
-    write_png(generated / "0.png", continuation_sheet(video_THWC, video_THWC, prompt_frames=2))
+    rows = {"real": video_THWC, "generated": video_THWC[::-1]}
+    write_gif(generated / "0.gif", side_by_side(rows, prompt_frames=2))
+    write_png(generated / "0.png", continuation_sheet(rows, prompt_frames=2))
     probed = {"step": 100, "source": source}
     (folder / "probe" / "summary.json").write_text(json.dumps(probed))
     record = {
         "step": 100,
-        "prompt_frames": 2,
-        "frames": 2,
-        "samples": [{"gif": "0.gif", "sheet": "0.png"}],
-        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "prompts": "held-out",
         "source": source,
-        "seed": 0,
+        "start": "video",
+        "frames": 2,
+        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "samples": [
+            {"gif": "0.gif", "sheet": "0.png", "prompt": "a.mp4", "prompt_frames": 2, "seed": 7}
+        ],
     }
     (generated / "generated.json").write_text(json.dumps(record))

@@ -55,9 +55,11 @@ def test_a_model_with_a_prefix_is_probed_and_never_predicts_from_less(tmp_path, 
     done = toto(*command, "1", "--prompt-frames", "2", cwd=tmp_path, code=2)
     assert "a prefix of 3 frames as a whole, and would have to predict from 2" in done.stderr
     done = toto(*command, "2", cwd=tmp_path, code=2)
-    assert "--prompt-frames 3, --frames 2, a context of 4" in done.stderr
+    assert "a prompt of 3, --frames 2, a context of 4" in done.stderr
+    done = toto(*command, "1", "--prompt-frames", "0", cwd=tmp_path, code=2)
+    assert "predict from 0: a prompt of 0" in done.stderr
     done = toto(*command, "1", cwd=tmp_path)
-    assert "by 1 frames after 3" in done.stdout
+    assert "1 frames after 3 given" in done.stdout
 
 
 def test_finetune_at_another_grid_and_rope_base(trained):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toto.backbones.config import LlamaConfig, MambaConfig
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
 from toto.generation.sampling import sample_codes, sequence_generators
@@ -142,7 +142,7 @@ def test_two_goes_see_the_same_contexts_as_one() -> None:
     assert torch.equal(run(run(prompt(1, 2), 5), 4), run(prompt(1, 2), 9))
 
 
-def test_progress_counts_the_tokens_of_a_sequence() -> None:
+def test_progress_counts_the_frames_of_a_sequence() -> None:
     seen: list[tuple[int, int]] = []
     continue_video(
         HashModel(),
@@ -154,7 +154,7 @@ def test_progress_counts_the_tokens_of_a_sequence() -> None:
         seeds=[0, 1],
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(done, 12) for done in range(1, 13)]
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_wrong_counts_are_refused() -> None:
@@ -225,3 +225,39 @@ def test_mamba_carries_its_state_past_any_context() -> None:
         code_B = sample_codes(model.interface.logits(last_BD), CONFIG, generators)
         ids_BL = torch.cat([ids_BL, code_B[:, None] + NUM_SPECIAL_IDS], dim=1)
     assert torch.equal(codes_BTHW.flatten(1), ids_BL[:, 1:] - NUM_SPECIAL_IDS)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        LlamaConfig(width=32, num_layers=2, num_heads=2, ffn_dim=48),
+        Gpt2Config(width=32, num_layers=2, num_heads=2, ffn_dim=48),
+        MambaConfig(width=16, num_layers=2, state_size=4),
+    ],
+    ids=["llama", "gpt2", "mamba"],
+)
+def test_a_seed_gives_the_same_video_in_any_batch_of_the_real_model(
+    backbone: BackboneConfig,
+) -> None:
+    torch.manual_seed(0)
+    model = AutoregressiveModel(DvaeConfig(num_codes=NUM_CODES), backbone).eval()
+    for parameter in model.parameters():  # larger than at the start: what was read must matter
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    prompt_codes_BTHW, is_image_B = prompt(3, 2), torch.tensor([False, True, False])
+
+    def run(rows: list[int]) -> Tensor:
+        return continue_video(
+            model,
+            prompt_codes_BTHW[rows],
+            is_image_B[rows],
+            frames=4,
+            context_frames=None if backbone.unbounded_context else 3,
+            sampling=SamplingConfig(top_p=0.95),
+            seeds=[100 + row for row in rows],
+        )
+
+    together = run([0, 1, 2])
+    assert len({tuple(row) for row in together[:, 2:].flatten(1).tolist()}) == 3
+    for row in range(3):
+        assert torch.equal(run([row]), together[[row]])
+    assert torch.equal(run([2, 0]), together[[2, 0]])

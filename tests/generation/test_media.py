@@ -67,7 +67,8 @@ def test_mp4_refuses_odd_sizes_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_side_by_side_shows_both_enlarged_and_frames_the_prompt() -> None:
     real_THWC, generated_THWC = clip(4), clip(6)[::-1]
-    frames_THWC = media.side_by_side(real_THWC, generated_THWC, prompt_frames=2, scale=3)
+    columns = {"real": real_THWC, "generated": generated_THWC}
+    frames_THWC = media.side_by_side(columns, prompt_frames=2, scale=3)
     assert len(frames_THWC) == 6
     assert frames_THWC.shape[1] % 2 == 0
     assert frames_THWC.shape[2] % 2 == 0
@@ -81,6 +82,16 @@ def test_side_by_side_shows_both_enlarged_and_frames_the_prompt() -> None:
         assert np.array_equal(shown[::3, ::3], generated_THWC[index])
         assert (frames_THWC[index, media.STRIP + 10, second - 2] == FRAMED).all() == (index < 2)
     assert (frames_THWC[5, below, left : left + side] == media.BACKGROUND).all()
+
+
+def test_an_animation_of_one_sequence_is_as_wide_as_its_frames() -> None:
+    generated_THWC = clip(3)
+    frames_THWC = media.side_by_side({"generated": generated_THWC}, prompt_frames=0, scale=8)
+    assert frames_THWC.shape[2] == 16 * 8 + 2 * media.GAP
+    for index in range(3):
+        shown = frames_THWC[index, media.STRIP : media.STRIP + 128, media.GAP : media.GAP + 128]
+        assert np.array_equal(shown[::8, ::8], generated_THWC[index])
+    assert not (frames_THWC == FRAMED).all(-1).any()
 
 
 def test_sheet_wraps_and_frames_the_first() -> None:
@@ -102,10 +113,13 @@ def test_sheet_wraps_and_frames_the_first() -> None:
             assert (image_HWC[y + 5, left - 1] == FRAMED).all() == (index == 0)
 
 
-def test_continuation_sheet_has_a_column_for_each_generated_frame() -> None:
-    wide = media.continuation_sheet(clip(3), clip(4), prompt_frames=2)
-    narrow = media.continuation_sheet(clip(3), clip(3), prompt_frames=2)
-    assert wide.shape[1] - narrow.shape[1] == 16 + media.GAP
+def test_continuation_sheet_has_a_column_for_each_frame_of_the_longest_row() -> None:
+    def width(real: int, generated: int) -> int:
+        rows = {"real": clip(real), "generated": clip(generated)}
+        return media.continuation_sheet(rows, prompt_frames=2).shape[1]
+
+    assert width(3, 4) - width(3, 3) == 16 + media.GAP
+    assert width(4, 3) == width(3, 4)
 
 
 @pytest.mark.parametrize(("side", "scale"), [(64, 2), (128, 1), (256, 1), (32, 4)])

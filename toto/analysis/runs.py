@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
 
@@ -65,26 +65,42 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class GeneratedSample:
-    """The files of one continued video, relative to the folder of generated.json."""
+    """One generated sequence: what it began with, and its files.
+
+    Attributes:
+        gif: relative to the folder of generated.json.
+        sheet: likewise.
+        prompt: the video or the files that its first frames are of, or the start alone.
+        prompt_frames: how many frames were given; 0 for the start alone.
+        seed: of its draws.
+    """
 
     gif: str
     sheet: str
+    prompt: str
+    prompt_frames: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What `toto generate` wrote: `frames` new frames after `prompt_frames` real ones.
+    """What `toto generate` wrote.
 
-    `step` is that of the checkpoint.
+    Attributes:
+        step: of the checkpoint.
+        prompts: `held-out` videos of a source of the run, `files` of the user, or the `start` id.
+        source: which one, of held-out videos.
+        start: the id that each sequence began with, of a video or of separate images.
+        frames: generated for each sequence.
     """
 
     step: int
-    prompt_frames: int
+    prompts: Literal["held-out", "files", "start"]
+    source: str | None
+    start: Literal["video", "image"]
     frames: int
-    samples: list[GeneratedSample]
     sampling: dict[str, float]
-    source: str
-    seed: int
+    samples: list[GeneratedSample]
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,20 @@ def _generation_sentence(record: RunRecord) -> str:
     if generated is None:
         return "No video has been generated."
     count = len(generated.samples)
+    shape = f"{_counted(count, 'sequence')} of {_counted(generated.frames, 'frame')}"
+    origin = {
+        "held-out": f"after the first frames of held-out videos of {generated.source}",
+        "files": "after prompts from files",
+        "start": f"from the {generated.start} start alone",
+    }
     return (
-        f"{count} {'video' if count == 1 else 'videos'} of {generated.source} "
-        f"{'was' if count == 1 else 'were'} continued by {generated.frames} frames after "
-        f"{generated.prompt_frames} real ones." + _age(record, generated.step)
+        f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."
+        + _age(record, generated.step)
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _age(record: RunRecord, step: int | None) -> str:

@@ -51,6 +51,7 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
             "probe_section": _probe_section(record),
             "reconstructions": _reconstructions(content),
             "generated": record.generated,
+            "generation_caption": _generation_caption(record.generated),
             "samples": _samples(record.generated, record.generated_folder),
         },
     )
@@ -109,12 +110,34 @@ def _reconstructions(content: TrainingReport) -> dict[str, str | int] | None:
     return reconstruction_sheet(content.reconstructions)
 
 
+def _generation_caption(generated: Generated | None) -> str:
+    """What the pictures show, by what the sequences began with."""
+    if generated is None:
+        return ""
+    new = f"{generated.frames} {'frame' if generated.frames == 1 else 'frames'}"
+    if generated.prompts == "start":
+        what = "a video" if generated.start == "video" else "separate pictures"
+        return f"{new} from the start of {what} alone: nothing was given, nothing real is beside."
+    prompts = {
+        "held-out": f"the first frames of held-out videos of {generated.source}",
+        "files": "prompts from files",
+    }
+    return (
+        f"{new} after {prompts[generated.prompts]}. The framed part is the prompt, which the model "
+        "was given; where something real follows it, it stands beside what is generated."
+    )
+
+
 def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
-    """The pictures of each generated video as data URIs."""
+    """The pictures of each generated sequence as data URIs, and what it is."""
     if generated is None:
         return []
     return [
-        {name: _embed(folder / path) for name, path in (("gif", one.gif), ("sheet", one.sheet))}
+        {
+            "gif": _embed(folder / one.gif),
+            "sheet": _embed(folder / one.sheet),
+            "title": f"{one.prompt}, seed {one.seed}",
+        }
         for one in generated.samples
     ]
 

@@ -68,7 +68,7 @@ def continue_video(
         sampling: temperature, top-k and top-p.
         seeds: one a sequence; the same seed and prompt give the same frames in any batch, as far as
             the model's logits do not depend on the batch.
-        progress: called after each token with the tokens done and to be done in each sequence.
+        progress: called after each frame with the frames done and to be done in each sequence.
 
     Returns:
         int64 codes `B, T + frames, H, W`, the prompt first.
@@ -102,6 +102,6 @@ def continue_video(
         else:
             new_BL = codes_BL[:, index - 1 : index] + NUM_SPECIAL_IDS
         codes_BL[:, index] = sample_codes(model.next_logits(new_BL, cache), sampling, generators)
-        if progress is not None:
-            progress(index + 1 - first, layout.num_visual - first)
+        if progress is not None and (index + 1) % layout.tokens_per_frame == 0:
+            progress(layout.frame_of_visual(index) + 1 - prompt_frames, frames)
     return layout.visual_to_grid(codes_BL)

@@ -90,46 +90,49 @@ def sheet(
     return np.asarray(canvas)
 
 
-def continuation_sheet(
-    real_THWC: Pixels, generated_THWC: Pixels, *, prompt_frames: int, scale: int = 1
-) -> Pixels:
-    """The real video's frames above the generated ones, numbered from 1, the prompt framed."""
+def continuation_sheet(rows: Mapping[str, Pixels], *, prompt_frames: int, scale: int = 1) -> Pixels:
+    """A `sheet` of whole sequences: frames numbered from 1, the prompt named and framed.
+
+    Args:
+        rows: label → frames `THWC`, such as the real video's above the generated ones.
+        prompt_frames: the first so many were given to the model.
+        scale: enlargement of the frames.
+    """
     captions = [
-        "prompt" if index < prompt_frames else str(index + 1)
-        for index in range(len(generated_THWC))
+        "prompt" if index < prompt_frames else str(index + 1) for index in range(_longest(rows))
     ]
-    rows = {"real": real_THWC, "generated": generated_THWC}
     return sheet(rows, captions, scale=scale, framed=prompt_frames)
 
 
-def side_by_side(
-    real_THWC: Pixels, generated_THWC: Pixels, *, prompt_frames: int, scale: int = 1
-) -> Pixels:
-    """An animation of the real video beside the generated one.
+def side_by_side(columns: Mapping[str, Pixels], *, prompt_frames: int, scale: int = 1) -> Pixels:
+    """An animation of sequences beside each other, the prompt framed and counted by itself.
 
-    The first `prompt_frames` generated frames are what the model was given; they are framed and
-    labelled as the prompt. Where the real video ends first, its place stays empty.
+    Args:
+        columns: label → frames `THWC`, all of one size; where one ends first, its place is empty.
+        prompt_frames: the first so many were given to the model.
+        scale: enlargement of the frames.
 
     Returns:
-        Frames `THWC`, as many as were generated, of even height and width.
+        Frames `THWC`, as many as the longest has, of even height and width.
     """
-    left_THWC, right_THWC = _enlarge(real_THWC, scale), _enlarge(generated_THWC, scale)
-    height, width = right_THWC.shape[1:3]
-    second = 2 * GAP + width
-    size = (_even(second + width + GAP), _even(STRIP + height + STRIP))
+    enlarged = {label: _enlarge(frames_THWC, scale) for label, frames_THWC in columns.items()}
+    height, width = next(iter(enlarged.values())).shape[1:3]
+    size = (_even(GAP + len(columns) * (width + GAP)), _even(STRIP + height + STRIP))
+    total = _longest(columns)
     pictures = []
-    for index, generated_HWC in enumerate(right_THWC):
+    for index in range(total):
         given = index < prompt_frames
         canvas = Image.new("RGB", size, BACKGROUND)
         draw = ImageDraw.Draw(canvas)
-        label = "prompt" if given else "generated"
-        _write(draw, (GAP + width // 2, STRIP // 2), "real", anchor="mm")
-        _write(draw, (second + width // 2, STRIP // 2), label, anchor="mm")
-        counter = f"frame {index + 1} of {len(right_THWC)}"
+        for column, (label, frames_THWC) in enumerate(enlarged.items()):
+            left = GAP + column * (width + GAP)
+            _write(draw, (left + width // 2, STRIP // 2), label, anchor="mm")
+            if index < len(frames_THWC):
+                _paste(canvas, frames_THWC[index], (left, STRIP), framed=given)
+        counter = (
+            f"prompt {index + 1} of {prompt_frames}" if given else f"frame {index + 1} of {total}"
+        )
         _write(draw, (size[0] // 2, size[1] - STRIP // 2), counter, anchor="mm")
-        if index < len(left_THWC):
-            _paste(canvas, left_THWC[index], (GAP, STRIP), framed=given)
-        _paste(canvas, generated_HWC, (second, STRIP), framed=given)
         pictures.append(np.asarray(canvas))
     return np.stack(pictures)
 
@@ -183,6 +186,10 @@ def write_mp4(path: Path, frames_THWC: Pixels, *, frame_seconds: float = 0.25) -
         for frame_HWC in frames_THWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
+
+
+def _longest(sequences: Mapping[str, Pixels]) -> int:
+    return max(len(frames_THWC) for frames_THWC in sequences.values())
 
 
 def _enlarge(frames_THWC: Pixels, scale: int) -> Pixels:

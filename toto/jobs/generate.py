@@ -1,33 +1,23 @@
-"""`toto generate`: held-out videos continued by the model, real beside generated."""
+"""`toto generate`: sequences that a model continues, or makes from the start id alone."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from toto.data.clips import read_clip
-from toto.errors import DataError, RecipeError, UserError
-from toto.files import disk_errors
+from toto.analysis.runs import Generated, GeneratedSample
+from toto.errors import RecipeError, UserError
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
-from toto.generation.media import (
-    continuation_sheet,
-    pixel_scale,
-    side_by_side,
-    write_gif,
-    write_mp4,
-    write_png,
-)
 from toto.jobs.console import progress_bar, say
-from toto.jobs.sources import open_dataset
+from toto.jobs.generated_folder import Shown, require_replaceable, sample_files, write_generated
+from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
@@ -35,77 +25,71 @@ from toto.tokenizers.base import TokenGrid, Tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toto.data.index import Dataset
+    from toto.generation.media import Pixels
     from toto.recipe.schemas import TrainRecipe
 
 __all__ = ["GenerateRequest", "start_generating"]
 
-Pixels = npt.NDArray[np.uint8]
-Clip = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 FOLDER = "generated"
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """The command's arguments."""
+    """The command's arguments; `out` None is RUN/generated."""
 
     run: str | None
-    frames: int
-    prompt_frames: int | None
-    samples: int
-    source: str | None
+    prompts: PromptRequest
+    start: Literal["video", "image"]
     temperature: float
     top_k: int
     top_p: float
-    seed: int
+    out: Path | None
     imports: tuple[str, ...]
 
 
 def start_generating(request: GenerateRequest) -> None:
-    """Continue held-out videos and write RUN/generated: a GIF, an MP4 and a sheet for each.
+    """Continue the prompts and write the folder: a GIF, an MP4 and a sheet for each sequence.
 
     Raises:
-        UserError: no such run or source, patches, sampling settings that make no sense, or less
-            context than a prefix mask needs.
-        DataError: the held-out videos are shorter than the prompt.
+        UserError: no such run or source, patches, options that make no sense together, less
+            context than a prefix mask needs, or a folder that holds other files.
+        DataError: prompts that cannot be read, or are shorter than they should be.
     """
     import_all(request.imports)
     sampling = _sampling(request)
     found = resolve_run(request.run)
     _refuse_patches(found)
+    folder = request.out or found.run / FOLDER
+    require_replaceable(folder)
+    found_prompts = find_prompts(request.prompts, found.recipe)
+    prompts, frames = found_prompts.prompts, request.prompts.frames
+    _refuse_partial_prefix(found.recipe, prompts, frames)
     trained = load_trained(found)
-    recipe = found.recipe
-    name, dataset, stride = _videos(recipe, request.source)
-    prompt_frames = _prompt_frames(recipe, request)
-    real = _real_clips(dataset, recipe, stride, prompt_frames, request)
-    prompts_BTHW = torch.stack(
-        [_codes(trained.tokenizer, clip[:prompt_frames], trained.device) for clip in real]
+    _say_plan(found_prompts, frames, found.recipe.context_frames)
+    codes = _continue(trained, prompts, frames, request.start, sampling)
+    shown = [
+        _shown(trained, prompt, codes_THW) for prompt, codes_THW in zip(prompts, codes, strict=True)
+    ]
+    record = Generated(
+        step=found.meta.step,
+        prompts=found_prompts.kind,
+        source=found_prompts.source,
+        start=request.start,
+        frames=frames,
+        sampling=sampling.model_dump(),
+        samples=[
+            GeneratedSample(
+                gif=sample_files(index)["gif"],
+                sheet=sample_files(index)["png"],
+                prompt=prompt.name,
+                prompt_frames=prompt.given,
+                seed=prompt.seed,
+            )
+            for index, prompt in enumerate(prompts)
+        ],
     )
-    say(f"continuing {len(real)} videos of {name} by {request.frames} frames after {prompt_frames}")
-    with progress_bar("generating tokens") as progress, trained.autocast():
-        codes_BTHW = continue_video(
-            trained.model,
-            prompts_BTHW,
-            torch.zeros(len(real), dtype=torch.bool, device=trained.device),
-            frames=request.frames,
-            context_frames=recipe.context_frames,
-            sampling=sampling,
-            seeds=[request.seed + index for index in range(len(real))],
-            progress=progress,
-        )
-    generated = [_pixels(trained.tokenizer, codes_THW) for codes_THW in codes_BTHW]
-    shown = [_shown(trained, clip) for clip in real]
-    record = {
-        "step": trained.found.meta.step,
-        "prompt_frames": prompt_frames,
-        "frames": request.frames,
-        "sampling": sampling.model_dump(),
-        "source": name,
-        "seed": request.seed,
-    }
-    folder = trained.found.run / FOLDER
-    with disk_errors(folder):
-        _write(folder, shown, generated, prompt_frames, record)
+    write_generated(folder, shown, record)
+    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def _refuse_patches(found: FoundRun) -> None:
@@ -121,23 +105,22 @@ def _refuse_patches(found: FoundRun) -> None:
     )
 
 
-def _prompt_frames(recipe: TrainRecipe, request: GenerateRequest) -> int:
-    """Those that are asked for, or half of the trained ones; never less than a prefix mask reads.
+def _refuse_partial_prefix(recipe: TrainRecipe, prompts: list[Prompt], frames: int) -> None:
+    """A model with a prefix mask read the whole of it before it predicted anything.
 
     Raises:
-        UserError: a model with a prefix would have to predict from less than the whole of it.
+        UserError: it would have to predict from less.
     """
     context, prefix = recipe.clip.frames, recipe.mask.frames or 0
-    prompt = request.prompt_frames or max(context // 2, prefix, 1)
-    predicted = range(prompt, prompt + request.frames)
-    seen = min(frame - first_context_frame(frame, context) for frame in predicted)
-    if seen < prefix:
-        raise UserError(
-            f"the run reads a prefix of {prefix} frames as a whole, and would have to predict from "
-            f"{seen}: --prompt-frames {prompt}, --frames {request.frames}, a context of {context}. "
-            f"Prompt with {prefix} or more, and ask for no more than {context} frames in all"
-        )
-    return prompt
+    for given in sorted({prompt.given for prompt in prompts}):
+        predicted = range(given, given + frames)
+        seen = min(frame - first_context_frame(frame, context) for frame in predicted)
+        if seen < prefix:
+            raise UserError(
+                f"the run reads a prefix of {prefix} frames as a whole, and would have to predict "
+                f"from {seen}: a prompt of {given}, --frames {frames}, a context of {context}. "
+                f"Prompt with {prefix} or more, and ask for no more than {context} frames in all"
+            )
 
 
 def _sampling(request: GenerateRequest) -> SamplingConfig:
@@ -148,43 +131,51 @@ def _sampling(request: GenerateRequest) -> SamplingConfig:
         raise RecipeError("toto generate", explain(error, SamplingConfig, raw)) from None
 
 
-def _videos(recipe: TrainRecipe, wanted: str | None) -> tuple[str, Dataset, int]:
-    """The held-out videos of the wanted source, or of the first that has some."""
-    found = {}
-    for name, source in recipe.data.sources.items():
-        if source.validation is not None:
-            dataset = open_dataset(
-                source.validation, root=recipe.data.root, cache=recipe.data.cache
-            )
-            if dataset.kind == "videos":
-                found[name] = (dataset, source.stride or recipe.clip.stride)
-    if wanted is None and found:
-        wanted = next(iter(found))
-    if wanted not in found:
-        listed = ", ".join(found) or "none"
-        raise UserError(f"--source {wanted}: sources with held-out videos are {listed}")
-    return (wanted, *found[wanted])
+def _say_plan(found: Prompts, frames: int, context_frames: int | None) -> None:
+    lengths = sorted({prompt.given for prompt in found.prompts})
+    of = f" of {found.source}" if found.source else ""
+    after = f"after {' or '.join(map(str, lengths))} given" if lengths[-1] else "after the start"
+    say(f"generating {frames} frames {after}, sequences{of}: {len(found.prompts)}")
+    unseen = 0 if context_frames is None else first_context_frame(lengths[-1], context_frames)
+    if unseen:
+        say(
+            f"the context holds {context_frames} frames: of {lengths[-1]} given, the model sees "
+            f"the last {lengths[-1] - unseen}"
+        )
 
 
-def _real_clips(
-    dataset: Dataset, recipe: TrainRecipe, stride: int, prompt_frames: int, request: GenerateRequest
-) -> list[Clip]:
-    """The first frames of videos spread over the dataset: prompts, and what really follows."""
-    clips = []
-    kept = dataset.kept().tolist()
-    count = min(request.samples, len(kept))
-    for index in range(count):
-        sample = kept[index * len(kept) // count]
-        available = (dataset.frames(sample) - 1) // stride + 1
-        if available < prompt_frames:
-            raise DataError(
-                f"{dataset.path}: {dataset.origin(sample)} has {available} frames at stride "
-                f"{stride}, and the prompt takes {prompt_frames}. Lower --prompt-frames"
+def _continue(
+    trained: Trained,
+    prompts: list[Prompt],
+    frames: int,
+    start: Literal["video", "image"],
+    sampling: SamplingConfig,
+) -> list[Tensor]:
+    """Codes `THW` of each sequence, the prompt first; prompts of one length go as one batch."""
+    batches = [
+        [index for index, prompt in enumerate(prompts) if prompt.given == given]
+        for given in sorted({prompt.given for prompt in prompts})
+    ]
+    codes: dict[int, Tensor] = {}
+    finished = itertools.count(1)
+    with progress_bar("generating", "frames") as progress, trained.autocast():
+        for rows in batches:
+            codes_BTHW = continue_video(
+                trained.model,
+                torch.stack([_prompt_codes(trained, prompts[row]) for row in rows]),
+                torch.full((len(rows),), start == "image", device=trained.device),
+                frames=frames,
+                context_frames=trained.found.recipe.context_frames,
+                sampling=sampling,
+                seeds=[prompts[row].seed for row in rows],
+                progress=lambda done, total: progress(next(finished), total * len(batches)),
             )
-        frames = min(available, prompt_frames + request.frames)
-        clip = recipe.clip.model_copy(update={"frames": frames, "stride": stride})
-        clips.append(read_clip(dataset, sample, 0, clip))
-    return clips
+            codes.update(zip(rows, codes_BTHW, strict=True))
+    return [codes[index] for index in range(len(prompts))]
+
+
+def _prompt_codes(trained: Trained, prompt: Prompt) -> Tensor:
+    return _codes(trained.tokenizer, prompt.clip[: prompt.given], trained.device)
 
 
 def _codes(tokenizer: Tokenizer, clip: Clip, device: torch.device) -> Tensor:
@@ -206,40 +197,15 @@ def _pixels(tokenizer: Tokenizer, codes_THW: Tensor) -> Pixels:
     return pixels
 
 
-def _shown(trained: Trained, clip: Clip) -> Pixels:
+def _shown(trained: Trained, prompt: Prompt, codes_THW: Tensor) -> Shown:
+    generated_THWC = _pixels(trained.tokenizer, codes_THW)
+    if not prompt.is_followed:
+        return Shown({"generated": generated_THWC}, prompt.given)
+    return Shown({"real": _real(trained, prompt.clip), "generated": generated_THWC}, prompt.given)
+
+
+def _real(trained: Trained, clip: Clip) -> Pixels:
     """The real video; where only tokens are at hand, as the tokenizer shows it."""
     if clip.dtype == np.uint8:
         return clip.astype(np.uint8, copy=False)
     return _pixels(trained.tokenizer, _codes(trained.tokenizer, clip, trained.device))
-
-
-def _write(
-    folder: Path,
-    real: list[Pixels],
-    generated: list[Pixels],
-    prompt_frames: int,
-    record: dict[str, object],
-) -> None:
-    """All files into a new folder, which then takes the old one's place."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    samples = []
-    for index, (real_THWC, generated_THWC) in enumerate(zip(real, generated, strict=True)):
-        scale = pixel_scale(generated_THWC.shape[1])
-        animation = side_by_side(
-            real_THWC, generated_THWC, prompt_frames=prompt_frames, scale=scale
-        )
-        names = {kind: f"sample-{index}.{kind}" for kind in ("gif", "mp4", "png")}
-        write_gif(unfinished / names["gif"], animation)
-        write_mp4(unfinished / names["mp4"], animation)
-        sheet = continuation_sheet(
-            real_THWC, generated_THWC, prompt_frames=prompt_frames, scale=scale
-        )
-        write_png(unfinished / names["png"], sheet)
-        samples.append({"gif": names["gif"], "sheet": names["png"]})
-    text = json.dumps(record | {"samples": samples}, indent=2)
-    (unfinished / "generated.json").write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -1,0 +1,103 @@
+"""The folder that `toto generate` writes: whole or absent, never in the place of other files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toto.errors import UserError
+from toto.files import disk_errors
+from toto.generation.media import (
+    continuation_sheet,
+    pixel_scale,
+    side_by_side,
+    write_gif,
+    write_mp4,
+    write_png,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.analysis.runs import Generated
+    from toto.generation.media import Pixels
+
+__all__ = ["Shown", "require_replaceable", "sample_files", "write_generated"]
+
+RECORD = "generated.json"
+OURS = re.compile(r"generated\.json|sample-\d+\.(gif|mp4|png)")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of one sequence.
+
+    Attributes:
+        rows: label → frames `THWC`: the real ones, where something real follows the prompt, and
+            the generated ones.
+        prompt_frames: the first so many were given.
+    """
+
+    rows: dict[str, Pixels]
+    prompt_frames: int
+
+
+def sample_files(index: int) -> dict[str, str]:
+    """The files of sequence `index`: their kind → their name."""
+    return {kind: f"sample-{index}.{kind}" for kind in ("gif", "mp4", "png")}
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse a place that holds anything but an earlier generation.
+
+    Raises:
+        UserError: it is a file, the current folder, or a folder with other files.
+    """
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"{folder} is the current folder. Name another one with --out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a folder with --out")
+    others = [path.name for path in _content(folder) if not OURS.fullmatch(path.name)]
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}, which toto generate did not write, and the whole folder "
+            "would be replaced. Name another one with --out"
+        )
+
+
+def write_generated(folder: Path, sequences: Sequence[Shown], record: Generated) -> None:
+    """All files into a new folder, which then takes the old one's place.
+
+    Raises:
+        RunError: the disk is full, or refuses; the old folder is as it was.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with disk_errors(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            for index, sequence in enumerate(sequences):
+                _write_sequence(unfinished, sample_files(index), sequence)
+            text = json.dumps(asdict(record), indent=2)
+            (unfinished / RECORD).write_text(text + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_sequence(folder: Path, names: dict[str, str], sequence: Shown) -> None:
+    rows, given = sequence.rows, sequence.prompt_frames
+    scale = pixel_scale(rows["generated"].shape[1])
+    animation = side_by_side(rows, prompt_frames=given, scale=scale)
+    write_gif(folder / names["gif"], animation)
+    write_mp4(folder / names["mp4"], animation)
+    write_png(folder / names["png"], continuation_sheet(rows, prompt_frames=given, scale=scale))
+
+
+def _content(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

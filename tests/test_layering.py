@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,11 @@ def test_torch_free_parts_import_no_torch_at_the_top(place):
     for file in [*files, *ROOT.glob("toto/*/config.py")]:
         for imported in toto_imports(file, top_level_only=True):
             assert imported.split(".")[0] not in {"torch", "transformers", "av"}, file
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "toto").rglob("*.py")
+    }
+    assert found - {"toto.cli"} <= set(listed)

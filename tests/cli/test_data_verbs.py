@@ -105,8 +105,8 @@ def test_stream_prints_the_same_units_at_any_world_size(tmp_path, data):
 
 def test_what_was_drawn_is_said_and_reported(tmp_path, data):
     done = toto("train", write_recipe(tmp_path, tiny_recipe(data, steps=4)), cwd=tmp_path)
-    assert "videos: 12 sequences (75.0%)" in done.stdout
-    assert "pictures: 4 sequences (25.0%)" in done.stdout
+    assert "videos: 768 tokens in 12 sequences (75.0%)" in done.stdout
+    assert "pictures: 256 tokens in 4 sequences (25.0%)" in done.stdout
     toto("report", cwd=tmp_path)
     assert "tokens seen" in (tmp_path / "runs/tiny/report.html").read_text()
     assert not FailureLog.read(tmp_path / "runs/tiny")

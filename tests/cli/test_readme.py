@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import tiny_recipe, toto, write_recipe
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def commands() -> list[list[str]]:
 
 
 def test_the_tokenizer_of_the_readme_is_short_and_works(tmp_path, tiny_datasets):
-    (block,) = blocks("python")
+    (block,) = [block for block in blocks("python") if "register_tokenizer" in block]
     assert len(block.splitlines()) < 30
     (tmp_path / "grey.py").write_text(block)
     raw = tiny_recipe(tiny_datasets, steps=2) | {"imports": ["grey.py"], "tokenizer": "grey"}
@@ -44,6 +45,18 @@ def test_the_tokenizer_of_the_readme_is_short_and_works(tmp_path, tiny_datasets)
     assert len(ours) == 2
     for command in ours:
         toto(*command[1:], cwd=tmp_path)
+
+
+def test_the_program_of_the_readme_runs(tmp_path, tiny_datasets, monkeypatch):
+    (block,) = [block for block in blocks("python") if "toto.load" in block]
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    raw["backbone"]["num_layers"] = 3
+    toto("train", write_recipe(tmp_path, raw), "--output", "runs/quickstart", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {"pixels_BTCHW": torch.rand(1, 2, 3, 32, 32)}
+    exec(block, names)
+    assert names["features"].shape == (1, 2, 4, 4, 64)
+    assert names["video_BTCHW"].shape == (1, 10, 3, 32, 32)
 
 
 def test_the_errors_of_the_readme_are_those_printed(tmp_path):

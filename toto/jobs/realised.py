@@ -89,10 +89,10 @@ class FailureLog:
         return Counter(line["source"] for line in read_lines(run / FAILURES_FILE))
 
 
-def describe_draws(draws: list[SourceDraws]) -> list[str]:
-    """A line for each source."""
+def describe_draws(draws: list[SourceDraws], tokens_per_sequence: int) -> list[str]:
+    """A line for each source; tokens are visual ones."""
     return [
-        f"{draw.name}: {draw.sequences:,} sequences ({draw.share:.1%}), {draw.epochs:.2f} epochs, "
-        f"{draw.failures:,} undecodable"
+        f"{draw.name}: {draw.sequences * tokens_per_sequence:,} tokens in {draw.sequences:,} "
+        f"sequences ({draw.share:.1%}), {draw.epochs:.2f} epochs, {draw.failures:,} undecodable"
         for draw in draws
     ]

@@ -181,7 +181,7 @@ def train_task(
     drawn = realised_mixture(
         stream, result.step * recipe.batch_sequences, FailureLog.read(run.path)
     )
-    for line in describe_draws(drawn):
+    for line in describe_draws(drawn, recipe.layout.num_visual):
         say(f"  {line}")
     if result.interrupted:
         say(f"stopped by a signal after step {result.step}; saved {result.checkpoint}")

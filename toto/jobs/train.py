@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine", "run_training", "start_training", "train_task", "validation_batches"]
 
-# Visual tokens of each source that its baselines are fitted on.
+# What the baselines of a source are fitted on: so many visual tokens, and of a small source no more
+# than so many epochs, each with other crops.
 BASELINE_TOKENS = 2**18
+BASELINE_EPOCHS = 64
 
 HF_PREFIX = "hf:"
 
@@ -262,7 +264,11 @@ def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
     """What the baselines of a source are fitted on: decoding and encoding it may take a while."""
     stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
     size = recipe.training.micro_batch
-    steps = math.ceil(BASELINE_TOKENS / (size * recipe.layout.num_visual))
+    sequences = min(
+        BASELINE_TOKENS / recipe.layout.num_visual,
+        BASELINE_EPOCHS * stream.sources[0].sequences_per_epoch,
+    )
+    steps = math.ceil(sequences / size)
     batches = training_batches(
         stream,
         batch_sequences=size,

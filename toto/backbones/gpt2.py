@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.backbones.stack import Block, BlockStack, Context, hidden_std, residual_std
+from toto.backbones.stack import AttentionBlock, BlockStack, Context, hidden_std, residual_std
 from toto.layers.attention import SelfAttention
-from toto.layers.cache import KeyValues
 from toto.layers.mlp import GeluMlp
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ __all__ = ["Gpt2", "Gpt2Block", "sine_cosine_positions"]
 LONGEST_WAVE = 10_000.0
 
 
-class Gpt2Block(Block):
-    """Attention, then an MLP, each on a normalised copy of the residual stream, with biases."""
+class Gpt2Block(AttentionBlock):
+    """LayerNorm, attention and a GELU MLP, with biases."""
 
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__()
@@ -45,16 +44,6 @@ class Gpt2Block(Block):
         ):
             nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
-
-    def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
-        """See `Block.forward`."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), *context, kept)
-        out_BLD: Tensor = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        return out_BLD
-
-    def keep(self, length: int) -> KeyValues:
-        """See `Block.keep`."""
-        return KeyValues(length)
 
 
 class Gpt2(BlockStack):

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from toto.backbones.stack import Block, BlockStack, Context, hidden_std, residual_std
+from toto.backbones.stack import AttentionBlock, BlockStack, Context, hidden_std, residual_std
 from toto.layers.attention import SelfAttention
-from toto.layers.cache import KeyValues
 from toto.layers.mlp import SwiGLU
 from toto.layers.norm import RMSNorm
 from toto.layers.rope import rope_rotation
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Llama", "LlamaBlock"]
 
 
-class LlamaBlock(Block):
-    """Attention, then SwiGLU, each on a normalised copy of the residual stream."""
+class LlamaBlock(AttentionBlock):
+    """RMSNorm, rotary attention and SwiGLU, without biases."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -42,16 +41,6 @@ class LlamaBlock(Block):
             (self.mlp.down, residual_std(config)),
         ):
             nn.init.normal_(linear.weight, std=std)
-
-    def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
-        """See `Block.forward`."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), *context, kept)
-        out_BLD: Tensor = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        return out_BLD
-
-    def keep(self, length: int) -> KeyValues:
-        """See `Block.keep`."""
-        return KeyValues(length)
 
 
 class Llama(BlockStack):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from toto.backbones.base import Backbone, Cache, ParamRole, resolve_layers
 from toto.layers.attention import SelfAttention, fastest_attention
+from toto.layers.cache import KeyValues
 from toto.layers.masks import CAUSAL, Mask, Visibility
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from toto.backbones.config import BackboneConfig
     from toto.layers.rope import Rotation
 
-__all__ = ["Block", "BlockStack", "Context", "hidden_std", "residual_std"]
+__all__ = ["AttentionBlock", "Block", "BlockStack", "Context", "hidden_std", "residual_std"]
 
 INIT_STD = 0.02
 
@@ -57,6 +58,25 @@ class Block(nn.Module):
     @abstractmethod
     def keep(self, length: int) -> Any:
         """What the layer keeps of at most `length` positions, empty."""
+
+
+class AttentionBlock(Block):
+    """Attention, then an MLP, each on a normalised copy of the residual stream."""
+
+    attention_norm: nn.Module
+    attention: SelfAttention
+    mlp_norm: nn.Module
+    mlp: nn.Module
+
+    def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
+        """See `Block.forward`."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), *context, kept)
+        out_BLD: Tensor = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        return out_BLD
+
+    def keep(self, length: int) -> KeyValues:
+        """See `Block.keep`."""
+        return KeyValues(length)
 
 
 class BlockCache(Cache):

@@ -24,12 +24,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
 from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
+from toto.export.layout import family_of
 from toto.model import AutoregressiveModel
 from toto.sequence import NUM_SPECIAL_IDS, SequenceLayout
 from toto.tokenizers.config import DvaeConfig
@@ -152,73 +153,14 @@ def our_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) 
     )
 
 
-def llama_peer(config: LlamaConfig, common: dict[str, Any]) -> torch.nn.Module:
-    """LlamaForCausalLM of these sizes."""
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            intermediate_size=config.ffn_dim,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=LAYOUT.length,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
-            **common,
-        )
-    )
-
-
-def gpt2_peer(config: Gpt2Config, common: dict[str, Any]) -> torch.nn.Module:
-    """GPT2LMHeadModel of these sizes, without dropout as ours."""
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_positions=LAYOUT.length,
-            n_layer=config.num_layers,
-            n_head=config.num_heads,
-            n_inner=config.ffn_dim,
-            layer_norm_epsilon=config.norm_eps,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
-        )
-    )
-
-
-def mamba_peer(config: MambaConfig, common: dict[str, Any]) -> torch.nn.Module:
-    """MambaForCausalLM of these sizes, on its plain path."""
-    return transformers.MambaForCausalLM(
-        transformers.MambaConfig(
-            num_hidden_layers=config.num_layers,
-            state_size=config.state_size,
-            expand=config.expand,
-            conv_kernel=config.conv_kernel,
-            time_step_rank=config.dt_rank,
-            layer_norm_epsilon=config.norm_eps,
-            initializer_range=0.02,
-            use_mambapy=False,
-            **common,
-        )
-    )
-
-
-PEERS: dict[type[BackboneConfig], Callable[[Any, dict[str, Any]], torch.nn.Module]] = {
-    LlamaConfig: llama_peer,
-    Gpt2Config: gpt2_peer,
-    MambaConfig: mamba_peer,
-}
-
-
 def peer_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) -> Step:
     """The one of transformers: its own model, its own loss, whole-model torch.compile."""
     torch.manual_seed(0)
-    common = {
-        "vocab_size": size.codes + NUM_SPECIAL_IDS,
-        "hidden_size": size.config.width,
-        "tie_word_embeddings": True,
-        "use_cache": False,
-    }
-    model = PEERS[type(size.config)](size.config, common).to(setting.device).train()
+    family = family_of(size.config, vocab_size=size.codes + NUM_SPECIAL_IDS, length=LAYOUT.length)
+    peer = getattr(transformers, family.config["architectures"][0])
+    config = peer.config_class(**family.config, use_cache=False, initializer_range=0.02)
+    config.use_mambapy = False  # Mamba's plain path
+    model = peer(config).to(setting.device).train()
     run = torch.compile(model) if compiled else model
     is_image = torch.zeros(BATCH, dtype=torch.bool, device=setting.device)
     ids, targets = LAYOUT.inputs(codes, is_image), LAYOUT.targets(codes)

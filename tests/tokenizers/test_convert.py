@@ -184,7 +184,8 @@ def test_modules_pickled_by_hand_convert_too(half: Callable[..., Path]) -> None:
             "2×2×5×5 in the file, 2×2×3×3 wanted",
         ),
         ("blocks.more.w", torch.ones(1), "encoder.blocks.more.w: 1 in the file, missing wanted"),
-        ("blocks.input.b", torch.ones(8).half(), "tensors of torch.float16, torch.float32, where"),
+        ("blocks.input.b", torch.ones(8).half(), "blocks.input.b: 8 float16 in the file, 8 wanted"),
+        ("blocks.input.b", torch.ones(8).to_sparse(), "8 float32 sparse_coo in the file, 8 wanted"),
     ],
 )
 def test_tensors_of_no_dvae_are_named(

@@ -101,6 +101,15 @@ def test_missing_and_surplus_tensors_are_named(file: Path, tmp_path: Path) -> No
     assert "encoder.surplus: 2 in the file, missing wanted" in message
 
 
+def test_tensors_of_another_number_type_are_refused(tmp_path: Path) -> None:
+    tensors = {name: t.contiguous() for name, t in build().state_dict().items()}
+    tensors["encoder.blocks.input.b"] = tensors["encoder.blocks.input.b"].to(torch.int8)
+    path = tmp_path / "int8.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"input\.b: 8 int8 in the file, 8 wanted"):
+        build(weights=str(path))
+
+
 def test_a_file_made_for_another_tokenizer_is_refused_though_its_tensors_fit(
     tmp_path: Path,
 ) -> None:

@@ -6,6 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from toto.analysis.coordinates import Coordinates, check_coordinates, slope
 from toto.analysis.figures import draw_coordinates
 from toto.backbones.config import BACKBONES, BackboneConfig
@@ -80,8 +82,11 @@ def _check_widths(config: BackboneConfig, widths: Sequence[int]) -> None:
     for width in widths:
         try:
             config.at_width(width)
-        except ValueError as error:
-            raise UserError(f"--widths: {width} does not fit {config!r}: {error}") from None
+        except ValidationError as error:
+            reasons = [one["msg"].removeprefix("Value error, ") for one in error.errors()]
+            raise UserError(
+                f"--widths: {width} does not fit {config.registered_name}: {'; '.join(reasons)}"
+            ) from None
 
 
 def _require_finite(found: dict[str, list[Coordinates]], lr: float) -> None:

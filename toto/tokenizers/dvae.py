@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer, pieces
+from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer, full_precision, pieces
 from toto.tokenizers.weights import load_weights, random_seed
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Dvae(Tokenizer):
         Always in float32, inside autocast too: the codes must not depend on who asks.
         """
         self.check_pixels(pixels_BCHW)
-        with torch.autocast(pixels_BCHW.device.type, enabled=False):
+        with full_precision(pixels_BCHW.device):
             codes = [self.encoder_logits(part).argmax(dim=1) for part in pieces(pixels_BCHW)]
             return TokenGrid(torch.cat(codes))
 
@@ -205,7 +205,7 @@ class Dvae(Tokenizer):
         """The median picture of the decoded density, `BCHW` in [0, 1]."""
         if not isinstance(grid, TokenGrid):
             raise TypeError(f"a dvae decodes a TokenGrid, not a {type(grid).__name__}")
-        with torch.autocast(grid.codes_BHW.device.type, enabled=False):
+        with full_precision(grid.codes_BHW.device):
             return reconstruction(self.code_stats(grid.codes_BHW))
 
 

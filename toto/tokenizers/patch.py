@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer
+from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer, full_precision
 
 if TYPE_CHECKING:
     from toto.tokenizers.config import PatchConfig
@@ -30,7 +30,7 @@ class PatchTokenizer(Tokenizer):
         """Normalised patches `BHWC` with C = p·p·3, and what undoes the normalisation."""
         self.check_pixels(pixels_BCHW)
         p = self.config.patch_size
-        with torch.autocast(pixels_BCHW.device.type, enabled=False):
+        with full_precision(pixels_BCHW.device):
             batch, _, height, width = pixels_BCHW.shape
             tiles = pixels_BCHW.reshape(batch, 3, height // p, p, width // p, p)
             patches_BHWC = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3)
@@ -43,7 +43,7 @@ class PatchTokenizer(Tokenizer):
         if not isinstance(grid, PatchGrid):
             raise TypeError(f"patch decodes a PatchGrid, not a {type(grid).__name__}")
         p = self.config.patch_size
-        with torch.autocast(grid.patches_BHWC.device.type, enabled=False):
+        with full_precision(grid.patches_BHWC.device):
             patches_BHWC = grid.patches_BHWC.float() * grid.std_BHW1 + grid.mean_BHW1
             batch, height, width, _ = patches_BHWC.shape
             tiles = patches_BHWC.reshape(batch, height, width, p, p, 3).permute(0, 5, 1, 3, 2, 4)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer, pieces
+from toto.tokenizers.base import PatchGrid, TokenGrid, Tokenizer, full_precision, pieces
 from toto.tokenizers.codebook import Codebook
 from toto.tokenizers.weights import load_weights, random_seed
 
@@ -252,7 +252,7 @@ class Vqgan(Tokenizer):
     def encode(self, pixels_BCHW: Tensor) -> TokenGrid:
         """The nearest code of every f × f pixels; in float32, whoever asks."""
         self.check_pixels(pixels_BCHW)
-        with torch.autocast(pixels_BCHW.device.type, enabled=False):
+        with full_precision(pixels_BCHW.device):
             codes = [self.quantize.nearest(self.latents(part)) for part in pieces(pixels_BCHW)]
             return TokenGrid(torch.cat(codes))
 
@@ -261,5 +261,5 @@ class Vqgan(Tokenizer):
         """The decoder's picture of the codes, `BCHW` in [0, 1]."""
         if not isinstance(grid, TokenGrid):
             raise TypeError(f"a vqgan decodes a TokenGrid, not a {type(grid).__name__}")
-        with torch.autocast(grid.codes_BHW.device.type, enabled=False):
+        with full_precision(grid.codes_BHW.device):
             return self.decoded(self.quantize.look_up(grid.codes_BHW)).clamp(0, 1)

@@ -190,11 +190,11 @@ def _find(source: str) -> Path:
 
 
 def tensor_differences(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> str:
-    """The first tensors that a file lacks, has too many or in other shapes; empty if all fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    """The first tensors that a file lacks, has too many or in another form; empty if all fit."""
+    wanted = {name: _form(tensor) for name, tensor in tokenizer.state_dict().items()}
+    found = {name: _form(tensor) for name, tensor in tensors.items()}
     differences = [
-        f"{name}: {_shape(found.get(name))} in the file, {_shape(wanted.get(name))} wanted"
+        f"{name}: {found.get(name, 'missing')} in the file, {wanted.get(name, 'missing')} wanted"
         for name in [*wanted, *sorted(found.keys() - wanted.keys())]
         if found.get(name) != wanted.get(name)
     ]
@@ -218,5 +218,12 @@ def _check(
     )
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "×".join(map(str, shape)) or "scalar"
+def _form(tensor: Tensor) -> str:
+    """Shape, and what is not plain fp32: `64×3×4×4`, `8 int64`, `4×4 float32 sparse_coo`."""
+    words = ["×".join(map(str, tensor.shape)) or "scalar"]
+    dense = tensor.layout == torch.strided
+    if not dense or tensor.dtype != torch.float32:
+        words.append(str(tensor.dtype).removeprefix("torch."))
+    if not dense:
+        words.append(str(tensor.layout).removeprefix("torch."))
+    return " ".join(words)

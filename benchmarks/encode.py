@@ -21,10 +21,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import dall_e
 import torch
+from memory import peak_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,29 +98,6 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most memory at once above what was held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
-    before = status_bytes("VmRSS")
-    run()
-    return status_bytes("VmHWM") - before
-
-
-def status_bytes(key: str) -> int:
-    """A size of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

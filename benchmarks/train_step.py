@@ -10,6 +10,7 @@ transformers' GPT-2 learns its positions, ours adds fixed ones. Its Mamba runs i
 visits position after position: torch.compile would unroll all of them, so that row is missing, and
 a step takes so long on a CPU that `--family mamba --rounds 3 --steps 1` is enough.
 
+Peak memory is what one step takes above weights, moments and the gradients of the step before.
 The matrix rates are measured in the same rounds, in the same precision: a large square product,
 and the first product of a block's widest part by its own shape (tokens × D by D × its columns).
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from memory import peak_bytes
 
 from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.export.layout import family_of
@@ -188,8 +190,16 @@ def check_losses(steps: dict[str, Step], size: Size) -> None:
             raise SystemExit(f"{name} starts at loss {loss:.3f}, not near ln V = {chance:.3f}")
 
 
-def measure(size: Size, setting: Setting, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Tokens/s of each contender and FLOP/s of the two products, one value a round."""
+@dataclass(frozen=True)
+class Found:
+    """What was measured: `rates`, tokens/s or of a product FLOP/s, a value a round; peak bytes."""
+
+    rates: dict[str, list[float]]
+    peaks: dict[str, int]
+
+
+def measure(size: Size, setting: Setting, rounds: int, steps: int) -> Found:
+    """Every contender and both products, turn by turn."""
     codes = torch.randint(size.codes, (BATCH, LAYOUT.frames, LAYOUT.height, LAYOUT.width))
     codes = codes.to(setting.device)
     torch.compiler.reset()
@@ -219,7 +229,8 @@ def measure(size: Size, setting: Setting, rounds: int, steps: int) -> dict[str, 
             multiply()
             best = min(setting.seconds(multiply) for _ in range(10))
             found[name].append(flops / best)
-    return found
+    peaks = {name: peak_bytes(step, setting.device) for name, step in contenders.items()}
+    return Found(found, peaks)
 
 
 def spread(values: list[float], digits: str) -> str:
@@ -228,8 +239,9 @@ def spread(values: list[float], digits: str) -> str:
     return f"{middle:{digits}} ({min(values):{digits}}–{max(values):{digits}})"
 
 
-def report(size: Size, bf16: bool, found: dict[str, list[float]]) -> str:
+def report(size: Size, bf16: bool, measured: Found) -> str:
     """The rows of one size and precision, and the ratios below them."""
+    found = measured.rates
     square, own = (statistics.median(found[name]) / 1e9 for name in ("square", "own shape"))
     tokens = BATCH * LAYOUT.length
     peers = [name for name in HF if name in found]
@@ -237,9 +249,9 @@ def report(size: Size, bf16: bool, found: dict[str, list[float]]) -> str:
         f"\n### {size}, {'bf16' if bf16 else 'fp32'}\n",
         f"Matrix rate: {square:,.0f} GFLOP/s ({SQUARE}³), {own:,.0f} GFLOP/s "
         f"({tokens} × {size.config.width} × {size.widest})\n",
-        "| | tokens/s | GFLOP/s | of the square rate |"
+        "| | tokens/s | GFLOP/s | of the square rate | peak MB |"
         + "".join(f" ratio to {peer} |" for peer in peers),
-        "|---|---|---|---|" + "---|" * len(peers),
+        "|---|---|---|---|---|" + "---|" * len(peers),
     ]
     for name in (*peers, *OURS):
         rate = statistics.median(found[name]) * size.step_flops / tokens / 1e9
@@ -249,7 +261,7 @@ def report(size: Size, bf16: bool, found: dict[str, list[float]]) -> str:
         ]
         lines.append(
             f"| {name} | {spread(found[name], ',.0f')} | {rate:,.0f} | {rate / square:.0%} "
-            f"| {' | '.join(ratios)} |"
+            f"| {measured.peaks[name] / 1e6:,.0f} | {' | '.join(ratios)} |"
         )
     return "\n".join(lines)
 

@@ -60,12 +60,19 @@ class TokenBaselines:
         Returns:
             "unigram" and "copy", scalars; "frame_unigram" and "frame_copy", one entry per frame.
         """
+        by_token = self.token_losses(codes_BTHW)
+        return _means("unigram", by_token["unigram"], skip_frames) | _means(
+            "copy", by_token["copy"], skip_frames
+        )
+
+    def token_losses(self, codes_BTHW: Tensor) -> dict[str, Tensor]:
+        """The loss of every token, float64 `BTHW`, by name: "unigram" and "copy"."""
         log_unigram = self.log_unigram_V.to(codes_BTHW.device)[codes_BTHW]
         log_copy = log_unigram.clone()
         repeats = (codes_BTHW[:, 1:] == codes_BTHW[:, :-1]).double()
         a = self.copy_probability
         log_copy[:, 1:] = (a * repeats + (1 - a) * log_unigram[:, 1:].exp()).log()
-        return _means("unigram", -log_unigram, skip_frames) | _means("copy", -log_copy, skip_frames)
+        return {"unigram": -log_unigram, "copy": -log_copy}
 
 
 def _means(name: str, losses_BTHW: Tensor, skip_frames: int) -> dict[str, Mean]:

@@ -88,8 +88,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, precision, killed_at)
 
 
 def test_the_noise_of_a_step_depends_on_seed_and_step_alone(tmp_path):
-    assert step_seed(1, 2) == step_seed(1, 2)
-    assert len({step_seed(a, b) for a in range(20) for b in range(20)}) == 400
+    assert step_seed(1, 2, 0) == step_seed(1, 2, 0)
+    assert len({step_seed(a, b, c) for a in range(20) for b in range(20) for c in range(3)}) == 1200
     without = toy_engine(ToyTask(noise=0))
     with_noise = toy_engine()
     toy_train(tmp_path / "a", without, toy_settings())

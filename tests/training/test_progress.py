@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 from toy_training import toy_engine, toy_settings, toy_train
 
+from toto.training.distributed import Ranks
 from toto.training.metrics import EvalLine, TrainLine
 from toto.training.progress import BarDisplay, LineDisplay, make_display
 
@@ -18,7 +19,7 @@ def text_of(console: Console) -> str:
 
 def test_plain_lines_where_the_output_is_no_terminal(tmp_path):
     console = Console(file=io.StringIO(), width=40)
-    assert isinstance(make_display(console), LineDisplay)
+    assert isinstance(make_display(Ranks(), console), LineDisplay)
     toy_train(tmp_path, toy_engine(), toy_settings(steps=10), console=console)
     lines = text_of(console).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
@@ -43,7 +44,7 @@ def test_what_a_line_says():
 
 def test_a_bar_on_a_terminal():
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
-    display = make_display(console)
+    display = make_display(Ranks(), console)
     assert isinstance(display, BarDisplay)
     with display:
         display.begin(5, 20)

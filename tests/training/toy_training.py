@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from toto.training.distributed import Ranks
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import metric_values
@@ -129,6 +130,7 @@ def toy_train(
     return train(
         engine,
         settings,
+        ranks=Ranks(),
         run=open_run(path, resume=resume, command="toto train toy.yaml"),
         batches=batches,
         evaluate=evaluate,

@@ -153,8 +153,13 @@ def evaluation_batches(
     micro_batch: int,
     count: int | None = None,
     source: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """`count` sequences spread evenly over a dataset, in its order, with centre crops.
+
+    The batches are dealt to the ranks in turn; where they do not divide, those that lack one get
+    the first again as padding.
 
     Args:
         dataset: opened.
@@ -162,6 +167,8 @@ def evaluation_batches(
         micro_batch: B of each Batch; the last may be smaller.
         count: sequences, at most those of one epoch; None for all.
         source: number that the batches carry.
+        rank: whose batches these are.
+        world: number of ranks; all get as many.
 
     Raises:
         DataError: the dataset does not fit the clip, or a sample cannot be decoded: an evaluation
@@ -170,9 +177,15 @@ def evaluation_batches(
     stream = SourceStream.in_order(dataset, clip)
     total = stream.sequences_per_epoch
     count = total if count is None else min(count, total)
-    for first in range(0, count, micro_batch):
+
+    def batch(first: int) -> Batch:
         numbers = [i * total // count for i in range(first, min(first + micro_batch, count))]
-        yield collate(stream.sequences(numbers, source=source, positions=numbers))
+        return collate(stream.sequences(numbers, source=source, positions=numbers))
+
+    firsts = range(0, count, micro_batch)
+    yield from map(batch, firsts[rank::world])
+    if rank >= len(firsts) % world > 0:
+        yield replace(batch(0), padding=True)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FailureLog", "SourceDraws", "describe_draws", "realised_mixture"]
 
-FAILURES_FILE = "failures.jsonl"
+FAILURES_FILES = "failures*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,27 @@ def realised_mixture(stream: Stream, sequences: int, failures: Counter[str]) -> 
 class FailureLog:
     """RUN/failures.jsonl: a line for each unit that was replaced.
 
+    Ranks after the first have files of their own, failures-00001.jsonl and so on: many shared file
+    systems lose lines that several machines append to one file.
+
     Args:
         run: the run directory.
         names: of the sources.
-        step: steps done; later lines of an earlier process are dropped.
+        rank: whose units are logged.
 
     Raises:
-        RunError: (`add` too) the disk is full or refuses.
+        RunError: (every method) the disk is full or refuses.
     """
 
-    def __init__(self, run: Path, names: tuple[str, ...], step: int) -> None:
-        self._path = run / FAILURES_FILE
+    def __init__(self, run: Path, names: tuple[str, ...], rank: int) -> None:
+        self._path = run / (f"failures-{rank:05d}.jsonl" if rank else "failures.jsonl")
         self._names = names
-        cut_back(self._path, step)
+
+    @staticmethod
+    def cut_back(run: Path, step: int) -> None:
+        """Drop what an earlier process wrote of steps after `step`, on any rank."""
+        for path in run.glob(FAILURES_FILES):
+            cut_back(path, step)
 
     def add(self, broken: BrokenUnit) -> None:
         """Write one down; `step` counts from 1, as in metrics.jsonl."""
@@ -86,7 +94,8 @@ class FailureLog:
     @staticmethod
     def read(run: Path) -> Counter[str]:
         """Failures by source; none where the run has no such file."""
-        return Counter(line["source"] for line in read_lines(run / FAILURES_FILE))
+        paths = run.glob(FAILURES_FILES)
+        return Counter(line["source"] for path in paths for line in read_lines(path))
 
 
 def describe_draws(draws: list[SourceDraws], tokens_per_sequence: int) -> list[str]:

@@ -1,10 +1,13 @@
-"""What every training verb does before its first step: recipe, machine, run directory, records."""
+"""What every training verb does before its first step: recipe, machine, ranks, run directory."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +18,17 @@ from toto.recipe.reader import check_recipe, read_recipe
 from toto.recipe.schemas import Recipe
 from toto.recipe.yaml_reader import dump_yaml
 from toto.training.checkpoint import read_meta
-from toto.training.machine import resolve_machine, versions
+from toto.training.distributed import joined_ranks
+from toto.training.launch import find_launch
+from toto.training.machine import code_fingerprint, resolve_machine, versions
 from toto.training.rundir import RunDirectory, open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["RECIPE_FILE", "RUN_FILE", "begin_run", "read_recipe_for", "record_run"]
+    from toto.training.distributed import Ranks
+
+__all__ = ["RECIPE_FILE", "RUN_FILE", "begun_run", "read_recipe_for", "record_run"]
 
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
@@ -43,6 +50,7 @@ FREE_TO_CHANGE = {
     "training.eval_every",
     "training.save_every",
     "training.keep",
+    "training.timeout_minutes",
 }
 
 R = TypeVar("R", bound=Recipe)
@@ -71,36 +79,64 @@ def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output
     return recipe
 
 
-def begin_run(recipe: R, *, resume: bool) -> tuple[R, RunDirectory]:
-    """Settle the machine, open the run directory and say what the run is.
+@contextmanager
+def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirectory]]:
+    """Settle the machine, meet the other ranks, open the run directory and say what the run is.
 
     Nothing is written yet: a mistake found before the first step must not leave a run behind.
 
-    Returns:
-        The recipe with nothing left at `auto`, and the directory.
+    Yields:
+        The recipe with nothing left at `auto`, the ranks, and the directory. With the block the
+        ranks part.
 
     Raises:
         UserError: the directory exists and `resume` is not asked for; or the recipe differs from
-            that of the run to be resumed, in a way that changes results.
+            that of the run to be resumed, in a way that changes results; or the ranks differ.
+        RunError: the ranks do not meet, or lose each other later.
     """
+    launch = find_launch(os.environ)
     asked = recipe.training
     if not recipe.task.compiles:
         asked = asked.model_copy(update={"compile": False})
     training, notes = resolve_machine(asked)
     recipe = recipe.model_copy(update={"training": training})
+    timeout = timedelta(minutes=training.timeout_minutes)
+    with joined_ranks(launch, device=training.device, timeout=timeout) as ranks:
+        ranks.require_same(_facts(recipe))
+        run = ranks.from_first(lambda: _opened(recipe, resume=resume))
+        if ranks.is_first:
+            _introduce(recipe, ranks, run, notes)
+        yield recipe, ranks, run
+
+
+def _facts(recipe: Recipe) -> dict[str, str]:
+    """What all ranks must have in common before the data are opened."""
+    found = versions()
+    facts = {name: str(found[name]) for name in ("python", "torch")}
+    leaves = _leaves(recipe.model_dump(mode="json"))
+    settings = {f"the recipe's {key}": json.dumps(value) for key, value in leaves.items()}
+    return facts | {"toto's code": code_fingerprint()} | settings
+
+
+def _opened(recipe: Recipe, *, resume: bool) -> RunDirectory:
     run = open_run(Path(recipe.output), resume=resume, command=_command())
     if run.checkpoint is not None:
         _refuse_changes(recipe, read_meta(run.checkpoint).recipe, run)
+    return run
+
+
+def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[str]) -> None:
     say(f"{recipe.name} → {run.path}")
     for what, value in describe(recipe):
         say(f"  {what}: {value}")
+    training = recipe.training
     compiled = "compiled" if training.compile else "eager"
-    say(f"  machine: {training.device}, {training.precision}, {compiled}")
+    several = f"{ranks.world} ranks, each " if ranks.world > 1 else ""
+    say(f"  machine: {several}{training.device}, {training.precision}, {compiled}")
     for note in notes:
         say(f"  note: {note}")
     if run.checkpoint is not None:
         say(f"  resuming from {run.checkpoint}")
-    return recipe, run
 
 
 def record_run(recipe: Recipe, run: RunDirectory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from toto.errors import CheckpointError, DataError
 from toto.export.hf import read_model
 from toto.jobs.console import console, progress_bar, say
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
-from toto.jobs.setup import begin_run, read_recipe_for, record_run
+from toto.jobs.setup import begun_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import build_model, fingerprints_in, resolve_run
 from toto.recipe.schemas import Recipe, TrainRecipe
@@ -29,15 +30,23 @@ from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
-from toto.training.task import Task, sum_metrics
+from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from toto.data.batch import Batch
+    from toto.training.distributed import Ranks
     from toto.training.rundir import RunDirectory
 
-__all__ = ["make_engine", "run_training", "start_training", "train_task", "validation_batches"]
+__all__ = [
+    "evaluated",
+    "make_engine",
+    "run_training",
+    "start_training",
+    "train_task",
+    "validation_batches",
+]
 
 # What the baselines of a source are fitted on: so many visual tokens, and of a small source no more
 # than so many epochs, each with other crops.
@@ -66,12 +75,16 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         UserError: data, run directory or checkpoint do not fit; each says how to mend it.
         RunError: the run had to stop.
     """
-    recipe, run = begin_run(recipe, resume=resume)
+    with begun_run(recipe, resume=resume) as (settled, ranks, run):
+        return _run(settled, ranks, run)
+
+
+def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory) -> TrainResult:
     tokenizer = recipe.tokenizer.build().eval().to(recipe.training.device)
     target_tokenizer = None
     if recipe.target_tokenizer is not None:
         target_tokenizer = recipe.target_tokenizer.build().eval().to(recipe.training.device)
-    sources = open_sources(recipe, tokenizer)
+    sources = ranks.after_first(lambda: open_sources(recipe, tokenizer))
     torch.manual_seed(recipe.seed)
     model = build_model(recipe)
     if recipe.training.recompute:
@@ -81,16 +94,17 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         _load_initial(recipe.init_from, task)
     engine = make_engine(recipe, task)
     held_out = {
-        source.name: [_tokenized(task, batch) for batch in validation_batches(recipe, source)]
+        source.name: [
+            _tokenized(task, batch) for batch in validation_batches(recipe, source, ranks)
+        ]
         for source in sources
         if source.validation is not None
     }
-    baselines = _baseline_losses(recipe, task, sources, held_out)
+    baselines = _baseline_losses(recipe, task, sources, held_out, ranks)
 
     def evaluate() -> dict[str, Values]:
         return {
-            name: metric_values(sum_metrics(engine.evaluate(batch) for batch in batches))
-            | baselines.get(name, {})
+            name: metric_values(evaluated(engine, batches, ranks)) | baselines.get(name, {})
             for name, batches in held_out.items()
         }
 
@@ -98,6 +112,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
         recipe,
         engine,
         sources,
+        ranks=ranks,
         run=run,
         fingerprints=_fingerprints(task),
         evaluate=evaluate if held_out else None,
@@ -125,6 +140,7 @@ def train_task(
     engine: LocalEngine[Batch],
     sources: Sequence[Source],
     *,
+    ranks: Ranks,
     run: RunDirectory,
     fingerprints: dict[str, str],
     evaluate: Callable[[], dict[str, Values]] | None,
@@ -135,23 +151,27 @@ def train_task(
         recipe: its machine is settled.
         engine: what is trained.
         sources: the mixture, opened.
+        ranks: this process and the others of the run.
         run: where to write and what to go on from.
         fingerprints: of the frozen tokenizers, by their section in the recipe.
         evaluate: see `toto.training.loop.train`.
 
     Raises:
-        UserError: the data or tokenizers are not those of the run that is resumed.
+        UserError: the data or tokenizers are not those of the run that is resumed, or not the same
+            on all ranks.
         RunError: the run had to stop.
     """
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
     stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
+    ranks.require_same({f"data.sources.{name}": found for name, found in data.items()})
+    ranks.require_same(fingerprints)
     if run.checkpoint is not None:
         _refuse_other_data(data, run.checkpoint)
         _refuse_other_tokenizers(fingerprints, run.checkpoint)
 
     def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
-        failures = FailureLog(run.path, stream.names, start_step)
+        failures = FailureLog(run.path, stream.names, ranks.rank)
         yield from training_batches(
             stream,
             batch_sequences=recipe.batch_sequences,
@@ -160,13 +180,18 @@ def train_task(
             start_step=start_step,
             stop_step=stop_step,
             max_broken=recipe.data.max_broken,
+            rank=ranks.rank,
+            world=ranks.world,
             on_broken=failures.add,
         )
 
-    record_run(recipe, run)
+    ranks.from_first(lambda: record_run(recipe, run))
+    first = 0 if run.checkpoint is None else read_meta(run.checkpoint).step
+    ranks.from_first(lambda: FailureLog.cut_back(run.path, first))
     result = train(
         engine,
         recipe.training,
+        ranks=ranks,
         run=run,
         batches=batches,
         evaluate=evaluate,
@@ -178,8 +203,16 @@ def train_task(
             target_tokenizer=fingerprints.get("target_tokenizer"),
             data=data,
         ),
-        display=make_display(console),
+        display=make_display(ranks, console),
     )
+    if ranks.is_first:
+        _say_how_it_ended(recipe, run, stream, result)
+    return result
+
+
+def _say_how_it_ended(
+    recipe: Recipe, run: RunDirectory, stream: Stream, result: TrainResult
+) -> None:
     drawn = realised_mixture(
         stream, result.step * recipe.batch_sequences, FailureLog.read(run.path)
     )
@@ -190,7 +223,6 @@ def train_task(
         say("the same command with --resume goes on")
     else:
         say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")
-    return result
 
 
 def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:
@@ -213,8 +245,8 @@ def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> 
         )
 
 
-def validation_batches(recipe: Recipe, source: Source) -> list[Batch]:
-    """The held-out sequences of a source that every evaluation sees."""
+def validation_batches(recipe: Recipe, source: Source, ranks: Ranks) -> list[Batch]:
+    """This rank's part of the held-out sequences of a source that every evaluation sees."""
     assert source.validation is not None
     return list(
         evaluation_batches(
@@ -222,8 +254,17 @@ def validation_batches(recipe: Recipe, source: Source) -> list[Batch]:
             source.clip,
             micro_batch=recipe.training.micro_batch,
             count=recipe.training.eval_sequences,
+            rank=ranks.rank,
+            world=ranks.world,
         )
     )
+
+
+def evaluated(
+    engine: LocalEngine[Batch], batches: Sequence[Batch], ranks: Ranks
+) -> dict[str, Mean]:
+    """The metrics of all ranks' batches; this rank has as many as the others."""
+    return ranks.total(sum_metrics(engine.evaluate(batch) for batch in batches))
 
 
 def _tokenized(task: NextTokenTask, batch: Batch) -> Batch:
@@ -238,10 +279,12 @@ def _baseline_losses(
     task: NextTokenTask,
     sources: Sequence[Source],
     held_out: dict[str, list[Batch]],
+    ranks: Ranks,
 ) -> dict[str, Values]:
     """Unigram and copy-the-last-frame on each source's held-out data, fitted on its training data.
 
-    They do not change as the model learns. Patch targets have none: there is nothing to count.
+    The first rank fits them. They do not change as the model learns. Patch targets have none: there
+    is nothing to count.
     """
     if recipe.target.output == "patches":
         return {}
@@ -249,15 +292,20 @@ def _baseline_losses(
     for source in sources:
         if source.name not in held_out:
             continue
-        training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
-        fitted = TokenBaselines.fit(training, recipe.target.codebook_size)
+        fitted = ranks.from_first(partial(_fitted_baselines, recipe, task, source))
         skip = recipe.mask.frames or 0
         parts = [
             fitted.losses(_target_codes(task, batch), skip_frames=skip)
             for batch in held_out[source.name]
+            if not batch.padding
         ]
-        losses[source.name] = metric_values(sum_metrics(parts))
+        losses[source.name] = metric_values(ranks.total(sum_metrics(parts)))
     return losses
+
+
+def _fitted_baselines(recipe: TrainRecipe, task: NextTokenTask, source: Source) -> TokenBaselines:
+    training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
+    return TokenBaselines.fit(training, recipe.target.codebook_size)
 
 
 def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:

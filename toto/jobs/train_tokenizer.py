@@ -10,9 +10,9 @@ import torch
 from toto.analysis.tokenizer_runs import CODE_COUNTS
 from toto.data.config import TOGETHER
 from toto.jobs.console import say
-from toto.jobs.setup import begin_run, read_recipe_for
+from toto.jobs.setup import begun_run, read_recipe_for
 from toto.jobs.sources import open_sources
-from toto.jobs.train import make_engine, train_task, validation_batches
+from toto.jobs.train import evaluated, make_engine, train_task, validation_batches
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
 from toto.tokenizers.quality import codebook_stats
@@ -22,6 +22,10 @@ from toto.training.task import Mean, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from toto.tokenizers.base import Tokenizer
+    from toto.training.distributed import Ranks
+    from toto.training.rundir import RunDirectory
 
 __all__ = ["run_tokenizer_training", "start_tokenizer_training"]
 
@@ -50,24 +54,25 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
     Returns:
         The last evaluation: for each source the task's metrics, codebook_use and perplexity.
     """
-    recipe, run = begin_run(recipe, resume=resume)
-    sources = open_sources(recipe, None)
+    with begun_run(recipe, resume=resume) as (settled, ranks, run):
+        return _run(settled, ranks, run)
+
+
+def _run(recipe: TokenizerRecipe, ranks: Ranks, run: RunDirectory) -> dict[str, Values]:
+    sources = ranks.after_first(lambda: open_sources(recipe, None))
     torch.manual_seed(recipe.seed)
     tokenizer = recipe.tokenizer.build()
     assert isinstance(recipe.task, TokenizerTaskConfig)
     engine = make_engine(recipe, recipe.task.build(tokenizer))
     held_out = {
-        source.name: validation_batches(recipe, source)
+        source.name: validation_batches(recipe, source, ranks)
         for source in sources
         if source.validation is not None
     }
 
     def measure() -> dict[str, dict[str, Mean]]:
         """Each source alone, and `all` over them together."""
-        sums = {
-            name: sum_metrics(engine.evaluate(batch) for batch in batches)
-            for name, batches in held_out.items()
-        }
+        sums = {name: evaluated(engine, batches, ranks) for name, batches in held_out.items()}
         return sums | {TOGETHER: sum_metrics(sums.values())}
 
     def evaluate() -> dict[str, Values]:
@@ -77,18 +82,30 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
         recipe,
         engine,
         sources,
+        ranks=ranks,
         run=run,
         fingerprints={},
         evaluate=evaluate if held_out else None,
     )
     if result.interrupted:
         return {}
+    measured = measure() if held_out else {}
+    final = {name: _quality(metrics) for name, metrics in measured.items()}
+    if ranks.is_first:
+        _write_results(tokenizer, measured, final, run)
+    return final
+
+
+def _write_results(
+    tokenizer: Tokenizer,
+    measured: dict[str, dict[str, Mean]],
+    final: dict[str, Values],
+    run: RunDirectory,
+) -> None:
     save_weights(tokenizer, run.path / WEIGHTS_FILE)
     say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
-    if not held_out:
-        return {}
-    measured = measure()
-    final = {name: _quality(metrics) for name, metrics in measured.items()}
+    if not measured:
+        return
     run.write_text("evaluation.json", json.dumps(final, indent=2) + "\n")
     counts = {name: metrics["codes"].total.long().tolist() for name, metrics in measured.items()}
     run.write_text(CODE_COUNTS, json.dumps(counts) + "\n")
@@ -97,7 +114,6 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
             f"{name}: PSNR {values['psnr']:.2f} dB, {values['codebook_use']:.1%} of the codes "
             f"used, perplexity {values['perplexity']:.0f}"
         )
-    return final
 
 
 def _quality(metrics: dict[str, Mean]) -> Values:

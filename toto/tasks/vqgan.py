@@ -7,7 +7,7 @@ discriminator's weights detached, so that each gets the gradient of its own loss
 clipping takes both sides together.
 
 `restart_after` is ours: a code that no vector of so many micro-batches was nearest to becomes one
-of the vectors at hand.
+of the vectors at hand. Ranks count the codes of their micro-batches together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from toto.tasks.discriminator import PatchDiscriminator, hinge_loss
 from toto.tasks.perceptual import perceptual_distance
 from toto.tasks.tokenizer import TokenizerTask, code_counts, mean_of
 from toto.tokenizers.quality import psnr
+from toto.training.distributed import Ranks
 from toto.training.task import Mean, TaskOutput
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class VqganTask(TokenizerTask):
             self.features.eval()
         return self
 
+    def meet(self, ranks: Ranks) -> None:
+        """Codes that are unused on all ranks are dead."""
+        if "dead_codes" in self.parts:
+            self._dead_codes.ranks = ranks
+
     def at_step(self, step: int) -> None:
         """The discriminator takes part from its start step on."""
         self.adversarial = step >= self.config.discriminator_start
@@ -132,12 +138,14 @@ class VqganTask(TokenizerTask):
         codebook = self.tokenizer.quantize
         if "dead_codes" not in self.parts:
             return codebook.nearest(z_BCHW)
-        dead_codes = self.parts["dead_codes"]
-        assert isinstance(dead_codes, DeadCodes)
-        dead_codes.restart_(codebook, z_BCHW)
+        self._dead_codes.restart_(codebook, z_BCHW)
         codes_BHW = codebook.nearest(z_BCHW)
-        dead_codes.count_(codes_BHW)
+        self._dead_codes.count_(codes_BHW)
         return codes_BHW
+
+    @property
+    def _dead_codes(self) -> DeadCodes:
+        return self.parts["dead_codes"]  # type: ignore[return-value]
 
     def _losses(
         self, pixels_BCHW: Tensor, decoded_BCHW: Tensor, z_BCHW: Tensor, vectors_BCHW: Tensor
@@ -190,30 +198,47 @@ class VqganTask(TokenizerTask):
 
 
 class DeadCodes(nn.Module):
-    """Counts for how many micro-batches each code went unused, and restarts those of `after`."""
+    """Counts for how many micro-batches each code went unused, and restarts those of `after`.
+
+    A micro-batch here is one of every rank, side by side.
+
+    Args:
+        num_codes: V.
+        after: micro-batches without use.
+        ranks: whose codes count.
+    """
 
     idle_V: Tensor
 
-    def __init__(self, num_codes: int, after: int) -> None:
+    def __init__(self, num_codes: int, after: int, ranks: Ranks | None = None) -> None:
         super().__init__()
         self.after = after
+        self.ranks = ranks or Ranks()
         self.register_buffer("idle_V", torch.zeros(num_codes, dtype=torch.int64))
 
     @torch.no_grad()
     def restart_(self, codebook: Codebook, z_BCHW: Tensor) -> None:
-        """Put dead codes where vectors at hand lie, each another one, as far as these suffice."""
+        """Put dead codes where vectors at hand lie, each another one, as far as these suffice.
+
+        The vectors are those of the first rank.
+        """
         dead = (self.idle_V >= self.after).nonzero().flatten()
         z_MC = z_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
         chosen = torch.randperm(len(z_MC), device=z_MC.device)[: len(dead)]
-        dead = dead[torch.randperm(len(dead), device=dead.device)[: len(chosen)]]
-        codebook.embedding.weight[dead] = z_MC[chosen]
-        self.idle_V[dead] = 0
+        restarted = dead[torch.randperm(len(dead), device=dead.device)[: len(chosen)]]
+        codebook.embedding.weight[restarted] = z_MC[chosen]
+        self.idle_V[restarted] = 0
+        if len(dead):
+            self.ranks.copy_first_(codebook.embedding.weight)
+            self.ranks.copy_first_(self.idle_V)
 
     @torch.no_grad()
     def count_(self, codes_BHW: Tensor) -> None:
         """One more micro-batch, with these codes in use."""
+        uses_V = torch.bincount(codes_BHW.flatten(), minlength=len(self.idle_V))
+        self.ranks.sum_(uses_V)
         self.idle_V += 1
-        self.idle_V[codes_BHW.flatten()] = 0
+        self.idle_V[uses_V > 0] = 0
 
 
 def _role(name: str) -> ParamRole:

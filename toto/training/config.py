@@ -53,3 +53,6 @@ class TrainingConfig(Config):
     eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")
     save_every: PositiveInt = 500
     keep: PositiveInt = Field(2, description="checkpoints kept, the newest")
+    timeout_minutes: PositiveFloat = Field(
+        30.0, description="how long a rank waits for another within a step before the run ends"
+    )

@@ -87,7 +87,10 @@ class Engine(Protocol[B_contra]):
         """
 
     def evaluate(self, batch: B_contra) -> dict[str, Mean]:
-        """The task's metrics in evaluation mode, without a gradient."""
+        """The task's metrics in evaluation mode, without a gradient; none of padding.
+
+        All ranks call it equally often.
+        """
 
     def state(self) -> EngineState:
         """What a checkpoint holds; the tensors are the live ones, not copies."""

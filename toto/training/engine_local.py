@@ -99,7 +99,7 @@ class LocalEngine(Generic[B]):
                 output = self._task(batch.to(self._device))
         finally:
             self._task.train()
-        return dict(output.metrics)
+        return dict(output.metrics) if self._task.num_targets(batch) else {}
 
     def state(self) -> EngineState:
         """See `Engine.state`."""

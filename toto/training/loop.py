@@ -1,7 +1,9 @@
 """The training loop, one for every task; it knows neither model nor data.
 
 After each step: record it, save, evaluate, each where it is due. Every step's noise comes from
-(seed, step), so a run that goes on from a checkpoint needs its step and nothing else.
+(seed, step, rank), so a run that goes on from a checkpoint needs its step and nothing else.
+
+Every rank runs the same loop; the first one writes the run's files and speaks to the user.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from toto.training.interrupt import Interrupt
 from toto.training.machine import versions
 from toto.training.metrics import (
     EvalLine,
-    MetricsWriter,
+    Recorder,
     TrainLine,
     Values,
     cut_back,
     metric_values,
+    open_recorder,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from toto.training.config import TrainingConfig
+    from toto.training.distributed import Ranks
     from toto.training.progress import Display
     from toto.training.rundir import RunDirectory
 
@@ -78,6 +82,7 @@ def train(
     engine: Engine[B],
     settings: TrainingConfig,
     *,
+    ranks: Ranks,
     run: RunDirectory,
     batches: Callable[[int, int], Iterable[Sequence[B]]],
     evaluate: Callable[[], Mapping[str, Values]] | None,
@@ -91,11 +96,12 @@ def train(
     Args:
         engine: what is trained.
         settings: number of steps, and how often to record, evaluate and save.
+        ranks: this process and the others of the run.
         run: where to write and what to go on from.
-        batches: (first step, stop step) → the micro-batches of each of those steps, in order.
-        evaluate: → {source: metrics on its held-out data}; called every `eval_every` steps and at
-            the end. None: no evaluation.
-        tokens_per_step: visual tokens of one step.
+        batches: (first step, stop step) → this rank's micro-batches of each of those steps.
+        evaluate: → {source: metrics on its held-out data}, those of all ranks together; called by
+            all of them every `eval_every` steps and at the end. None: no evaluation.
+        tokens_per_step: visual tokens of one step, of all ranks together.
         seed: of the noise in each step.
         description: goes into every checkpoint.
         display: what the user sees.
@@ -105,36 +111,50 @@ def train(
         UserError: the checkpoint is beyond `settings.steps`.
         CheckpointError: the checkpoint is broken or of another model.
     """
-    spent = _restore(engine, settings, run, display)
-    evaluated = cut_back(run.metrics, engine.steps_done)
+    spent = _restore(engine, settings, ranks, run, display)
+    evaluated = ranks.from_first(lambda: cut_back(run.metrics, engine.steps_done))
     first, steps = engine.steps_done, settings.steps
-    with Interrupt() as interrupt, MetricsWriter(run.metrics, first) as writer, display:
+    recorder = open_recorder(ranks, run.metrics, first)
+    with Interrupt() as interrupt, recorder, display:
         session = _Session(
-            engine, settings, run, evaluate, tokens_per_step, description, display, writer, spent
+            engine=engine,
+            settings=settings,
+            ranks=ranks,
+            run=run,
+            evaluate=evaluate,
+            tokens_per_step=tokens_per_step,
+            description=description,
+            display=display,
+            recorder=recorder,
+            spent=spent,
         )
         display.begin(first, steps)
+        stopped = False
         if not evaluated and first and session.due(settings.eval_every):
             session.evaluate()
         stream = session.timed(batches(first, steps))
         for step, micro_batches in zip(range(first, steps), stream, strict=True):
-            torch.manual_seed(step_seed(seed, step))
+            torch.manual_seed(step_seed(seed, step, ranks.rank))
             session.record(engine.step(micro_batches))
-            if interrupt.requested:
+            stopped = ranks.any(interrupt.requested)  # a signal to one rank stops all
+            if stopped:
                 break
             # Saved first: an evaluation that is cut short is made by the resumed run.
             if session.due(settings.save_every):
                 session.save()
             if session.due(settings.eval_every):
                 session.evaluate()
-            if interrupt.requested:
+                stopped = ranks.any(interrupt.requested)
+            if stopped:
                 break
         checkpoint = session.save()
-    return TrainResult(engine.steps_done, session.seconds(), interrupt.requested, checkpoint)
+    return TrainResult(engine.steps_done, session.seconds(), stopped, checkpoint)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one step's noise, the same on every machine: 64 bits of a hash of both."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8], "big")
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of one step's noise on a rank: 64 bits of a hash, the same on every machine."""
+    text = f"{seed} {step} {rank}" if rank else f"{seed} {step}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 class _Session(Generic[B]):
@@ -142,24 +162,27 @@ class _Session(Generic[B]):
 
     def __init__(
         self,
+        *,
         engine: Engine[B],
         settings: TrainingConfig,
+        ranks: Ranks,
         run: RunDirectory,
         evaluate: Callable[[], Mapping[str, Values]] | None,
         tokens_per_step: int,
         description: Description,
         display: Display,
-        writer: MetricsWriter,
+        recorder: Recorder,
         spent: float,
     ) -> None:
         self._engine = engine
         self._settings = settings
+        self._ranks = ranks
         self._run = run
         self._evaluate = evaluate
         self._tokens_per_step = tokens_per_step
         self._description = description
         self._display = display
-        self._writer = writer
+        self._recorder = recorder
         self._begun = time.perf_counter() - spent
         self._saved: tuple[int, Path] | None = None
         if run.checkpoint is not None:
@@ -197,7 +220,7 @@ class _Session(Generic[B]):
         self._display.step(step)
         if not self.due(self._settings.log_every):
             return
-        values = metric_values(result.metrics)
+        values = metric_values(self._ranks.total(result.metrics))
         scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
         time_taken = self._waited + self._worked
         line = TrainLine(
@@ -211,7 +234,7 @@ class _Session(Generic[B]):
             seconds=self.seconds(),
             metrics=scalars,
         )
-        self._writer.train(line)
+        self._recorder.train(line)
         self._display.train(line)
         self._waited = self._worked = 0.0
         self._interval = 0
@@ -222,7 +245,7 @@ class _Session(Generic[B]):
             return
         step = self._engine.steps_done
         line = EvalLine(step, step * self._tokens_per_step, self._evaluate())
-        self._writer.evaluation(line)
+        self._recorder.evaluation(line)
         self._display.evaluation(line)
 
     def save(self) -> Path:
@@ -238,16 +261,22 @@ class _Session(Generic[B]):
             tokenizer=self._description.tokenizer,
             target_tokenizer=self._description.target_tokenizer,
             data=self._description.data,
-            versions=versions(),
+            versions=versions() | {"ranks": self._ranks.world},
         )
         state = self._engine.state()
-        path = save_checkpoint(self._run.checkpoints, state, meta, keep=self._settings.keep)
+        path = self._ranks.from_first(
+            lambda: save_checkpoint(self._run.checkpoints, state, meta, keep=self._settings.keep)
+        )
         self._saved = (step, path)
         return path
 
 
 def _restore(
-    engine: Engine[B], settings: TrainingConfig, run: RunDirectory, display: Display
+    engine: Engine[B],
+    settings: TrainingConfig,
+    ranks: Ranks,
+    run: RunDirectory,
+    display: Display,
 ) -> float:
     """Load the run's checkpoint, if it has one; the seconds that the run has taken so far."""
     if run.checkpoint is None:
@@ -259,11 +288,12 @@ def _restore(
             "already. Raise training.steps, or begin another run"
         )
     engine.load_state(load_state(run.checkpoint))
-    now = versions()
+    then = {"ranks": 1} | meta.versions
+    now = versions() | {"ranks": ranks.world}
     changes = [
-        f"{name} {meta.versions.get(name)} before, {now[name]} now"
-        for name in ("threads", "torch", "cpu", "gpu")
-        if meta.versions.get(name) != now[name]
+        f"{name} {then.get(name)} before, {now[name]} now"
+        for name in ("ranks", "threads", "torch", "cpu", "gpu")
+        if then.get(name) != now[name]
     ]
     if changes:
         display.say(

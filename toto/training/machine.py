@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -18,7 +19,7 @@ from toto.errors import UserError
 if TYPE_CHECKING:
     from toto.training.config import TrainingConfig
 
-__all__ = ["resolve_machine", "versions"]
+__all__ = ["code_fingerprint", "resolve_machine", "versions"]
 
 
 def resolve_machine(training: TrainingConfig) -> tuple[TrainingConfig, list[str]]:
@@ -66,6 +67,15 @@ def versions() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "threads": torch.get_num_threads(),
     }
+
+
+def code_fingerprint() -> str:
+    """A hash of the Python files of toto as they are installed here, edits included."""
+    root = Path(toto.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _has_bf16(device: str) -> bool:

@@ -6,8 +6,9 @@ import errno
 import json
 import math
 import os
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from toto.files import disk_errors, write_atomic
 
@@ -16,9 +17,19 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from toto.training.distributed import Ranks
     from toto.training.task import Mean
 
-__all__ = ["EvalLine", "MetricsWriter", "TrainLine", "cut_back", "metric_values", "read_lines"]
+__all__ = [
+    "EvalLine",
+    "MetricsWriter",
+    "Recorder",
+    "TrainLine",
+    "cut_back",
+    "metric_values",
+    "open_recorder",
+    "read_lines",
+]
 
 Values = dict[str, float | list[float]]
 """Metrics as plain numbers: scalars, or one number per frame."""
@@ -65,7 +76,49 @@ def metric_values(metrics: Mapping[str, Mean]) -> Values:
     return {name: mean.value().tolist() for name, mean in metrics.items()}
 
 
-class MetricsWriter:
+class Recorder(AbstractContextManager["Recorder"], Protocol):
+    """Where the lines of a run go."""
+
+    def train(self, line: TrainLine) -> None:
+        """Record a step."""
+
+    def evaluation(self, line: EvalLine) -> None:
+        """Record an evaluation."""
+
+
+def open_recorder(ranks: Ranks, path: Path, step: int) -> Recorder:
+    """The writer of a run's metrics on its first rank; elsewhere nothing is kept.
+
+    Args:
+        ranks: this process and the others of the run.
+        path: see `MetricsWriter`.
+        step: likewise.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    return MetricsWriter(path, step) if ranks.is_first else _NoRecorder()
+
+
+class _NoRecorder(Recorder):
+    """Of the ranks that write nothing."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def train(self, line: TrainLine) -> None:
+        """Nothing."""
+
+    def evaluation(self, line: EvalLine) -> None:
+        """Nothing."""
+
+
+class MetricsWriter(Recorder):
     """Appends whole lines to `metrics.jsonl`, and the scalars to TensorBoard.
 
     Args:

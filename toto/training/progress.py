@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from toto.training.distributed import Ranks
     from toto.training.metrics import EvalLine, TrainLine
 
-__all__ = ["BarDisplay", "Display", "LineDisplay", "make_display"]
+__all__ = ["BarDisplay", "Display", "LineDisplay", "SilentDisplay", "make_display"]
 
 
 class Display(AbstractContextManager["Display"], Protocol):
@@ -36,10 +37,39 @@ class Display(AbstractContextManager["Display"], Protocol):
         """A sentence."""
 
 
-def make_display(console: Console | None = None) -> Display:
-    """A bar where the output is a terminal, else lines."""
+def make_display(ranks: Ranks, console: Console | None = None) -> Display:
+    """A bar where the output is a terminal, else lines; only the first rank says anything."""
+    if not ranks.is_first:
+        return SilentDisplay()
     console = console or Console()
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
+
+
+class SilentDisplay(Display):
+    """Of the ranks that say nothing."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def begin(self, step: int, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, step: int) -> None:
+        """Nothing."""
+
+    def train(self, line: TrainLine) -> None:
+        """Nothing."""
+
+    def evaluation(self, line: EvalLine) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
 
 
 class LineDisplay(Display):

@@ -1,7 +1,7 @@
 """The contract between the training loop and what is trained: a Task is a batch in, a loss out.
 
 The loop and the engines know neither model nor data; they call `forward`, `num_targets`,
-`at_step` and `compile_blocks`, and read the roles of the parameters.
+`at_step`, `meet` and `compile_blocks`, and read the roles of the parameters.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from toto.backbones.base import ParamRole
+    from toto.training.distributed import Ranks
 
 __all__ = ["Mean", "Task", "TaskOutput", "sum_metrics"]
 
@@ -93,6 +94,13 @@ class Task(nn.Module, ABC, Generic[B]):
 
         The keys of `trainable.state_dict()` must not change. Whole models are not compiled:
         that is not deterministic on a CPU.
+        """
+        return
+
+    def meet(self, ranks: Ranks) -> None:
+        """Called before a training on several ranks, which run their micro-batches side by side.
+
+        A task that changes tensors itself, outside of the gradient, makes them equal on all.
         """
         return
 

@@ -1,0 +1,103 @@
+"""Run a function on several ranks: real processes that talk over gloo on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import traceback
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from toto.training.distributed import Ranks, joined_ranks
+from toto.training.launch import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+# Forked from a process that has imported the slow packages once.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "rank_processes"])
+TIMEOUT = timedelta(seconds=60)
+
+
+class RankError(AssertionError):
+    """What a rank raised, with its traceback."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def on_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: object,
+    timeout: timedelta = TIMEOUT,
+) -> list[Any]:
+    """`function(ranks, *args)` on each rank; the results in the order of the ranks.
+
+    Raises:
+        RankError: a rank raised, ended, or took longer than a minute.
+    """
+    port = free_port()
+    ends, processes = [], []
+    for rank in range(world):
+        ours, theirs = SERVER.Pipe(duplex=False)
+        launch = Launch(rank, world, rank, "127.0.0.1", port)
+        process = SERVER.Process(
+            target=_rank_process, args=(launch, timeout, theirs, function, args), daemon=True
+        )
+        process.start()
+        theirs.close()
+        ends.append(ours)
+        processes.append(process)
+    try:
+        outcomes = [_outcome(rank, end) for rank, end in enumerate(ends)]
+    finally:
+        for process in processes:
+            process.join(timeout=5)
+            process.kill()
+    failures = [text for ok, text in outcomes if not ok]
+    if failures:
+        raise RankError("\n".join(failures))
+    return [value for _, value in outcomes]
+
+
+def _outcome(rank: int, end: Connection) -> tuple[bool, Any]:
+    if not end.poll(TIMEOUT.total_seconds()):
+        return False, f"rank {rank} took longer than {TIMEOUT}"
+    try:
+        return end.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return False, f"rank {rank} died without a word"
+
+
+def _rank_process(
+    launch: Launch,
+    timeout: timedelta,
+    end: Connection,
+    function: Callable[..., Any],
+    args: tuple[object, ...],
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        with joined_ranks(launch, device="cpu", timeout=timeout) as ranks:
+            value = function(ranks, *args)
+        end.send((True, value))
+    except BaseException:
+        end.send((False, f"rank {launch.rank}: {traceback.format_exc()}"))
+
+
+def same_on_all(values: list[Any]) -> Any:
+    """The value that every rank gave."""
+    assert all(value == values[0] for value in values), values
+    return values[0]
+
+
+__all__ = ["RankError", "Ranks", "free_port", "on_ranks", "same_on_all"]

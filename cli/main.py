@@ -40,4 +40,6 @@ def main() -> None:
     except TotoError as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"[bold red]error:[/] {escape(str(error))}")
+        for note in getattr(error, "__notes__", ()):
+            console.print(f"[bold red]besides:[/] {escape(note)}")
         sys.exit(error.exit_code)

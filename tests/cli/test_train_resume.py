@@ -123,17 +123,18 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, tiny_datasets):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, tiny_datasets, monkeypatch):
     from toto.jobs.train import run_training
-    from toto.training import checkpoint
+    from toto.training.checkpoint_writer import CheckpointWriter
 
     raw = tiny_recipe(tiny_datasets) | {"name": "full", "output": str(tmp_path / "full")}
-    write = checkpoint._write
+    write = CheckpointWriter._write
 
-    def full_from_step_6(partial, state, meta):
-        write(partial, state, meta)
-        if meta.step >= 6:
+    def full_from_step_6(writer, unfinished, state):
+        files = write(writer, unfinished, state)
+        if state.steps_done >= 6:
             raise OSError(28, "No space left on device")
+        return files
 
-    monkeypatch.setattr(checkpoint, "_write", full_from_step_6)
+    monkeypatch.setattr(CheckpointWriter, "_write", full_from_step_6)
     with pytest.raises(RunError, match="No space left"):
         run_training(check_recipe(raw, "full"), resume=False)
     left = sorted(path.name for path in (tmp_path / "full/checkpoints").iterdir())

@@ -74,6 +74,7 @@ ERRORS = [
     ({"training": {"micro_batch": 5}}, "training.micro_batch", "a step has 4", "Take 4"),
     ({"training": {"precision": "fp16"}}, "training.precision", "does not fit", "Change"),
     ({"schedule": {"warmup_steps": 9}}, "schedule.warmup_steps", "run of 4", "fewer"),
+    ({"training": {"keep_every": 501}}, "training.keep_every", "no multiple of", "Take 1000"),
     ({"clip": {"resolution": 20}}, "clip.resolution", "no multiple of 8 px", "Change it"),
     ({"task": {"name": "dvae"}}, "task.name", "no task of `verb: train`", "toto list tasks"),
     (

@@ -1,24 +1,29 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 
 import pytest
 import torch
 from torch import nn
-from toy_training import ToyTask, digest, toy_batch, toy_engine
+from toy_training import ToyTask, digest, toy_batch, toy_engine, toy_meta
 
-import toto.training.checkpoint as module
+import toto.training.checkpoint_writer as module
 from toto.errors import CheckpointError, RunError
 from toto.training.checkpoint import (
-    CheckpointMeta,
     complete_checkpoints,
     find_checkpoint,
     load_state,
     load_weights,
     read_meta,
-    save_checkpoint,
+    unshared_tensors,
+    verify,
 )
+from toto.training.checkpoint_writer import BackgroundWriter, CheckpointWriter
+
+OPTIMIZER = "optimizer-00000-of-00001.safetensors"
+WRITERS = [CheckpointWriter, BackgroundWriter]
 
 
 @pytest.fixture
@@ -28,19 +33,9 @@ def engine():
     return engine
 
 
-def meta(step: int) -> CheckpointMeta:
-    return CheckpointMeta(
-        step=step,
-        tokens=step * 10,
-        seconds=1.5,
-        recipe={"name": "toy"},
-        tokenizer="abc",
-        versions={"threads": 2},
-    )
-
-
-def save(run, engine, step, keep=2):
-    return save_checkpoint(run / "checkpoints", engine.state(), meta(step), keep=keep)
+def save(run, engine, step, keep=2, kind=CheckpointWriter):
+    with kind(folder=run / "checkpoints", keep=keep) as writer:
+        return writer.save(engine.state(), toy_meta(step))
 
 
 def test_a_checkpoint_holds_everything_and_describes_itself(tmp_path, engine):
@@ -48,13 +43,15 @@ def test_a_checkpoint_holds_everything_and_describes_itself(tmp_path, engine):
     assert path == tmp_path / "checkpoints" / "step-00000001"
     assert {file.name for file in path.iterdir()} == {
         "model.safetensors",
-        "optimizer.safetensors",
+        OPTIMIZER,
         "checkpoint.json",
     }
     assert digest(load_state(path)) == digest(engine.state())
     found = read_meta(path)
-    assert found.files["model.safetensors"] == (path / "model.safetensors").stat().st_size
-    assert found.model_copy(update={"files": {}}) == meta(1)
+    content = (path / "model.safetensors").read_bytes()
+    record = found.files["model.safetensors"]
+    assert (record.size, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert found.model_copy(update={"files": {}}) == toy_meta(1)
 
 
 def test_the_newest_are_kept_and_latest_names_the_last(tmp_path, engine):
@@ -83,11 +80,14 @@ def test_latest_decides_and_a_lost_one_does_not_matter(tmp_path, engine):
     assert find_checkpoint(tmp_path) == second
 
 
-SAVING = ["optimizer.safetensors", "checkpoint.json", "rename", "latest"]
+SAVING = [OPTIMIZER, "checkpoint.json", "rename", "latest"]
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("killed_at", SAVING)
-def test_a_kill_while_saving_leaves_the_last_good_one(tmp_path, engine, monkeypatch, killed_at):
+def test_a_kill_while_saving_leaves_the_last_good_one(
+    tmp_path, engine, monkeypatch, killed_at, kind
+):
     good = save(tmp_path, engine, 1)
     expected = digest(load_state(good))
     engine.step([toy_batch(1)])
@@ -105,7 +105,7 @@ def test_a_kill_while_saving_leaves_the_last_good_one(tmp_path, engine, monkeypa
         if killed_at == "rename":
             patch.setattr(module, "sync", kill_if(module.sync, lambda path: path.is_dir()))
             patch.setattr(type(tmp_path), "rename", kill)
-        elif killed_at == "optimizer.safetensors":
+        elif killed_at == OPTIMIZER:
             save_file = module.save_file
             patch.setattr(module, "save_file", kill_if(save_file, lambda t, p: p.name == killed_at))
         else:
@@ -114,11 +114,11 @@ def test_a_kill_while_saving_leaves_the_last_good_one(tmp_path, engine, monkeypa
                 module, "write_atomic", kill_if(write, lambda path, text: path.name == killed_at)
             )
         with pytest.raises(Killed):
-            save(tmp_path, engine, 2)
+            save(tmp_path, engine, 2, kind=kind)
 
     assert find_checkpoint(tmp_path) == good
     assert digest(load_state(find_checkpoint(tmp_path))) == expected
-    after = save(tmp_path, engine, 2)
+    after = save(tmp_path, engine, 2, kind=kind)
     assert find_checkpoint(tmp_path) == after
     assert digest(load_state(after)) == digest(engine.state())
     assert not list(tmp_path.rglob("*partial*"))
@@ -128,19 +128,23 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_removes_the_half_and_names_the_last_good_one(tmp_path, engine, monkeypatch):
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_removes_the_half_and_names_the_last_good_one(
+    tmp_path, engine, monkeypatch, kind
+):
     good = save(tmp_path, engine, 1)
     with monkeypatch.context() as patch:
         patch.setattr(module, "sync", full)
         with pytest.raises(RunError, match=r"step 2 .* No space left on device") as error:
-            save(tmp_path, engine, 2)
+            save(tmp_path, engine, 2, kind=kind)
     assert str(good) in str(error.value)
     assert "--resume" in str(error.value)
     assert [path.name for path in good.parent.iterdir() if path.is_dir()] == [good.name]
     assert find_checkpoint(tmp_path) == good
 
 
-def test_a_write_that_the_system_refuses_is_handled_alike(tmp_path, engine):
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_write_that_the_system_refuses_is_handled_alike(tmp_path, engine, kind):
     resource = pytest.importorskip("resource")
     big = nn.Linear(100, 100)
     state = engine.state()
@@ -149,7 +153,8 @@ def test_a_write_that_the_system_refuses_is_handled_alike(tmp_path, engine):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(RunError, match=r"could not be saved .*no earlier checkpoint"):
-            save_checkpoint(tmp_path, state, meta(1), keep=1)
+            with kind(folder=tmp_path, keep=1) as writer:
+                writer.save(state, toy_meta(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -174,7 +179,7 @@ def test_a_run_without_a_complete_checkpoint_is_refused(tmp_path, engine):
             find_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", OPTIMIZER])
 def test_a_truncated_or_missing_file_is_named_and_another_checkpoint_offered(
     tmp_path, engine, name
 ):
@@ -236,9 +241,9 @@ def test_a_tensor_under_two_names_is_saved_once_and_loads_under_both(tmp_path, e
     tied, other = Tied(), Tied()
     state = engine.state()
     state.model.clear()
-    state.model.update(module.unshared_tensors(tied))
+    state.model.update(unshared_tensors(tied))
     assert list(state.model) == ["embed.weight"]
-    path = save_checkpoint(tmp_path, state, meta(1), keep=1)
+    path = CheckpointWriter(folder=tmp_path, keep=1).save(state, toy_meta(1))
     load_weights(path, other)
     assert torch.equal(other.readout.weight, tied.embed.weight)
     assert other.readout.weight is other.embed.weight
@@ -250,3 +255,41 @@ def test_an_existing_folder_of_the_same_step_is_replaced(tmp_path, engine):
     assert digest(load_state(first)) != digest(engine.state())
     assert save(tmp_path, engine, 2) == first
     assert digest(load_state(first)) == digest(engine.state())
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", OPTIMIZER])
+def test_a_changed_bit_is_found_before_a_run_goes_on(tmp_path, engine, name):
+    for step in (1, 2, 3):
+        verify(save(tmp_path, engine, step, keep=3))
+    first, second, third = complete_checkpoints(tmp_path / "checkpoints")
+    flip_a_bit(third / name)
+    flip_a_bit(second / "model.safetensors")
+    read_meta(third)  # sizes alone
+    with pytest.raises(CheckpointError, match=f"the content of {name} is not what") as error:
+        verify(third)
+    assert f"{first} is another of the run" in str(error.value)
+    flip_a_bit(first / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no other checkpoint"):
+        verify(third)
+
+
+def test_a_checkpoint_of_format_1_loads(tmp_path, engine):
+    path = save(tmp_path, engine, 1)
+    old = (path / OPTIMIZER).rename(path / "optimizer.safetensors")
+    meta = json.loads((path / "checkpoint.json").read_text())
+    sizes = {"model.safetensors": (path / "model.safetensors").stat().st_size}
+    sizes[old.name] = old.stat().st_size
+    meta |= {"format_version": 1, "files": sizes}
+    (path / "checkpoint.json").write_text(json.dumps(meta))
+    verify(path)
+    assert digest(load_state(path)) == digest(engine.state())
+    load_weights(path, ToyTask().net)
+    old.write_bytes(old.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors has"):
+        verify(path)

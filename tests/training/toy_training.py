@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from toto.training.checkpoint import CheckpointMeta
 from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from toto.training.distributed import Ranks
 from toto.training.engine_local import LocalEngine
@@ -108,7 +109,19 @@ def toy_engine(
     )
 
 
-def toy_settings(**changes: int) -> TrainingConfig:
+def toy_meta(step: int) -> CheckpointMeta:
+    """What a checkpoint of the toy task says of itself; its files are added by who writes them."""
+    return CheckpointMeta(
+        step=step,
+        tokens=step * 10,
+        seconds=1.5,
+        recipe={"name": "toy"},
+        tokenizer="abc",
+        versions={"threads": 2},
+    )
+
+
+def toy_settings(**changes: int | bool | None) -> TrainingConfig:
     values = {"steps": 20, "log_every": 2, "eval_every": 5, "save_every": 4, "keep": 2}
     return TrainingConfig(**(values | changes))
 

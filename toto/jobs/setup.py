@@ -50,6 +50,8 @@ FREE_TO_CHANGE = {
     "training.eval_every",
     "training.save_every",
     "training.keep",
+    "training.keep_every",
+    "training.background_save",
     "training.timeout_minutes",
 }
 

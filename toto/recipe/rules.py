@@ -90,6 +90,16 @@ def _warmup_ends(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _kept_steps_are_saved(recipe: Recipe) -> Iterator[Problem]:
+    keep, save = recipe.training.keep_every, recipe.training.save_every
+    if keep is not None and keep % save:
+        yield Problem(
+            "training.keep_every",
+            f"{keep} is no multiple of training.save_every {save}: few of those steps are saved",
+            f"Take {-(-keep // save) * save}",
+        )
+
+
 def _task_is_of_verb(recipe: Recipe) -> Iterator[Problem]:
     if recipe.task.verb != recipe.verb:
         yield Problem(
@@ -262,6 +272,7 @@ _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("tokenizer", "clip"), _grid_fits),
     (("tokenizer", "clip", "training"), _batch_fits),
     (("schedule", "training"), _warmup_ends),
+    (("training",), _kept_steps_are_saved),
     (("task",), _task_is_of_verb),
     (("data",), _datasets_differ),
 ]

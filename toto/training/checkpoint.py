@@ -1,52 +1,81 @@
 """Checkpoints that describe themselves: `RUN/checkpoints/step-00000500/`.
 
-    model.safetensors       the trainable part, by parameter name
-    optimizer.safetensors   "<parameter>.<slot>", see optim.py
-    checkpoint.json         CheckpointMeta
+    model.safetensors                       the trainable part, by parameter name
+    optimizer-00000-of-00002.safetensors    rank 0's share: "<parameter>.<slot>", see optim.py
+    optimizer-00001-of-00002.safetensors    rank 1's; together they are the whole optimizer
+    checkpoint.json                         CheckpointMeta
 
-A checkpoint is written under a temporary name, synced and renamed, so a folder of that name is
-whole. `checkpoints/latest` holds the name of the one to go on from; it is replaced after that.
+A checkpoint is written under a temporary name, synced and renamed (checkpoint_writer.py), so a
+folder of that name is whole. `checkpoints/latest` holds the name of the one to go on from; it is
+replaced after that. Which rank wrote what does not matter for reading.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from toto.errors import CheckpointError, RunError
-from toto.files import PARTIAL, sync, write_atomic
+from toto.errors import CheckpointError
+from toto.files import PARTIAL
 from toto.registry import Config
 from toto.training.engine import EngineState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
 
 __all__ = [
     "CheckpointMeta",
+    "FileRecord",
     "check_tensors",
     "complete_checkpoints",
+    "discard",
     "find_checkpoint",
     "load_state",
     "load_weights",
     "read_meta",
     "remove_after",
-    "save_checkpoint",
+    "remove_partial",
     "unshared_tensors",
+    "verify",
 ]
 
 MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 META_FILE = "checkpoint.json"
 FOLDER = "checkpoints"
 LATEST = "latest"
 NAMES_SHOWN = 5
+
+
+class FileRecord(Config):
+    """A file beside checkpoint.json.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its content, in hexadecimal; None in format 1, which wrote the size alone.
+    """
+
+    size: NonNegativeInt
+    sha256: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, value: Any) -> Any:
+        return {"size": value} if isinstance(value, int) else value
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """The record of a file as it is now."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(size=path.stat().st_size, sha256=digest)
 
 
 class CheckpointMeta(Config):
@@ -62,10 +91,10 @@ class CheckpointMeta(Config):
         target_tokenizer: likewise of the one whose codes patch inputs predict; None without one.
         data: fingerprint of each source's training dataset.
         versions: of toto, torch and Python; the machine and its threads.
-        files: size in bytes of each file beside this one.
+        files: the files beside this one: the model's and the optimizer's.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     step: NonNegativeInt
     tokens: NonNegativeInt
     seconds: NonNegativeFloat
@@ -74,35 +103,7 @@ class CheckpointMeta(Config):
     target_tokenizer: str | None = None
     data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str | int]
-    files: dict[str, NonNegativeInt] = Field(default_factory=dict)
-
-
-def save_checkpoint(folder: Path, state: EngineState, meta: CheckpointMeta, *, keep: int) -> Path:
-    """Save into `folder` (a run's `checkpoints/`) and keep the newest `keep` of them.
-
-    Returns:
-        The folder of the new checkpoint.
-
-    Raises:
-        RunError: the disk is full or refuses. What was half written is removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_partial(folder)
-    target = folder / f"step-{meta.step:08d}"
-    partial = folder / (target.name + PARTIAL)
-    try:
-        _write(partial, state, meta)
-        if target.exists():  # a save that was killed before it moved `latest`
-            shutil.rmtree(target)
-        partial.rename(target)
-        sync(folder)
-        write_atomic(folder / LATEST, target.name + "\n")
-    except (OSError, SafetensorError) as error:
-        _remove_partial(folder)
-        raise RunError(_not_saved(folder, state, meta, error)) from error
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+    files: dict[str, FileRecord] = Field(default_factory=dict)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -141,10 +142,26 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def remove_after(checkpoint: Path) -> None:
     """Remove what a run left beyond the checkpoint it goes on from: later and half-written ones."""
-    _remove_partial(checkpoint.parent)
+    remove_partial(checkpoint.parent)
     for other in complete_checkpoints(checkpoint.parent):
         if other.name > checkpoint.name:
-            shutil.rmtree(other)
+            discard(other)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half written in a `checkpoints/` folder."""
+    for leftover in folder.glob(f"*{PARTIAL}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; at no moment does half of one look whole."""
+    going = checkpoint.with_name(f"{checkpoint.name}.old{PARTIAL}")
+    checkpoint.rename(going)
+    shutil.rmtree(going)
 
 
 def read_meta(checkpoint: Path) -> CheckpointMeta:
@@ -153,34 +170,34 @@ def read_meta(checkpoint: Path) -> CheckpointMeta:
     Raises:
         CheckpointError: a file that is missing, cut off or of another version of the format.
     """
-    path = checkpoint / META_FILE
-    try:
-        meta = CheckpointMeta.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        _refuse(checkpoint, f"it has no {META_FILE}")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        _refuse(checkpoint, f"{META_FILE} is not readable: {where} {first['msg']}")
-    for name, size in meta.files.items():
-        file = checkpoint / name
-        if not file.is_file():
-            _refuse(checkpoint, f"{name} is missing")
-        if file.stat().st_size != size:
-            found = file.stat().st_size
-            _refuse(checkpoint, f"{name} has {found:,} bytes where {size:,} were written")
-    return meta
+    return _checked(checkpoint, _with_sizes)
+
+
+def verify(checkpoint: Path) -> None:
+    """Read every file of a checkpoint and hold it to the checksum it was written with.
+
+    Raises:
+        CheckpointError: see `read_meta`; or a file whose content has changed. It names the file
+            and the newest other checkpoint that is as it was written.
+    """
+    _checked(checkpoint, _with_checksums)
 
 
 def load_state(checkpoint: Path) -> EngineState:
-    """Weights and optimizer state, on the CPU.
+    """Weights and the whole optimizer state, on the CPU, however many ranks wrote them.
+
+    `verify` it first where it matters: this checks sizes alone.
 
     Raises:
         CheckpointError: see `read_meta`; or a file that is no safetensors file.
     """
     meta = read_meta(checkpoint)
     model = _load(checkpoint, MODEL_FILE)
-    return EngineState(meta.step, model, _load(checkpoint, OPTIMIZER_FILE))
+    optimizer: dict[str, Tensor] = {}
+    for name in meta.files:
+        if name != MODEL_FILE:
+            optimizer |= _load(checkpoint, name)
+    return EngineState(meta.step, model, optimizer)
 
 
 def load_weights(checkpoint: Path, module: nn.Module) -> CheckpointMeta:
@@ -234,53 +251,76 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         )
 
 
-def _write(partial: Path, state: EngineState, meta: CheckpointMeta) -> None:
-    partial.mkdir()
-    for name, tensors in ((MODEL_FILE, state.model), (OPTIMIZER_FILE, state.optimizer)):
-        file = partial / name
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
-        sync(file)
-    sizes = {name: (partial / name).stat().st_size for name in (MODEL_FILE, OPTIMIZER_FILE)}
-    whole = meta.model_copy(update={"files": sizes})
-    write_atomic(partial / META_FILE, whole.model_dump_json(indent=1) + "\n")
+class _FaultError(Exception):
+    """What is wrong with a checkpoint's files."""
 
 
-def _remove_partial(folder: Path) -> None:
-    for leftover in folder.glob(f"*{PARTIAL}"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+def _checked(checkpoint: Path, check: Callable[[Path], CheckpointMeta]) -> CheckpointMeta:
+    try:
+        return check(checkpoint)
+    except _FaultError as fault:
+        raise CheckpointError(_broken(checkpoint, str(fault), check)) from fault
 
 
-def _not_saved(folder: Path, state: EngineState, meta: CheckpointMeta, error: Exception) -> str:
-    tensors = [*state.model.values(), *state.optimizer.values()]
-    needed = sum(tensor.nbytes for tensor in tensors) / 1e6
-    free = shutil.disk_usage(folder).free / 1e6
-    good = complete_checkpoints(folder)
-    stands = (
-        f"{good[-1]} stands, and only the steps since are lost"
-        if good
-        else "there is no earlier checkpoint"
-    )
-    return (
-        f"the checkpoint of step {meta.step} could not be saved in {folder}: {error}. It needs "
-        f"{needed:,.1f} MB, the disk has {free:,.1f} MB free; {stands}. Make room, then go on "
-        "with --resume"
-    )
+def _with_sizes(checkpoint: Path) -> CheckpointMeta:
+    path = checkpoint / META_FILE
+    try:
+        meta = CheckpointMeta.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise _FaultError(f"it has no {META_FILE}") from error
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _FaultError(f"{META_FILE} is not readable: {where} {first['msg']}") from invalid
+    for name, record in meta.files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise _FaultError(f"{name} is missing")
+        found = file.stat().st_size
+        if found != record.size:
+            raise _FaultError(f"{name} has {found:,} bytes where {record.size:,} were written")
+    return meta
+
+
+def _with_checksums(checkpoint: Path) -> CheckpointMeta:
+    meta = _with_sizes(checkpoint)
+    for name, record in meta.files.items():
+        if record.sha256 is None:  # format 1
+            continue
+        try:
+            found = FileRecord.of(checkpoint / name)
+        except OSError as error:
+            raise _FaultError(f"{name} cannot be read: {error}") from error
+        if found != record:
+            raise _FaultError(f"the content of {name} is not what was written (sha256 differs)")
+    return meta
 
 
 def _load(checkpoint: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(checkpoint / name)
     except (OSError, SafetensorError) as error:
-        _refuse(checkpoint, f"{name} cannot be read: {error}")
+        fault = f"{name} cannot be read: {error}"
+        raise CheckpointError(_broken(checkpoint, fault, _with_sizes)) from error
 
 
-def _refuse(checkpoint: Path, what: str) -> NoReturn:
+def _broken(checkpoint: Path, fault: str, check: Callable[[Path], CheckpointMeta]) -> str:
     others = [path for path in complete_checkpoints(checkpoint.parent) if path != checkpoint]
-    mend = f"{others[-1]} is another of the run" if others else "Its run has no other checkpoint"
-    raise CheckpointError(f"the checkpoint {checkpoint} is broken: {what}. {mend}")
+    good = next((other for other in reversed(others) if _passes(other, check)), None)
+    mend = (
+        f"{good} is another of the run; to go on from it remove the broken folder"
+        if good
+        else "Its run has no other checkpoint"
+    )
+    return f"the checkpoint {checkpoint} is broken: {fault}. {mend}"
+
+
+def _passes(checkpoint: Path, check: Callable[[Path], CheckpointMeta]) -> bool:
+    try:
+        check(checkpoint)
+    except _FaultError:
+        return False
+    return True
 
 
 def _runs_beside(path: Path) -> str:

@@ -53,6 +53,14 @@ class TrainingConfig(Config):
     eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")
     save_every: PositiveInt = 500
     keep: PositiveInt = Field(2, description="checkpoints kept, the newest")
+    keep_every: PositiveInt | None = Field(
+        None, description="checkpoints of every so many steps are kept for good, besides"
+    )
+    background_save: bool = Field(
+        True,
+        description="copy a checkpoint to host memory, as much again as weights and optimizer "
+        "state, and write it behind the next steps; false: the run waits",
+    )
     timeout_minutes: PositiveFloat = Field(
         30.0, description="how long a rank waits for another within a step before the run ends"
     )

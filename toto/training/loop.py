@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from toto.errors import UserError
-from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, save_checkpoint
+from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, verify
+from toto.training.checkpoint_background import open_writer
 from toto.training.engine import B, Engine, StepResult
 from toto.training.interrupt import Interrupt
 from toto.training.machine import versions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from toto.training.checkpoint_writer import CheckpointWriter
     from toto.training.config import TrainingConfig
     from toto.training.distributed import Ranks
     from toto.training.progress import Display
@@ -115,7 +117,8 @@ def train(
     evaluated = ranks.from_first(lambda: cut_back(run.metrics, engine.steps_done))
     first, steps = engine.steps_done, settings.steps
     recorder = open_recorder(ranks, run.metrics, first)
-    with Interrupt() as interrupt, recorder, display:
+    checkpoints = open_writer(run.checkpoints, settings, ranks)
+    with Interrupt() as interrupt, recorder, display, checkpoints:
         session = _Session(
             engine=engine,
             settings=settings,
@@ -126,6 +129,7 @@ def train(
             description=description,
             display=display,
             recorder=recorder,
+            checkpoints=checkpoints,
             spent=spent,
         )
         display.begin(first, steps)
@@ -136,7 +140,8 @@ def train(
         for step, micro_batches in zip(range(first, steps), stream, strict=True):
             torch.manual_seed(step_seed(seed, step, ranks.rank))
             session.record(engine.step(micro_batches))
-            stopped = ranks.any(interrupt.requested)  # a signal to one rank stops all
+            # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
+            stopped = ranks.any(interrupt.requested or checkpoints.failed)
             if stopped:
                 break
             # Saved first: an evaluation that is cut short is made by the resumed run.
@@ -148,6 +153,7 @@ def train(
             if stopped:
                 break
         checkpoint = session.save()
+        checkpoints.drain()
     return TrainResult(engine.steps_done, session.seconds(), stopped, checkpoint)
 
 
@@ -172,6 +178,7 @@ class _Session(Generic[B]):
         description: Description,
         display: Display,
         recorder: Recorder,
+        checkpoints: CheckpointWriter,
         spent: float,
     ) -> None:
         self._engine = engine
@@ -183,6 +190,7 @@ class _Session(Generic[B]):
         self._description = description
         self._display = display
         self._recorder = recorder
+        self._checkpoints = checkpoints
         self._begun = time.perf_counter() - spent
         self._saved: tuple[int, Path] | None = None
         if run.checkpoint is not None:
@@ -263,10 +271,7 @@ class _Session(Generic[B]):
             data=self._description.data,
             versions=versions() | {"ranks": self._ranks.world},
         )
-        state = self._engine.state()
-        path = self._ranks.from_first(
-            lambda: save_checkpoint(self._run.checkpoints, state, meta, keep=self._settings.keep)
-        )
+        path = self._checkpoints.save(self._engine.state(), meta)
         self._saved = (step, path)
         return path
 
@@ -281,7 +286,9 @@ def _restore(
     """Load the run's checkpoint, if it has one; the seconds that the run has taken so far."""
     if run.checkpoint is None:
         return 0.0
-    meta = read_meta(run.checkpoint)
+    checkpoint = run.checkpoint
+    ranks.from_first(lambda: verify(checkpoint))
+    meta = read_meta(checkpoint)
     if meta.step > settings.steps:
         raise UserError(
             f"training.steps is {settings.steps}, and {run.checkpoint} has {meta.step} steps "

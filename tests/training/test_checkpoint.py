@@ -20,7 +20,8 @@ from toto.training.checkpoint import (
     unshared_tensors,
     verify,
 )
-from toto.training.checkpoint_writer import BackgroundWriter, CheckpointWriter
+from toto.training.checkpoint_background import BackgroundWriter
+from toto.training.checkpoint_writer import CheckpointWriter
 
 OPTIMIZER = "optimizer-00000-of-00001.safetensors"
 WRITERS = [CheckpointWriter, BackgroundWriter]
@@ -152,9 +153,11 @@ def test_a_write_that_the_system_refuses_is_handled_alike(tmp_path, engine, kind
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(RunError, match=r"could not be saved .*no earlier checkpoint"):
-            with kind(folder=tmp_path, keep=1) as writer:
-                writer.save(state, toy_meta(1))
+        with (
+            pytest.raises(RunError, match=r"could not be saved .*no earlier checkpoint"),
+            kind(folder=tmp_path, keep=1) as writer,
+        ):
+            writer.save(state, toy_meta(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Writing checkpoints: every rank its part, the first rank the whole; behind the steps or not.
+"""Writing checkpoints: every rank its part, the first rank the whole.
 
     RUN/checkpoints/step-00000500.partial/       becomes step-00000500/ by one rename
         model.safetensors                        of rank 0
@@ -8,14 +8,14 @@
         checkpoint.json                          of rank 0, once all the others are done
     RUN/checkpoints/step-00000500.failed.partial why rank 0 gave the checkpoint up, for the others
 
-The ranks speak through these files alone: a collective in a thread would meet those of the steps.
+The ranks speak through these files alone: a collective in the thread that checkpoint_background.py
+writes in would meet those of the steps.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -40,19 +39,16 @@ from toto.training.checkpoint import (
     discard,
     remove_partial,
 )
-from toto.training.engine import EngineState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
-    from torch import Tensor
-
     from toto.training.checkpoint import CheckpointMeta
-    from toto.training.config import TrainingConfig
+    from toto.training.engine import EngineState
 
-__all__ = ["BackgroundWriter", "CheckpointWriter", "open_writer"]
+__all__ = ["CheckpointWriter"]
 
 T = TypeVar("T")
 
@@ -60,27 +56,6 @@ PATIENCE = timedelta(minutes=30)
 # Once this rank ends by an error the others may be gone as well.
 GRACE = timedelta(seconds=30)
 POLL_SECONDS = 0.05
-
-
-def open_writer(
-    folder: Path, settings: TrainingConfig, *, rank: int = 0, world: int = 1
-) -> CheckpointWriter:
-    """The writer that the settings ask for; enter it before the first step.
-
-    Args:
-        folder: a run's `checkpoints/`, which all ranks see.
-        settings: how, and how many are kept.
-        rank: of this process.
-        world: number of ranks.
-    """
-    kind = BackgroundWriter if settings.background_save else CheckpointWriter
-    return kind(
-        folder=folder,
-        keep=settings.keep,
-        keep_every=settings.keep_every,
-        rank=rank,
-        world=world,
-    )
 
 
 @dataclass(kw_only=True)
@@ -149,7 +124,7 @@ class CheckpointWriter:
                 good one, which stands. What was half written is removed.
         """
         target = self._path(meta.step)
-        unfinished = target.with_name(target.name + PARTIAL)
+        unfinished = _unfinished(target)
         try:
             unfinished.mkdir(parents=True, exist_ok=True)
             files = self._write(unfinished, state)
@@ -160,9 +135,7 @@ class CheckpointWriter:
                 _Part(files=files).write(unfinished, self.rank)
                 self._wait_for(target)
         except (OSError, SafetensorError, _UndeliveredError) as error:
-            message = self._message(state, meta, error)
-            self._clean_up(unfinished, target, message if self.rank == 0 else str(error))
-            raise RunError(message) from error
+            raise RunError(self._given_up(state, meta, error)) from error
         return target
 
     def drain(self) -> None:
@@ -213,13 +186,14 @@ class CheckpointWriter:
                 discard(old)
 
     def _wait_for(self, target: Path) -> None:
-        """Until rank 0 has published it, or given it up."""
+        """Until rank 0 has published it.
+
+        Raises:
+            RunError: rank 0 has given it up.
+        """
 
         def outcome() -> str | None:
-            if target.exists():
-                return ""
-            failure = _failure_file(target)
-            return failure.read_text(encoding="utf-8") if failure.exists() else None
+            return "" if target.exists() else _refusal(target)
 
         # Rank 0 itself may wait that long for others.
         if refusal := self._wait(outcome, 2 * self.timeout, "rank 0 did not publish it"):
@@ -234,17 +208,25 @@ class CheckpointWriter:
             time.sleep(POLL_SECONDS)
         return value
 
-    def _clean_up(self, unfinished: Path, target: Path, reason: str) -> None:
-        """Make room, then tell the other ranks. A disk that fails may well refuse this too."""
-        if self.rank == 0:
+    def _given_up(self, state: EngineState, meta: CheckpointMeta, error: Exception) -> str:
+        """Remove what is half written and tell the other ranks; the message for the user."""
+        target = self._path(meta.step)
+        unfinished = _unfinished(target)
+        message = self._message(state, meta, error)
+        if self.world == 1:
             shutil.rmtree(unfinished, ignore_errors=True)
-        with suppress(OSError):
-            if self.rank > 0:
-                for name in unfinished.glob(f"*-{self.rank:05d}-of-*"):
-                    name.unlink()
-                _Part(error=reason).write(unfinished, self.rank)
-            elif self.world > 1:
-                write_atomic(_failure_file(target), reason)
+            return message
+        if self.rank == 0:
+            _refuse(target, message)  # first, so that they know why the folder goes
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if _refusal(target) is None:
+                _refuse(target, message)  # now there is room
+            return message
+        for file in unfinished.glob(f"*-{self.rank:05d}-of-*"):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # as in _refuse
+            _Part(error=str(error)).write(unfinished, self.rank)
+        return _refusal(target) or message
 
     def _message(self, state: EngineState, meta: CheckpointMeta, error: Exception) -> str:
         good = complete_checkpoints(self.folder)
@@ -263,82 +245,6 @@ class CheckpointWriter:
             f"{what}. It needs {needed:,.1f} MB, the disk has {free:,.1f} MB free; {stands}. "
             "Make room, then go on with --resume"
         )
-
-
-@dataclass(kw_only=True)
-class BackgroundWriter(CheckpointWriter):
-    """Training waits for a copy to host memory alone; a thread writes it behind the next steps.
-
-    At most one checkpoint is being written: the next `save` waits for it. The host buffers, which
-    cost the memory of this rank's part once more, are made by the first save and used again; those
-    of a GPU's tensors are pinned, and torch rounds each pinned one up to a power of two bytes.
-    """
-
-    _buffers: _HostBuffers = field(default_factory=lambda: _HostBuffers(), init=False)
-    _writing: _Work | None = field(default=None, init=False)
-
-    @property
-    def failed(self) -> bool:
-        """See `CheckpointWriter.failed`."""
-        return self._writing is not None and self._writing.failure is not None
-
-    def save(self, state: EngineState, meta: CheckpointMeta) -> Path:
-        """See `CheckpointWriter.save`; returns when the tensors may change."""
-        self.drain()
-        self._writing = _Work(partial(super().save, self._buffers.copy(state), meta))
-        self._writing.start()
-        return self._path(meta.step)
-
-    def drain(self) -> None:
-        """See `CheckpointWriter.drain`."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.join()
-            if writing.failure is not None:
-                raise writing.failure
-
-
-class _Work(threading.Thread):
-    """A call in a thread that does not outlive the process, and the exception it ended with."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        super().__init__(name="checkpoint", daemon=True)
-        self._call = call
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:  # the main thread raises it
-            self.failure = error
-
-
-class _HostBuffers:
-    """Tensors in host memory that hold a state while the live one moves on."""
-
-    def __init__(self) -> None:
-        self._model: dict[str, Tensor] = {}
-        self._optimizer: dict[str, Tensor] = {}
-
-    def copy(self, state: EngineState) -> EngineState:
-        """The same state in the buffers, until the next call."""
-        self._model = _filled(self._model, state.model)
-        self._optimizer = _filled(self._optimizer, state.optimizer)
-        tensors = [*state.model.values(), *state.optimizer.values()]
-        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-            torch.cuda.current_stream(device).synchronize()
-        return EngineState(state.steps_done, self._model, self._optimizer)
-
-
-def _filled(buffers: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors copied into the buffer of their name, which is made where there is none."""
-    filled = {}
-    for name, tensor in tensors.items():
-        buffer = buffers.get(name)
-        if buffer is None:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        filled[name] = buffer.copy_(tensor, non_blocking=True)
-    return filled
 
 
 class _UndeliveredError(Exception):
@@ -369,5 +275,21 @@ def _done_file(unfinished: Path, rank: int) -> Path:
     return unfinished / f"rank-{rank:05d}.done"
 
 
+def _unfinished(target: Path) -> Path:
+    return target.with_name(target.name + PARTIAL)
+
+
 def _failure_file(target: Path) -> Path:
     return target.with_name(f"{target.name}.failed{PARTIAL}")
+
+
+def _refuse(target: Path, why: str) -> None:
+    """Leave word for the other ranks; without it they wait for the timeout."""
+    with suppress(OSError):  # the disk that made the checkpoint fail may refuse this too
+        write_atomic(_failure_file(target), why)
+
+
+def _refusal(target: Path) -> str | None:
+    """What rank 0 has left word of."""
+    file = _failure_file(target)
+    return file.read_text(encoding="utf-8") if file.exists() else None

@@ -8,12 +8,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from command_line import tiny_recipe, toto, toto_process, write_recipe
 
 from toto.data.index import Dataset
-from toto.errors import CheckpointError
+from toto.errors import CheckpointError, RunError
 from toto.jobs.finetune import FinetuneRequest, finetune_recipe
 from toto.jobs.sources import MAKERS
 from toto.jobs.trained import resolve_run
@@ -339,3 +340,11 @@ def test_baselines_of_a_small_source_are_counted_over_few_epochs(
         (line,) = re.findall(r"counting tokens of videos: (\d+) of \1 batches", done.stdout)
         counted[epochs] = int(line)
     assert counted[3] == 3 * counted[1]
+
+
+def test_what_went_wrong_besides_is_printed_below_the_error(tmp_path, monkeypatch):
+    error = RunError("step 9: the loss is not finite")
+    error.add_note("the checkpoint of step 8 could not be saved")
+    monkeypatch.setattr("toto.cli.main.app", mock.Mock(side_effect=error))
+    done = toto("train", cwd=tmp_path, code=1)
+    assert done.stderr.splitlines() == [f"error: {error}", f"besides: {error.__notes__[0]}"]

@@ -91,6 +91,7 @@ class DeepSpeedEngine(Generic[B]):
         settings = deepspeed_settings(training, optimizer)
         self._engine = _initialized(self._forward, self._adamw, settings, self._device)
         self._tensors = _zero_tensors(stage, self._engine.optimizer, self._adamw)
+        self._tensors.begin_slots(0.0)
 
     @property
     def steps_done(self) -> int:
@@ -247,7 +248,11 @@ def _initialized(
 ) -> Any:
     """DeepSpeed's engine."""
     os.environ["DS_ACCELERATOR"] = device.type  # read when it is imported
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # which srun does not set
+    # It takes the GPU from a variable that srun does not set; the ranks have chosen theirs.
+    gpu = torch.cuda.current_device() if device.type == "cuda" else 0
+    os.environ.setdefault("LOCAL_RANK", str(gpu))
+    # On a CPU it else starts a process, numactl, at every bucket of stage 3.
+    os.environ.setdefault("LOCAL_SIZE", "1")
     deepspeed = importlib.import_module("deepspeed")
     # Else it compiles C++ at the first start, and a start that is killed leaves a lock that the
     # next ones wait for without end. Gloo does without.

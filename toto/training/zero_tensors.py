@@ -58,7 +58,7 @@ class ZeroTensors(ABC):
 
     @abstractmethod
     def slots(self, parameter: Parameter) -> dict[str, Tensor]:
-        """The optimizer's state of a parameter, whole; none before its first step."""
+        """The optimizer's state of a parameter, whole; none where it has had no gradient yet."""
 
     @abstractmethod
     def set_weight(self, parameter: Parameter, weight: Tensor) -> None:
@@ -115,11 +115,9 @@ class _Parted(ZeroTensors):
         return weight
 
     def slots(self, parameter: Parameter) -> dict[str, Tensor]:
-        state = self._adamw.state.get(self._flats()[0])
-        if not state:
-            return {}
         moments = {slot: safe_get_full_optimizer_state(parameter, slot) for slot in MOMENTS}
-        return moments | {"step": state["step"]}
+        step = self._adamw.state[self._flats()[0]]["step"]
+        return moments | {"step": step.clone()}  # a file holds no tensor twice
 
     def begin_slots(self, step: float) -> None:
         for flat in self._flats():
@@ -145,7 +143,8 @@ class _PartedState(_Parted):
 
     def begin_slots(self, step: float) -> None:
         super().begin_slots(step)
-        # DeepSpeed looks for the state once, after the first step; this one is new.
+        # DeepSpeed looks for it once, when the first group of parameters has had its first step
+        # and the others have no state yet.
         self._wrapped._hp_optimizer_states_linked = False
         self._wrapped._lazy_init_hp_params_optimizer_state()
 

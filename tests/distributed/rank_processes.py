@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
 import socket
 import traceback
 from datetime import timedelta
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 # Forked from a process that has imported the slow packages once.
+os.environ["DS_ACCELERATOR"] = "cpu"
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "rank_processes"])
+SERVER.set_forkserver_preload(["deepspeed", "rank_processes", "torch._inductor.compile_fx"])
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -86,6 +89,7 @@ def _rank_process(
     args: tuple[object, ...],
 ) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage by hand, through all that torch has imported
     try:
         with joined_ranks(launch, device="cpu", timeout=timeout) as ranks:
             value = function(ranks, *args)

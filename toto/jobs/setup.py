@@ -33,7 +33,8 @@ __all__ = ["RECIPE_FILE", "RUN_FILE", "begun_run", "read_recipe_for", "record_ru
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 
-# What may differ when a run is resumed: none of it changes a number.
+# What may differ when a run is resumed: none of it changes a number, but for the order in which
+# micro-batches, ranks and engines add up floats.
 FREE_TO_CHANGE = {
     "title",
     "output",
@@ -49,9 +50,11 @@ FREE_TO_CHANGE = {
     "training.log_every",
     "training.eval_every",
     "training.save_every",
+    "training.engine",
     "training.keep",
     "training.keep_every",
     "training.background_save",
+    "training.micro_batch",
     "training.timeout_minutes",
 }
 
@@ -100,7 +103,7 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
     asked = recipe.training
     if not recipe.task.compiles:
         asked = asked.model_copy(update={"compile": False})
-    training, notes = resolve_machine(asked)
+    training, notes = resolve_machine(asked, world=launch.world)
     recipe = recipe.model_copy(update={"training": training})
     timeout = timedelta(minutes=training.timeout_minutes)
     with joined_ranks(launch, device=training.device, timeout=timeout) as ranks:
@@ -135,6 +138,8 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
     compiled = "compiled" if training.compile else "eager"
     several = f"{ranks.world} ranks, each " if ranks.world > 1 else ""
     say(f"  machine: {several}{training.device}, {training.precision}, {compiled}")
+    if training.engine == "deepspeed":
+        say(f"  engine: DeepSpeed, ZeRO {training.deepspeed.zero_stage}")
     for note in notes:
         say(f"  note: {note}")
     if run.checkpoint is not None:
@@ -161,7 +166,8 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
     free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
         key for key in now.keys() | then.keys()
-        if now.get(key) != then.get(key) and key not in free
+        if now.get(key) != then.get(key)
+        and key not in free and not key.startswith("training.deepspeed.")
     )  # fmt: skip
     if changed:
         lines = [f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now" for key in changed]

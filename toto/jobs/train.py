@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask
 from toto.training.checkpoint import check_tensors, load_weights, read_meta
+from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
@@ -37,12 +39,13 @@ if TYPE_CHECKING:
 
     from toto.data.batch import Batch
     from toto.training.distributed import Ranks
+    from toto.training.engine import Engine
     from toto.training.rundir import RunDirectory
 
 __all__ = [
     "evaluated",
-    "make_engine",
     "run_training",
+    "running_engine",
     "start_training",
     "train_task",
     "validation_batches",
@@ -92,7 +95,18 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory) -> TrainResult:
     task = NextTokenTask(model, tokenizer, target_tokenizer)
     if recipe.init_from is not None and run.checkpoint is None:
         _load_initial(recipe.init_from, task)
-    engine = make_engine(recipe, task)
+    with running_engine(recipe, task, ranks) as engine:
+        return _trained(recipe, task, engine, sources, ranks, run)
+
+
+def _trained(
+    recipe: TrainRecipe,
+    task: NextTokenTask,
+    engine: Engine[Batch],
+    sources: Sequence[Source],
+    ranks: Ranks,
+    run: RunDirectory,
+) -> TrainResult:
     held_out = {
         source.name: [
             _tokenized(task, batch) for batch in validation_batches(recipe, source, ranks)
@@ -119,25 +133,35 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory) -> TrainResult:
     )
 
 
-def make_engine(recipe: Recipe, task: Task[Batch]) -> LocalEngine[Batch]:
-    """The engine of a recipe whose machine is settled, compiled if the recipe says so."""
+@contextmanager
+def running_engine(recipe: Recipe, task: Task[Batch], ranks: Ranks) -> Iterator[Engine[Batch]]:
+    """The engine of a recipe whose machine is settled, compiled if the recipe says so.
+
+    It is closed with the block.
+    """
     training = recipe.training
-    assert training.precision != "auto"
-    engine = LocalEngine(
-        task,
-        recipe.optimizer,
-        WarmupCosine(recipe.schedule, peak=recipe.optimizer.lr, steps=training.steps),
-        device=torch.device(training.device),
-        precision=training.precision,
-    )
-    if training.compile:
-        engine.compile()
-    return engine
+    schedule = WarmupCosine(recipe.schedule, peak=recipe.optimizer.lr, steps=training.steps)
+    engine: Engine[Batch]
+    if training.engine == "deepspeed":
+        engine = DeepSpeedEngine(task, training, recipe.optimizer, schedule, ranks=ranks)
+    else:
+        assert training.precision != "auto"
+        engine = LocalEngine(
+            task,
+            recipe.optimizer,
+            schedule,
+            device=torch.device(training.device),
+            precision=training.precision,
+        )
+    with closing(engine):
+        if training.compile:
+            engine.compile()
+        yield engine
 
 
 def train_task(
     recipe: Recipe,
-    engine: LocalEngine[Batch],
+    engine: Engine[Batch],
     sources: Sequence[Source],
     *,
     ranks: Ranks,
@@ -260,9 +284,7 @@ def validation_batches(recipe: Recipe, source: Source, ranks: Ranks) -> list[Bat
     )
 
 
-def evaluated(
-    engine: LocalEngine[Batch], batches: Sequence[Batch], ranks: Ranks
-) -> dict[str, Mean]:
+def evaluated(engine: Engine[Batch], batches: Sequence[Batch], ranks: Ranks) -> dict[str, Mean]:
     """The metrics of all ranks' batches; this rank has as many as the others."""
     return ranks.total(sum_metrics(engine.evaluate(batch) for batch in batches))
 

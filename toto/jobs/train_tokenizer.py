@@ -12,7 +12,7 @@ from toto.data.config import TOGETHER
 from toto.jobs.console import say
 from toto.jobs.setup import begun_run, read_recipe_for
 from toto.jobs.sources import open_sources
-from toto.jobs.train import evaluated, make_engine, train_task, validation_batches
+from toto.jobs.train import evaluated, running_engine, train_task, validation_batches
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
 from toto.tokenizers.quality import codebook_stats
@@ -23,8 +23,11 @@ from toto.training.task import Mean, sum_metrics
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from toto.data.batch import Batch
+    from toto.jobs.sources import Source
     from toto.tokenizers.base import Tokenizer
     from toto.training.distributed import Ranks
+    from toto.training.engine import Engine
     from toto.training.rundir import RunDirectory
 
 __all__ = ["run_tokenizer_training", "start_tokenizer_training"]
@@ -63,7 +66,18 @@ def _run(recipe: TokenizerRecipe, ranks: Ranks, run: RunDirectory) -> dict[str, 
     torch.manual_seed(recipe.seed)
     tokenizer = recipe.tokenizer.build()
     assert isinstance(recipe.task, TokenizerTaskConfig)
-    engine = make_engine(recipe, recipe.task.build(tokenizer))
+    with running_engine(recipe, recipe.task.build(tokenizer), ranks) as engine:
+        return _trained(recipe, tokenizer, engine, sources, ranks, run)
+
+
+def _trained(
+    recipe: TokenizerRecipe,
+    tokenizer: Tokenizer,
+    engine: Engine[Batch],
+    sources: Sequence[Source],
+    ranks: Ranks,
+    run: RunDirectory,
+) -> dict[str, Values]:
     held_out = {
         source.name: validation_batches(recipe, source, ranks)
         for source in sources

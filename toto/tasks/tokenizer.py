@@ -29,6 +29,11 @@ class TokenizerTask(Task[Batch]):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that is trained."""
 
+    @property
+    def can_be_parted(self) -> bool:
+        """No: a step may read a weight beside its module, or set one."""
+        return False
+
     def num_targets(self, batch: Batch) -> int:
         """Values, three a pixel; padding has none."""
         return 0 if batch.padding else _pixels(batch).numel()

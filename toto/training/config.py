@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from toto.registry import Config
 
-__all__ = ["OptimizerConfig", "ScheduleConfig", "TrainingConfig"]
+__all__ = ["DeepSpeedConfig", "OptimizerConfig", "ScheduleConfig", "TrainingConfig"]
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -30,6 +30,35 @@ class ScheduleConfig(Config):
     final_fraction: float = Field(0.1, ge=0.0, le=1.0)
 
 
+class DeepSpeedConfig(Config):
+    """How DeepSpeed shares weights, gradients and optimizer state among the ranks."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="what each rank holds only its part of: 0 nothing, 1 the optimizer's state, "
+        "2 the gradients too, 3 the weights too",
+    )
+    overlap_comm: bool = Field(
+        True, description="send gradients while the backward pass computes the next ones"
+    )
+    bucket_elements: PositiveInt = Field(
+        100_000_000, description="elements sent together; each bucket needs memory"
+    )
+    prefetch_elements: NonNegativeInt = Field(
+        50_000_000, description="stage 3: elements of weights fetched ahead"
+    )
+    persistent_elements: NonNegativeInt = Field(
+        100_000, description="stage 3: weights of fewer elements stay whole on every rank"
+    )
+    offload_optimizer: bool = Field(
+        False, description="keep and step the optimizer's state in the memory of the CPU"
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="other settings of DeepSpeed by its own names, which DeepSpeed checks",
+    )
+
+
 class TrainingConfig(Config):
     """Length, batch and machine of a run."""
 
@@ -48,6 +77,10 @@ class TrainingConfig(Config):
         "backward pass: less memory for more time",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["auto", "local", "deepspeed"] = Field(
+        "auto", description="auto: local on one rank, deepspeed on several; settled before the run"
+    )
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 500
     eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")

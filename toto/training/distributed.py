@@ -6,7 +6,7 @@ import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,7 @@ class Ranks:
         """The values of all ranks, in their order; each can be pickled."""
         if self.world == 1:
             return [value]
-        found: list[T | None] = [None] * self.world
+        found: list[Any] = [None] * self.world
         with _lost_ranks():
             dist.all_gather_object(found, value)
         return found
@@ -74,7 +74,7 @@ class Ranks:
         """Element by element over the ranks, in float64."""
         totals = torch.tensor(values, dtype=torch.float64)
         self.sum_(totals)
-        return totals.tolist()  # type: ignore[no-any-return]
+        return totals.tolist()
 
     def sum_(self, tensor: Tensor) -> None:
         """Sum a tensor of the CPU or of the run's device over the ranks, in place."""

@@ -1,6 +1,6 @@
 """The contract of an engine: it owns the weights, the optimizer and the device; the loop does not.
 
-`LocalEngine` is one process on one device.
+`LocalEngine` is one process on one device, `DeepSpeedEngine` any number of them.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class StepResult:
     """One optimizer step.
 
     Attributes:
-        loss: what was minimised, the mean over all targets of the step.
+        loss: what was minimised, the mean over all targets of the step, on all ranks.
         grad_norm: norm of the whole gradient before it was clipped.
         lr: the learning rate of the step.
-        metrics: the task's, summed over the micro-batches, still on the device.
-        num_targets: targets of the step.
+        metrics: the task's, summed over this rank's micro-batches, still on the device.
+        num_targets: targets of the step, of all ranks.
     """
 
     loss: float
@@ -55,12 +55,14 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EngineState:
-    """All that the next step depends on, by parameter name.
+    """All that the next step depends on, by parameter name: the same for every engine.
 
     Attributes:
         steps_done: optimizer steps so far.
-        model: the state dict of the task's trainable part.
-        optimizer: `<parameter>.<slot>` → tensor.
+        model: the state dict of the task's trainable part, weights in fp32; when an engine gives
+            it, on the first rank alone, and empty on others.
+        optimizer: `<parameter>.<slot>` → whole tensor; when an engine gives it, those of the
+            parameters that fall to this rank. The ranks' dictionaries together hold all, each once.
     """
 
     steps_done: int
@@ -80,7 +82,7 @@ class Engine(Protocol[B_contra]):
         """Optimizer steps so far; the next one has this number."""
 
     def step(self, micro_batches: Sequence[B_contra]) -> StepResult:
-        """One optimizer step on the mean over the targets of all the micro-batches.
+        """One optimizer step on the mean over the targets of all ranks' micro-batches.
 
         Raises:
             RunError: the loss or the gradient is not finite; the weights are as before.
@@ -93,10 +95,13 @@ class Engine(Protocol[B_contra]):
         """
 
     def state(self) -> EngineState:
-        """What a checkpoint holds; the tensors are the live ones, not copies."""
+        """What a checkpoint holds: this rank's part of it. All ranks call it together.
+
+        The tensors may be the live ones, not copies.
+        """
 
     def load_state(self, state: EngineState) -> None:
-        """Go on from `state`.
+        """Go on from `state`, which is whole on every rank, from whatever engine it came.
 
         Raises:
             CheckpointError: names or shapes differ; each difference is named.
@@ -104,3 +109,6 @@ class Engine(Protocol[B_contra]):
 
     def compile(self) -> None:
         """Compile the task by block, in place."""
+
+    def close(self) -> None:
+        """Release what the engine holds beside its tensors; nothing else works afterwards."""

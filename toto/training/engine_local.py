@@ -6,13 +6,18 @@ import math
 from typing import TYPE_CHECKING, Generic, Literal
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from toto.errors import RunError
 from toto.training.checkpoint import check_tensors, unshared_tensors
+from toto.training.distributed import Ranks
 from toto.training.engine import B, EngineState, StepResult
-from toto.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from toto.training.nonfinite import non_finite
+from toto.training.optim import (
+    build_optimizer,
+    expected_slots,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
@@ -81,7 +86,7 @@ class LocalEngine(Generic[B]):
         *loss_parts, grad_norm = torch.stack([*losses, norm]).tolist()
         if not math.isfinite(sum(loss_parts)) or not math.isfinite(grad_norm):
             self._optimizer.zero_grad()
-            raise RunError(_non_finite(self._steps_done, micro_batches, loss_parts))
+            raise non_finite(self._steps_done, micro_batches, loss_parts, Ranks())
         clip_grads_with_norm_(self._parameters(), self._grad_clip, norm)
         lr = self._schedule(self._steps_done)
         for group in self._optimizer.param_groups:
@@ -113,7 +118,8 @@ class LocalEngine(Generic[B]):
         """See `Engine.load_state`."""
         model = unshared_tensors(self._task.trainable)
         check_tensors(model, state.model, "weights")
-        slots = _expected_slots(self._optimizer, state.optimizer)
+        parameters = dict(self._task.trainable.named_parameters())
+        slots = expected_slots(parameters, state.optimizer)
         check_tensors(slots, state.optimizer, "optimizer state")
         with torch.no_grad():
             for name, tensor in model.items():
@@ -126,49 +132,11 @@ class LocalEngine(Generic[B]):
         """See `Engine.compile`."""
         self._task.compile_blocks()
 
+    def close(self) -> None:
+        """See `Engine.close`."""
+
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
-
-
-def _expected_slots(
-    optimizer: torch.optim.Optimizer, found: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """AdamW's tensors for every parameter that has had a gradient, by name, for their shapes."""
-    started = {key.rpartition(".")[0] for key in found}
-    slots = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            if name in started:
-                slots[f"{name}.exp_avg"] = slots[f"{name}.exp_avg_sq"] = parameter
-                slots[f"{name}.step"] = parameter.new_empty(())
-    return slots
-
-
-def _non_finite(step: int, micro_batches: Sequence[B], losses: list[float]) -> str:
-    """The message: the micro-batches whose loss is not finite, or all if only the gradient is."""
-    pairs = list(zip(micro_batches, losses, strict=True))
-    bad = [batch for batch, loss in pairs if not math.isfinite(loss)]
-    what = "loss" if bad else "gradient"
-    named = bad or list(micro_batches)
-    positions = _ranges(sorted(p for batch in named for p in batch.position_B.tolist()))
-    sources = _ranges(sorted({s for batch in named for s in batch.source_B.tolist()}))
-    return (
-        f"step {step}: the {what} is not finite. Samples: positions {positions} of the stream, "
-        f"sources {sources} (counted from 0). The weights are still those before the step, and "
-        "the checkpoints stand. Lower optimizer.lr, lengthen schedule.warmup_steps, or set "
-        "training.precision to fp32; if one sample is to blame, look at it"
-    )
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Sorted integers in short: [3, 4, 5, 9] → "3-5, 9"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["code_fingerprint", "resolve_machine", "versions"]
 
 
-def resolve_machine(training: TrainingConfig) -> tuple[TrainingConfig, list[str]]:
-    """Settle device, precision and compile before a run, and say what the recipe did not expect.
+def resolve_machine(
+    training: TrainingConfig, *, world: int = 1
+) -> tuple[TrainingConfig, list[str]]:
+    """Settle device, precision, engine and compile before a run, and say what is unexpected.
+
+    Args:
+        training: of the recipe.
+        world: number of ranks.
 
     Returns:
         The config with nothing left at `auto`, and sentences to print.
 
     Raises:
-        UserError: the recipe asks for CUDA, or for bf16 on it, and there is none.
+        UserError: the recipe asks for CUDA and there is none, or for an engine that does not run
+            on so many ranks, or is not installed.
     """
     notes = []
     device = training.device
@@ -51,9 +59,27 @@ def resolve_machine(training: TrainingConfig) -> tuple[TrainingConfig, list[str]
         compiled = False
         notes.append(f"training.compile: off, because {missing}; the run is slower")
     resolved = training.model_copy(
-        update={"device": device, "precision": precision, "compile": compiled}
+        update={
+            "device": device,
+            "precision": precision,
+            "compile": compiled,
+            "engine": _settled_engine(training.engine, world),
+        }
     )
     return resolved, notes
+
+
+def _settled_engine(engine: str, world: int) -> str:
+    if engine == "auto":
+        engine = "local" if world == 1 else "deepspeed"
+    if engine == "local" and world > 1:
+        raise UserError(
+            f"training.engine: local is one process, and {world} ranks were started. Write auto or "
+            "deepspeed, or start one process"
+        )
+    if engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("training.engine: deepspeed is not installed: pip install deepspeed")
+    return engine
 
 
 def versions() -> dict[str, str | int]:

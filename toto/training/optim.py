@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from toto.backbones.base import ParamRole
     from toto.training.config import OptimizerConfig
 
-__all__ = ["build_optimizer", "load_optimizer_tensors", "optimizer_tensors", "parameter_groups"]
+__all__ = [
+    "MOMENTS",
+    "build_optimizer",
+    "expected_slots",
+    "laid_out_as",
+    "load_optimizer_tensors",
+    "optimizer_tensors",
+    "parameter_groups",
+]
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's tensors of the shape of their parameter; beside them "step" counts."""
 
 
 def parameter_groups(
@@ -99,6 +111,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def expected_slots(
+    parameters: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What `<parameter>.<slot>` must be for every parameter that has had a gradient, for its shape.
+
+    Args:
+        parameters: by name; only their shapes count.
+        found: a state, which tells which of them have had one.
+    """
+    started = {key.rpartition(".")[0] for key in found}
+    slots: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        if name in started:
+            slots |= {f"{name}.{slot}": parameter for slot in MOMENTS}
+            slots[f"{name}.step"] = parameter.new_empty(())
+    return slots
+
+
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Replace the state by what `optimizer_tensors` gave, whatever the order of the parameters.
 
@@ -117,7 +147,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict(
         {
             "state": {
-                index: {slot: _laid_out_as(parameter, t) for slot, t in state[name].items()}
+                index: {slot: laid_out_as(parameter, t) for slot, t in state[name].items()}
                 for index, (name, parameter) in enumerate(named)
                 if name in state
             },
@@ -126,7 +156,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     )
 
 
-def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` in the memory order of `parameter`; as it is where its shape is another."""
     if tensor.shape != parameter.shape:  # the number of steps
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -89,6 +89,14 @@ class Task(nn.Module, ABC, Generic[B]):
         """M of µP, by which the rate of hidden matrices is divided; 1 where there is none."""
         return 1.0
 
+    @property
+    def can_be_parted(self) -> bool:
+        """Whether each rank may hold a part of the weights alone.
+
+        So it is where only the modules that own them read them, and only the optimizer sets them.
+        """
+        return True
+
     def compile_blocks(self) -> None:
         """Compile the costly parts in place, block by block; a task that has none stays eager.
 

@@ -1,0 +1,278 @@
+"""The engine of several ranks: DeepSpeed's ZeRO, stages 0 to 3, at any number of them.
+
+DeepSpeed's defaults for gradients are its mean over ranks and micro-batches. Here every loss is
+weighed by its targets over those of the whole step, times the ranks, so that the mean is the
+gradient that one process would have, however the sequences are dealt.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import math
+import os
+import warnings
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from toto.errors import UserError
+from toto.training.checkpoint import check_tensors, unshared_tensors
+from toto.training.deepspeed_settings import deepspeed_settings
+from toto.training.engine import B, EngineState, StepResult
+from toto.training.nonfinite import non_finite
+from toto.training.optim import MOMENTS, build_optimizer, expected_slots
+from toto.training.task import Mean, Task, sum_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch.nn import Parameter
+
+    from toto.training.config import OptimizerConfig, TrainingConfig
+    from toto.training.distributed import Ranks
+    from toto.training.zero_tensors import ZeroTensors
+
+__all__ = ["DeepSpeedEngine", "balanced"]
+
+
+class DeepSpeedEngine(Generic[B]):
+    """Weights, gradients and optimizer state parted among the ranks, as the ZeRO stage says.
+
+    In bf16 the forward pass runs under autocast, as `LocalEngine`'s does; from stage 1 on the
+    weights it reads are bf16 copies of the optimizer's fp32 ones. Buffers, and all that the task
+    does not train, stay as they are.
+
+    Args:
+        task: its trainable part is wrapped; the rest is moved to the device.
+        training: machine, precision, micro-batch and DeepSpeed's settings; nothing is `auto`.
+        optimizer: AdamW's settings and the largest gradient norm.
+        schedule: step, from 0, → learning rate.
+        ranks: this process and the others, which make the same engine.
+
+    Raises:
+        UserError: DeepSpeed refuses its settings, or the task cannot be parted.
+    """
+
+    def __init__(
+        self,
+        task: Task[B],
+        training: TrainingConfig,
+        optimizer: OptimizerConfig,
+        schedule: Callable[[int], float],
+        *,
+        ranks: Ranks,
+    ) -> None:
+        stage = training.deepspeed.zero_stage
+        if stage and not task.can_be_parted:
+            raise UserError(
+                f"training.deepspeed.zero_stage is {stage}, and {type(task).__name__} reads or "
+                "sets weights beside their modules, so that each rank must have them whole: write 0"
+            )
+        task.meet(ranks)
+        self._device = torch.device(training.device)
+        self._task = task.to(self._device).train()
+        self._adamw = build_optimizer(
+            task.trainable, task.param_roles(), optimizer, width_ratio=task.width_ratio
+        )
+        self._forward = _Forward(task, self._device, bf16=training.precision == "bf16")
+        self._grad_clip = optimizer.grad_clip
+        self._schedule = schedule
+        self._ranks = ranks
+        self._steps_done = 0
+        self._parted = stage > 0
+        self._reached: set[Parameter] = set()
+        for parameter in self._parameters().values() if not self._parted else ():
+            parameter.register_post_accumulate_grad_hook(self._reached.add)  # type: ignore[no-untyped-call]
+        settings = deepspeed_settings(training, optimizer)
+        self._engine = _initialized(self._forward, self._adamw, settings, self._device)
+        self._tensors = _zero_tensors(stage, self._engine.optimizer, self._adamw)
+        self._tensors.begin_slots(0.0)
+
+    @property
+    def steps_done(self) -> int:
+        """See `Engine.steps_done`."""
+        return self._steps_done
+
+    def step(self, micro_batches: Sequence[B]) -> StepResult:
+        """See `Engine.step`. Each rank has as many micro-batches, some of which may be padding."""
+        self._task.at_step(self._steps_done)
+        counts = [self._task.num_targets(batch) for batch in micro_batches]
+        total = self._ranks.sum([sum(counts)])[0]
+        lr = self._schedule(self._steps_done)
+        for group in self._adamw.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        losses, metrics = [], []
+        for number, (batch, count) in enumerate(zip(micro_batches, counts, strict=True), start=1):
+            self._engine.set_gradient_accumulation_boundary(number == len(counts))
+            loss, found = self._engine(batch.to(self._device))
+            part = loss * (count / total)
+            self._engine.backward(part * self._ranks.world)
+            losses.append(part.detach())
+            if count:
+                metrics.append(found)
+        loss_parts = torch.stack(losses).tolist()
+        loss = self._ranks.sum([sum(loss_parts)])[0]
+        grad_norm = self._update() if math.isfinite(loss) else math.nan
+        if not math.isfinite(grad_norm):
+            raise non_finite(self._steps_done, micro_batches, loss_parts, self._ranks)
+        self._steps_done += 1
+        return StepResult(loss, grad_norm, lr, sum_metrics(metrics), round(total))
+
+    def evaluate(self, batch: B) -> dict[str, Mean]:
+        """See `Engine.evaluate`."""
+        self._task.eval()
+        try:
+            with torch.no_grad():
+                _, metrics = self._engine(batch.to(self._device))
+        finally:
+            self._task.train()
+        return dict(metrics) if self._task.num_targets(batch) else {}
+
+    def state(self) -> EngineState:
+        """See `Engine.state`; copies on the CPU."""
+        parameters = self._parameters()
+        model = {} if not self._ranks.is_first else unshared_tensors(self._task.trainable)
+        model = {name: tensor.cpu() for name, tensor in model.items() if name not in parameters}
+        optimizer: dict[str, Tensor] = {}
+        sizes = {name: self._tensors.shape(p).numel() for name, p in parameters.items()}
+        owners = balanced(sizes, self._ranks.world)
+        for name, parameter in parameters.items():
+            weight = self._tensors.weight(parameter)
+            slots = self._tensors.slots(parameter)
+            if self._ranks.is_first:
+                model[name] = weight.cpu()
+            if owners[name] == self._ranks.rank:
+                optimizer |= {f"{name}.{slot}": tensor.cpu() for slot, tensor in slots.items()}
+        return EngineState(self._steps_done, model, optimizer)
+
+    def load_state(self, state: EngineState) -> None:
+        """See `Engine.load_state`."""
+        parameters = self._parameters()
+        whole = {
+            name: torch.empty(self._tensors.shape(p), device="meta")
+            for name, p in parameters.items()
+        }
+        model = unshared_tensors(self._task.trainable)
+        check_tensors(model | whole, state.model, "weights")
+        slots = expected_slots(whole, state.optimizer)
+        check_tensors(slots, state.optimizer, "optimizer state")
+        with torch.no_grad():
+            for name, tensor in model.items():
+                if name not in parameters:
+                    tensor.copy_(state.model[name])
+        for name, parameter in parameters.items():
+            self._tensors.set_weight(parameter, state.model[name])
+        self._tensors.begin_slots(float(state.steps_done))
+        for name, parameter in parameters.items():
+            if f"{name}.step" in slots:
+                found = {slot: state.optimizer[f"{name}.{slot}"] for slot in (*MOMENTS, "step")}
+                self._tensors.set_slots(parameter, found)
+        self._steps_done = state.steps_done
+        self._task.at_step(max(state.steps_done - 1, 0))  # as an evaluation would find it
+
+    def compile(self) -> None:
+        """See `Engine.compile`."""
+        self._task.compile_blocks()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.destroy()
+
+    def _update(self) -> float:
+        """The optimizer's step, unless the gradient is not finite; the gradient's norm."""
+        if not self._parted:
+            return self._update_whole()
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return math.nan
+        return float(self._engine.get_global_grad_norm())
+
+    def _update_whole(self) -> float:
+        """At stage 0 gradients are whole and torch's own, and so is all that is done to them."""
+        parameters = list(self._parameters().values())
+        for parameter in parameters:
+            if parameter not in self._reached:
+                parameter.grad = None  # DeepSpeed made it zero, and AdamW would let it decay
+        self._reached.clear()
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = norm.item()
+        if math.isfinite(grad_norm):
+            clip_grads_with_norm_(parameters, self._grad_clip, norm)
+            self._engine.step()
+        return grad_norm
+
+    def _parameters(self) -> dict[str, Parameter]:
+        return dict(self._task.trainable.named_parameters())
+
+
+def balanced(sizes: Mapping[str, int], world: int) -> dict[str, int]:
+    """A rank for each name: the largest first, each to the rank that has least so far."""
+    loads = [0] * world
+    owners = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += sizes[name]
+    return owners
+
+
+class _Forward(nn.Module):
+    """What DeepSpeed wraps: it sees the trainable part alone, and casts and parts nothing else.
+
+    Args:
+        task: whose loss is computed.
+        device: of the batches.
+        bf16: autocast.
+    """
+
+    def __init__(self, task: Task[Any], device: torch.device, *, bf16: bool) -> None:
+        super().__init__()
+        self.trainable = task.trainable
+        self._task = [task]  # in a list, a module is no part of this one
+        self._device = device
+        self._bf16 = bf16
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Mean]]:
+        """Loss and metrics: DeepSpeed looks for the loss in a tuple."""
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            output = self._task[0](batch)
+        return output.loss, output.metrics
+
+
+def _initialized(
+    forward: nn.Module, adamw: torch.optim.AdamW, settings: dict[str, Any], device: torch.device
+) -> Any:
+    """DeepSpeed's engine."""
+    os.environ["DS_ACCELERATOR"] = device.type  # read when it is imported
+    # It takes the GPU from a variable that srun does not set; the ranks have chosen theirs.
+    gpu = torch.cuda.current_device() if device.type == "cuda" else 0
+    os.environ.setdefault("LOCAL_RANK", str(gpu))
+    # On a CPU it else starts a process, numactl, at every bucket of stage 3.
+    os.environ.setdefault("LOCAL_SIZE", "1")
+    deepspeed = importlib.import_module("deepspeed")
+    # Else it compiles C++ at the first start, and a start that is killed leaves a lock that the
+    # next ones wait for without end. Gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # From inside DeepSpeed; torch 2.13 has new names for what it calls.
+    warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every optimizer but its own
+    try:
+        with redirect_stdout(io.StringIO()):  # figures of memory
+            engine, *_ = deepspeed.initialize(
+                model=forward, optimizer=adamw, config=settings, dist_init_required=False
+            )
+    finally:
+        logger.setLevel(level)
+    return engine
+
+
+def _zero_tensors(stage: int, wrapped: Any, adamw: torch.optim.AdamW) -> ZeroTensors:
+    from toto.training.zero_tensors import zero_tensors  # imports deepspeed
+
+    return zero_tensors(stage, wrapped, adamw)

@@ -122,7 +122,11 @@ def measure(case: Case) -> int:
         # Batches hold codes: the tokenizer is not asked, and this one has no weights.
         task = NextTokenTask(model, PatchConfig(patch_size=8).build())
         return LocalEngine(
-            task, OptimizerConfig(), lambda step: 1e-4, device=device, precision=case.precision  # type: ignore[arg-type]
+            task,
+            OptimizerConfig(),
+            lambda step: 1e-4,
+            device=device,
+            precision=case.precision,  # type: ignore[arg-type]
         )
 
     def batches(codes: int, size: int, frames: int) -> list[Batch]:

@@ -11,12 +11,8 @@ from toto.layers.masks import CAUSAL
 
 CONFIGS = {
     "llama": LlamaConfig(width=64, num_layers=1, num_heads=4, ffn_dim=192),
-    "one key head": LlamaConfig(
-        width=64, num_layers=1, num_heads=4, num_kv_heads=1, ffn_dim=192
-    ),
-    "llama, µP": LlamaConfig(
-        width=64, num_layers=1, num_heads=4, ffn_dim=192, mup_base_width=32
-    ),
+    "one key head": LlamaConfig(width=64, num_layers=1, num_heads=4, num_kv_heads=1, ffn_dim=192),
+    "llama, µP": LlamaConfig(width=64, num_layers=1, num_heads=4, ffn_dim=192, mup_base_width=32),
     "gpt2": Gpt2Config(width=64, num_layers=1, num_heads=4, ffn_dim=256),
     "gpt2, µP": Gpt2Config(width=64, num_layers=1, num_heads=4, ffn_dim=256, mup_base_width=32),
     "mamba": MambaConfig(width=64, num_layers=1),
@@ -68,7 +64,12 @@ def test_formulas_give_the_values(name):
     memory = config.block_memory(ONE)
     assert memory is not None
     sizes = {"B": ONE.batch, "L": ONE.length, "D": config.width}
-    for letter, field in (("N", "num_heads"), ("F", "ffn_dim"), ("R", "dt_rank"), ("S", "state_size")):
+    for letter, field in (
+        ("N", "num_heads"),
+        ("F", "ffn_dim"),
+        ("R", "dt_rank"),
+        ("S", "state_size"),
+    ):
         sizes[letter] = getattr(config, field, 0)
     if isinstance(config, LlamaConfig):
         sizes["M"] = config.num_kv_heads * config.head_dim

@@ -133,7 +133,9 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
     copies = _copies(load, setting)
     moments = [
         Moment("loss", (*standing, *before, *kept, *copies, *_loss_forward(load))),
-        Moment("backward pass of the loss", (*standing, *before, *kept, *copies, *_loss_back(load))),
+        Moment(
+            "backward pass of the loss", (*standing, *before, *kept, *copies, *_loss_back(load))
+        ),
         Moment(
             "backward pass of the last block",
             (*standing, *(before or [_readout_gradient(load)]), *kept, *_block_back(load, setting)),
@@ -197,7 +199,11 @@ def _buckets(load: Load, setting: Setting) -> list[Term]:
     params, size = load.size.total, load.one.product_bytes
     if setting.stage == 0:
         values = min(params, REDUCE_BUCKET)
-        return [Term("buckets", "gradients on their way", f"{size}·min(P, 5e8)", size * values, DEEPSPEED)]
+        return [
+            Term(
+                "buckets", "gradients on their way", f"{size}·min(P, 5e8)", size * values, DEEPSPEED
+            )
+        ]
     # overlap_comm, which is on by default in stage 3 alone, would double the bucket.
     bucket = REDUCE_BUCKET * (2 if setting.stage == 3 else 1)
     terms = [
@@ -249,7 +255,13 @@ def _copies(load: Load, setting: Setting) -> list[Term]:
     blocks, matrices = load.backbone.num_layers, load.block.matrices.bytes
     readout = load.one.product_bytes * load.size.output_macs
     return [
-        Term("activations", "bf16 copies of matrices", "2·P, of matrices", blocks * matrices + readout, "autocast"),
+        Term(
+            "activations",
+            "bf16 copies of matrices",
+            "2·P, of matrices",
+            blocks * matrices + readout,
+            "autocast",
+        ),
     ]
 
 
@@ -267,7 +279,13 @@ def _loss_forward(load: Load) -> list[Term]:
         ]
     part = (FP32 if size == FP32 else FP32 + FP32 + size) * logits // CHUNKS
     return [
-        Term("loss", "gradient of the logits, in parts and joined", f"{2 * size}·S·V", 2 * size * logits, LOSS),
+        Term(
+            "loss",
+            "gradient of the logits, in parts and joined",
+            f"{2 * size}·S·V",
+            2 * size * logits,
+            LOSS,
+        ),
         Term("loss", "the last part's logits", f"{part * CHUNKS // logits}·S·V/16", part, LOSS),
     ]
 
@@ -307,13 +325,25 @@ def _block_back(load: Load, setting: Setting) -> list[Term]:
     ]
     if setting.recompute:
         terms += [
-            Term("activations", f"{kept.what}, of one block", f"{kept.size}·{kept.formula}", kept.bytes, AUTOGRAD)
+            Term(
+                "activations",
+                f"{kept.what}, of one block",
+                f"{kept.size}·{kept.formula}",
+                kept.bytes,
+                AUTOGRAD,
+            )
             for kept in block.inside
         ]
     if copied and block.matrices.bytes:
         times = 1 if setting.recompute else load.backbone.num_layers
         terms.append(
-            Term("activations", block.matrices.what, "2·P, of matrices", times * block.matrices.bytes, "autocast")
+            Term(
+                "activations",
+                block.matrices.what,
+                "2·P, of matrices",
+                times * block.matrices.bytes,
+                "autocast",
+            )
         )
     return terms
 
@@ -323,5 +353,11 @@ def _embedding_back(load: Load) -> list[Term]:
     vectors = FP32 * load.one.positions * load.backbone.width
     return [
         Term("activations", "gradients of the embedded", "4·B·L·D", vectors, "torch's embedding"),
-        Term("gradients", "gradient of the embedding", "4·V·D", FP32 * load.size.embedding, "torch's embedding"),
+        Term(
+            "gradients",
+            "gradient of the embedding",
+            "4·V·D",
+            FP32 * load.size.embedding,
+            "torch's embedding",
+        ),
     ]

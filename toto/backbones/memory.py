@@ -164,9 +164,7 @@ def llama_block(config: LlamaConfig, one: Pass) -> BlockMemory:
 def gpt2_block(config: Gpt2Config, one: Pass) -> BlockMemory:
     """LayerNorm, attention and a GELU MLP."""
     half = one.product_bytes
-    block = _Block(
-        one, config.matrix_params, D=config.width, N=config.num_heads, F=config.ffn_dim
-    )
+    block = _Block(one, config.matrix_params, D=config.width, N=config.num_heads, F=config.ffn_dim)
     between = block.each("residual stream between attention and MLP", FP32, D=1)
     inside = (
         block.each("attention's output", half, D=1) if one.compiled else between,
@@ -190,9 +188,7 @@ def mamba_block(config: MambaConfig, one: Pass) -> BlockMemory:
     """Convolution, selective scan chunk by chunk, and gate."""
     half = one.product_bytes
     inner, states = config.inner_width, config.state_size
-    block = _Block(
-        one, config.matrix_params, D=config.width, E=inner, S=states, R=config.dt_rank
-    )
+    block = _Block(one, config.matrix_params, D=config.width, E=inner, S=states, R=config.dt_rank)
     state = one.batch * states * inner
     chunk = chunk_positions(state, states, one.device)
     copies = (

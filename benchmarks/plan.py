@@ -19,9 +19,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
-from toto.analysis.gpu_memory import Load, Setting, highest_moment
+from toto.analysis.gpu_memory import Setting, highest_moment
+from toto.analysis.memory_terms import Load
 from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
 from toto.backbones.memory import Pass
 from toto.model_size import ModelSize
@@ -85,9 +85,6 @@ class Case:
             one=one,
             targets=LAYOUT.length,
             micro_batches=self.micro_batches,
-            gpus=1,
-            patch_dim=0,
-            target_dim=0,
         )
 
 
@@ -178,7 +175,8 @@ def main() -> None:
         return
     print(
         f"{platform.processor() or 'cpu'}; micro-batch {BATCH} of {LAYOUT.length}\n\n"
-        "| | precision | recompute | micro-batches | predicted MB | measured MB | ratio | highest |\n"
+        "| | precision | recompute | micro-batches | predicted MB | measured MB | ratio "
+        "| highest at |\n"
         "|---|---|---|---|---|---|---|---|"
     )
     for family in families:

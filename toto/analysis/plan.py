@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from toto.analysis.devices import Device, find_device
-from toto.analysis.gpu_memory import Load, Moment, Setting, highest_moment
+from toto.analysis.gpu_memory import Moment, Setting, Stage, highest_moment
+from toto.analysis.memory_terms import Frozen, Load
 from toto.backbones.memory import Pass
 from toto.data.ranks import micro_batches
 from toto.errors import UserError
@@ -20,7 +21,7 @@ __all__ = ["Cluster", "Compute", "Plan", "SettingPlan", "parse_gpus", "table4_ma
 
 # Of a device's memory: the rest is for the driver, the libraries and what fragments.
 USABLE = 0.9
-STAGES = (0, 1, 2, 3)
+STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 MACS_TO_FLOPS = 2
 PAPER_IMAGE = 256
 """Tokens of the image in which the paper counts compute: 16 × 16."""
@@ -189,8 +190,9 @@ class Plan:
     def _setting(self, setting: Setting, load: Load | None, cluster: Cluster) -> SettingPlan:
         moment = None if load is None else highest_moment(load, setting)
         memory = cluster.device.memory_gib
-        known = moment is not None and memory is not None
-        fits = moment.bytes <= USABLE * memory * 2**30 if known else None  # type: ignore[union-attr, operator]
+        fits = None
+        if moment is not None and memory is not None:
+            fits = moment.bytes <= USABLE * memory * 2**30
         rate = cluster.device.flops(self.precision)
         macs = self.compute.training + (self.compute.recomputed if setting.recompute else 0)
         flops = MACS_TO_FLOPS * macs * self.share
@@ -218,6 +220,7 @@ class Plan:
             gpus=cluster.gpus,
             patch_dim=recipe.tokenizer.patch_dim,
             target_dim=recipe.target.patch_dim,
+            frozen=_frozen(recipe, cluster.device, self.micro_batch),
         )
 
 
@@ -237,3 +240,17 @@ def _precision(recipe: TrainRecipe, device: Device) -> Literal["fp32", "bf16"]:
     if recipe.training.precision != "auto":
         return recipe.training.precision
     return "bf16" if device.kind == "cuda" else "fp32"
+
+
+def _frozen(recipe: TrainRecipe, device: Device, micro_batch: int) -> Frozen:
+    """On a GPU a micro-batch's pictures are encoded together, on a CPU a few at a time."""
+    sides = [(recipe.tokenizer, recipe.clip.resolution)]
+    if recipe.target_tokenizer is not None:
+        sides.append((recipe.target_tokenizer, recipe.target_resolution))
+    pictures = micro_batch * recipe.clip.frames if device.kind == "cuda" else 1
+    encoded = sides if recipe.data.tokens == "in_run" else []
+    return Frozen(
+        params=sum(tokenizer.num_params() for tokenizer, _ in sides),
+        encode_bytes=pictures
+        * max((tokenizer.encode_bytes(side) for tokenizer, side in encoded), default=0),
+    )

@@ -1,8 +1,9 @@
-"""What a recipe's sources have to give in a run, and what those that are here hold. No torch here."""
+"""What the sources of a recipe have to give, and what those that are here hold. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,4 @@ def _held(recipe: TrainRecipe, source: SourceConfig) -> Held | None:
 def _frames(dataset: Dataset) -> int:
     """Decoded frames of all samples, shard by shard: memory holds no array of all."""
     starts = dataset.shard_starts.tolist()
-    return sum(
-        int(dataset.frame_counts(first, last).sum())
-        for first, last in zip(starts, starts[1:], strict=False)
-    )
+    return sum(int(dataset.frame_counts(first, last).sum()) for first, last in pairwise(starts))

@@ -119,7 +119,8 @@ class _Block:
         values = ones + sum(count * self._sizes[letter] for letter, count in counts.items())
         terms = [f"{count}·{letter}" if count > 1 else letter for letter, count in counts.items()]
         terms += [str(ones)] if ones else []
-        formula = f"B·L·({' + '.join(terms)})"
+        each_position = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+        formula = f"B·L·{each_position}"
         return Kept(what, formula, self._one.positions * values, size)
 
     def rms_norm(self) -> Kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toto.analysis.gpu_memory import COLUMNS
+from toto.analysis.memory_terms import COLUMNS
 from toto.analysis.plan import USABLE, Cluster, Plan, SettingPlan
 from toto.analysis.plan_data import SourceNeed, source_needs
 from toto.errors import UserError
@@ -42,7 +42,7 @@ def print_plan(
     recipe = read_recipe(name, overrides)
     if not isinstance(recipe, TrainRecipe):
         raise UserError(
-            f"{name} trains a tokenizer, and plans are made of models. Give a recipe of `toto train`"
+            f"{name} trains a tokenizer, and plans are of models. Give a recipe of `toto train`"
         )
     plan = Plan.of(recipe, cluster)
     _print_run(recipe, plan, cluster)
@@ -62,8 +62,8 @@ def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
         if what != "compute":
             say(f"  {what}: {value}")
     say(
-        f"  GPUs: {cluster.gpus}, each {plan.share} sequences a step at most, in "
-        f"{plan.micro_batches} micro-batches of {plan.micro_batch}"
+        f"  ranks: {cluster.gpus}; of a step each takes {plan.share} sequences at most, "
+        f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
     )
     compute, length = plan.compute, recipe.layout.num_visual
     say("multiply-accumulates")
@@ -126,7 +126,7 @@ def _setting_cells(one: SettingPlan, plan: Plan, cluster: Cluster) -> list[str]:
         return [f"  {one.setting}", *memory, fits, UNKNOWN, UNKNOWN]
     steps = plan.compute.sequences / plan.sequences_a_step
     days = one.step_seconds * steps / DAY
-    return [f"  {one.setting}", *memory, fits, f"{one.step_seconds:.3g}", f"{days:.3g}"]
+    return [f"  {one.setting}", *memory, fits, _short(one.step_seconds), _short(days)]
 
 
 def _print_terms(plan: Plan) -> None:
@@ -180,6 +180,10 @@ def _print_disk(recipe: TrainRecipe, plan: Plan) -> None:
         f"disk: {_gib(plan.disk_bytes)} GiB, {recipe.training.keep} checkpoints kept and one being "
         f"written, {_gib(plan.checkpoint_bytes)} each (12 bytes a parameter)"
     )
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _gib(size: int) -> str:

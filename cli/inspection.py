@@ -1,4 +1,4 @@
-"""Commands that look: list, show, check."""
+"""Commands that look: list, show, plan, check."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
     app.command("list")(list_)
     app.command()(show)
+    app.command()(plan)
     app.command()(check)
 
 
@@ -49,6 +50,29 @@ def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     from toto.jobs.inspect import show_recipe
 
     show_recipe(recipe, overrides or [])
+
+
+def plan(
+    recipe: RecipeArgument,
+    gpus: Annotated[
+        str, typer.Option(metavar="[NODESx]GPUS", help="GPUs of one node, or nodes x GPUs of each")
+    ] = "1",
+    device: Annotated[
+        str, typer.Option(help="h100, h200, b200, a100-40, a100-80, l40s, l4, rtx4090 or cpu")
+    ] = "h100",
+    utilisation: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="of the device's peak, that training reaches"),
+    ] = 0.4,
+    overrides: SetOption = None,
+) -> None:
+    """Say what a training takes: compute, memory of each setting, time, data and disk.
+
+    Nothing is built: it works on any machine, and tells which settings fit the device.
+    """
+    from toto.jobs.plan import print_plan
+
+    print_plan(recipe, overrides or [], gpus=gpus, device=device, utilisation=utilisation)
 
 
 def check(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from toto.layers import selective_scan as scans
+from toto.layers.chunks import CHUNK_ELEMENTS
 from toto.layers.selective_scan import chunk_length, chunked_scan, fastest_scan, sequential_scan
 
 NAMES = ("u", "delta", "a", "b", "c", "d", "first")
@@ -138,7 +139,7 @@ def test_a_chunk_holds_whole_multiples_of_the_states() -> None:
         state_BSE = torch.empty(shape)
         chunk = chunk_length(state_BSE)
         assert chunk % shape[1] == 0
-        fits = chunk * state_BSE.numel() <= scans.CHUNK_ELEMENTS["cpu"]
+        fits = chunk * state_BSE.numel() <= CHUNK_ELEMENTS["cpu"]
         assert fits or chunk == shape[1]
 
 

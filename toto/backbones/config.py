@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from toto.backbones.memory import BlockMemory, Pass, gpt2_block, llama_block, mamba_block
 from toto.registry import Component, Config, Registry, nearest
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class BackboneConfig(Component, ABC):
     def forward_macs(self, length: int) -> int:
         """Multiply-accumulates of one sequence of `length` through the blocks, forward."""
 
+    def block_memory(self, one: Pass) -> BlockMemory | None:
+        """What a block keeps of a micro-batch for its backward pass; None where nobody counted."""
+        return None
+
     @abstractmethod
     def build(self) -> Backbone:
         """Make the backbone, freshly initialised."""
@@ -210,6 +215,10 @@ class LlamaConfig(BackboneConfig):
         """Products of all matrices, and scores and values over the causal half."""
         return self.num_layers * length * (self.matrix_params + causal_macs(self.width, length))
 
+    def block_memory(self, one: Pass) -> BlockMemory:
+        """See `memory.llama_block`."""
+        return llama_block(self, one)
+
     def build(self) -> Backbone:
         """Make the LLaMA."""
         from toto.backbones.llama import Llama
@@ -255,17 +264,23 @@ class Gpt2Config(BackboneConfig):
             raise ValueError(f"width {self.width} is odd, and positions are sine and cosine pairs")
         return self
 
+    @property
+    def matrix_params(self) -> int:
+        """Of one block: query, key, value, output, and two matrices of the MLP."""
+        return 4 * self.width**2 + 2 * self.width * self.ffn_dim
+
     def num_params(self) -> int:
-        """Six matrices with biases and two norms a block, and the last norm."""
-        width, hidden = self.width, self.ffn_dim
-        matrices = 4 * width**2 + 2 * width * hidden
-        vectors = 5 * width + hidden + 4 * width
-        return self.num_layers * (matrices + vectors) + 2 * width
+        """Matrices with biases and two norms a block, and the last norm."""
+        vectors = 9 * self.width + self.ffn_dim
+        return self.num_layers * (self.matrix_params + vectors) + 2 * self.width
 
     def forward_macs(self, length: int) -> int:
         """Products of all matrices, and scores and values over the causal half."""
-        matrices = 4 * self.width**2 + 2 * self.width * self.ffn_dim
-        return self.num_layers * length * (matrices + causal_macs(self.width, length))
+        return self.num_layers * length * (self.matrix_params + causal_macs(self.width, length))
+
+    def block_memory(self, one: Pass) -> BlockMemory:
+        """See `memory.gpt2_block`."""
+        return gpt2_block(self, one)
 
     def build(self) -> Backbone:
         """Make the GPT-2."""
@@ -336,6 +351,10 @@ class MambaConfig(BackboneConfig):
         """
         channel = self.conv_kernel + 4 * self.state_size
         return self.num_layers * length * (self.matrix_params + self.inner_width * channel)
+
+    def block_memory(self, one: Pass) -> BlockMemory:
+        """See `memory.mamba_block`."""
+        return mamba_block(self, one)
 
     def build(self) -> Backbone:
         """Make the Mamba."""

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toto.layers.chunks import chunk_positions
+
 __all__ = [
     "Scan",
     "chunk_length",
@@ -41,10 +43,6 @@ last the state after the last one. y has the dtype of u, last is fp32 (float64 f
 """
 
 KERNEL_INSTALLED = importlib.util.find_spec("mamba_ssm") is not None
-
-CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
-"""Values of a chunk's `CBSE` tensors. On a CPU they stay in the second cache from one operation to
-the next; on CUDA there is enough work for the device, at half a GiB a tensor."""
 
 RUN = {"cpu": 1, "cuda": 8}
 """Positions of a chunk that the recurrence first joins, in all runs at once. 1 does the least
@@ -160,13 +158,8 @@ def chunked_scan(
 
 
 def chunk_length(state_BSE: Tensor) -> int:
-    """Positions of a chunk for states of that shape and device.
-
-    A multiple of S, so that the states that are kept take no more memory than u.
-    """
-    fitting = CHUNK_ELEMENTS[state_BSE.device.type] // state_BSE.numel()
-    states = state_BSE.shape[1]
-    return max(fitting // states, 1) * states
+    """Positions of a chunk for states of that shape and device; see `chunk_positions`."""
+    return chunk_positions(state_BSE.numel(), state_BSE.shape[1], state_BSE.device.type)
 
 
 @torch.library.custom_op("toto::selective_scan", mutates_args=())

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from toto.registry import Component, Registry, unknown_name
 from toto.tokenizers.official import OFFICIAL, official_name
+from toto.tokenizers.size import dvae_params, vqgan_params
 
 if TYPE_CHECKING:
     from toto.tokenizers.base import Tokenizer
@@ -81,6 +82,14 @@ class TokenizerConfig(Component, ABC):
     def missing_weights(self) -> str | None:
         """What the user must do before this tokenizer means anything, or None."""
         return None
+
+    def num_params(self) -> int:
+        """Parameters, those of decoding too; 0 where there are none, or nobody counted."""
+        return 0
+
+    def encode_bytes(self, resolution: int) -> int:
+        """Memory at the highest moment of encoding a picture; 0 where nobody counted."""
+        return 0
 
     @abstractmethod
     def build(self) -> Tokenizer:
@@ -182,6 +191,14 @@ class DvaeConfig(CodebookConfig):
         """Three 2×2 poolings: 8 px per token."""
         return square_grid(resolution, 8)
 
+    def num_params(self) -> int:
+        """Encoder and decoder."""
+        return dvae_params(self)
+
+    def encode_bytes(self, resolution: int) -> int:
+        """Four fp32 maps of `width` channels, before the first pooling."""
+        return 4 * 4 * self.width * resolution**2
+
     def build(self) -> Tokenizer:
         """Make the dVAE."""
         from toto.tokenizers.dvae import Dvae
@@ -227,6 +244,14 @@ class VqganConfig(CodebookConfig):
     def grid(self, resolution: int) -> tuple[int, int]:
         """Every level but the last halves the resolution: 16 px per token by default."""
         return square_grid(resolution, 2 ** (len(self.width_multipliers) - 1))
+
+    def num_params(self) -> int:
+        """Encoder, decoder and codebook."""
+        return vqgan_params(self)
+
+    def encode_bytes(self, resolution: int) -> int:
+        """Six fp32 maps of the first level's channels."""
+        return 6 * 4 * self.width * self.width_multipliers[0] * resolution**2
 
     def build(self) -> Tokenizer:
         """Make the VQGAN."""

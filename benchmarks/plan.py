@@ -1,0 +1,197 @@
+"""Predicted memory beside the measured peak of real training steps, a process each.
+
+A row is one model, precision and setting: a process of its own builds it with the engine of one
+process, takes a step, resets the kernel's high-water mark and takes another; its peak above
+what the process held before the model is compared with what `toto plan` predicts (on a GPU: the
+allocator's peak). So that freed memory goes back to the kernel at once, glibc's threshold of
+mapped blocks is fixed (MALLOC_MMAP_THRESHOLD_); `--malloc` leaves it as users have it.
+
+    OMP_NUM_THREADS=1 python benchmarks/plan.py [--family llama] [--compile] [--device cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import product
+
+from toto.analysis.gpu_memory import Setting, highest_moment
+from toto.analysis.memory_terms import Load
+from toto.backbones.config import BackboneConfig, Gpt2Config, LlamaConfig, MambaConfig
+from toto.backbones.memory import Pass
+from toto.model_size import ModelSize
+from toto.sequence import SequenceLayout
+from toto.tokenizers.config import DvaeConfig
+
+LAYOUT = SequenceLayout(4, 16, 16)
+BATCH = 2
+STEPS = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the number of its tokenizer's codes."""
+
+    config: BackboneConfig
+    codes: int
+
+    def __str__(self) -> str:
+        name = self.config.registered_name
+        return f"{name} {self.config.width} × {self.config.num_layers}, {self.codes} codes"
+
+
+SIZES = {
+    "llama": [
+        Size(LlamaConfig(preset="small"), 8192),
+        Size(LlamaConfig(width=256, num_layers=4, num_heads=4, ffn_dim=1024), 1024),
+    ],
+    "gpt2": [
+        Size(Gpt2Config(preset="small"), 8192),
+        Size(Gpt2Config(width=256, num_layers=4, num_heads=4, ffn_dim=1024), 1024),
+    ],
+    "mamba": [
+        Size(MambaConfig(preset="small"), 8192),
+        Size(MambaConfig(width=256, num_layers=4), 1024),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row."""
+
+    size: Size
+    precision: str
+    recompute: bool
+    micro_batches: int
+    compiled: bool
+    device: str
+
+    def load(self) -> Load:
+        """What `toto plan` makes of it."""
+        config, tokenizer = self.size.config, DvaeConfig(num_codes=self.size.codes)
+        one = Pass(BATCH, LAYOUT.length, self.precision, self.device, self.compiled)  # type: ignore[arg-type]
+        block = config.block_memory(one)
+        assert block is not None
+        return Load(
+            size=ModelSize.of(tokenizer, config),
+            backbone=config,
+            block=block,
+            one=one,
+            targets=LAYOUT.length,
+            micro_batches=self.micro_batches,
+        )
+
+
+def cases(family: str, *, compiled: bool, device: str) -> list[Case]:
+    """All rows of a family."""
+    return [
+        Case(size, precision, recompute, micro_batches, compiled, device)
+        for size, precision, recompute, micro_batches in product(
+            SIZES[family], ("fp32", "bf16"), (False, True), (1, 2)
+        )
+    ]
+
+
+def measure(case: Case) -> int:
+    """Peak bytes of the last step, above those before the model; runs in its own process."""
+    import torch
+    from encode import peak_bytes, status_bytes
+
+    from toto.data.batch import Batch
+    from toto.model import AutoregressiveModel
+    from toto.tasks.next_token import NextTokenTask
+    from toto.tokenizers.config import PatchConfig
+    from toto.training.config import OptimizerConfig
+    from toto.training.engine_local import LocalEngine
+
+    device = torch.device(case.device)
+
+    def engine(config: BackboneConfig, codes: int) -> LocalEngine[Batch]:
+        model = AutoregressiveModel(DvaeConfig(num_codes=codes), config)
+        if case.recompute:
+            model.backbone.recompute_activations()
+        # Batches hold codes: the tokenizer is not asked, and this one has no weights.
+        task = NextTokenTask(model, PatchConfig(patch_size=8).build())
+        return LocalEngine(
+            task,
+            OptimizerConfig(),
+            lambda step: 1e-4,
+            device=device,
+            precision=case.precision,  # type: ignore[arg-type]
+        )
+
+    def batches(codes: int, size: int, frames: int) -> list[Batch]:
+        ids = torch.arange(size)
+        shape = (size, frames, LAYOUT.height, LAYOUT.width)
+        return [
+            Batch(None, torch.randint(codes, shape), ids.bool(), ids, ids, ids)
+            for _ in range(case.micro_batches)
+        ]
+
+    # torch and oneDNN load what they need; a model of one block is small.
+    tiny = case.size.config.model_copy(update={"num_layers": 1})
+    engine(tiny, 32).step(batches(32, 1, 1))
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else status_bytes("VmRSS")
+    trained = engine(case.size.config, case.size.codes)
+    if case.compiled:
+        trained.compile()
+    micro_batches = batches(case.size.codes, BATCH, LAYOUT.frames)
+    for _ in range(STEPS):
+        trained.step(micro_batches)
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else status_bytes("VmRSS")
+    return held - before + peak_bytes(lambda: trained.step(micro_batches), device)
+
+
+def measured(family: str, index: int, options: argparse.Namespace) -> int:
+    """`measure` in a process of its own."""
+    arguments = [sys.executable, __file__, "--family", family, "--row", str(index)]
+    arguments += ["--device", options.device, *(["--compile"] if options.compile else [])]
+    fixed = {} if options.malloc else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        arguments, env=os.environ | fixed, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Print the table; with --row the bytes of one row."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--family", choices=SIZES)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--malloc", action="store_true")
+    parser.add_argument("--row", type=int)
+    options = parser.parse_args()
+    families = [options.family] if options.family else list(SIZES)
+    if options.row is not None:
+        rows = cases(options.family, compiled=options.compile, device=options.device)
+        print(measure(rows[options.row]))
+        return
+    print(
+        f"{platform.processor() or 'cpu'}; micro-batch {BATCH} of {LAYOUT.length}\n\n"
+        "| | precision | recompute | micro-batches | predicted MB | measured MB | ratio "
+        "| highest at |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    for family in families:
+        for index, case in enumerate(
+            cases(family, compiled=options.compile, device=options.device)
+        ):
+            moment = highest_moment(case.load(), Setting(None, case.recompute))
+            found = measured(family, index, options)
+            print(
+                f"| {case.size} | {case.precision} | {'yes' if case.recompute else 'no'} "
+                f"| {case.micro_batches} | {moment.bytes / 1e6:.0f} | {found / 1e6:.0f} "
+                f"| {moment.bytes / found:.3f} | {moment.name} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Memory of one GPU at the highest moment of a training step, by arithmetic. No torch here.
+
+Five moments of a step can be the highest: encoding, the loss, its backward pass, that of the last
+block, and the end, when every gradient is there. Each is a list of terms with the formula that
+they follow; `benchmarks/plan.py` puts the sum beside measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from toto.analysis.memory_terms import (
+    FP32,
+    Load,
+    Term,
+    block_backward,
+    embedding_backward,
+    kept,
+    loss_backward,
+    loss_forward,
+    matrix_copies,
+    readout_gradient,
+    tokenizing,
+)
+
+__all__ = ["Moment", "Setting", "Stage", "highest_moment"]
+
+Stage = Literal[0, 1, 2, 3]
+
+# In values. Whole gradients are summed in pieces of the first size (DeepSpeed 0.19.8,
+# runtime/engine.py); the others are options of zero_optimization.
+WHOLE_BUCKET = 500_000_000
+REDUCE_BUCKET = 100_000_000
+PREFETCH = 50_000_000
+MAX_LIVE = 1_000_000_000
+
+LOCAL = "engine_local.py, AdamW"
+ZERO = "Rajbhandari et al. 2020, §5"
+DEEPSPEED = "DeepSpeed's zero_optimization"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a training is spread.
+
+    Attributes:
+        stage: of ZeRO; None: the engine of one process, without DeepSpeed.
+        recompute: as `training.recompute`.
+    """
+
+    stage: Stage | None
+    recompute: bool
+
+    def __str__(self) -> str:
+        engine = "one process" if self.stage is None else f"ZeRO {self.stage}"
+        return f"{engine}, recompute" if self.recompute else engine
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What stands in memory at once."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all terms."""
+        return sum(term.bytes for term in self.terms)
+
+    def column(self, name: str) -> int:
+        """Bytes of the terms of one column."""
+        return sum(term.bytes for term in self.terms if term.column == name)
+
+
+def highest_moment(load: Load, setting: Setting) -> Moment:
+    """The moment of a step in which the most memory is taken."""
+    gradients = _gradients(load, setting)
+    # Whole gradients are made by the first backward pass of a step, and gone after it.
+    before = [] if _whole(setting) and load.micro_batches == 1 else [gradients]
+    standing = [*_states(load, setting), *_buckets(load, setting)]
+    # Autocast copies each matrix once a forward pass; blocks that are recomputed do not keep theirs.
+    blocks = load.backbone.num_layers
+    copies = _copies(load, setting, blocks)
+    kept_copies = _copies(load, setting, 0 if setting.recompute else blocks)
+    block_copies = _copies(load, setting, 1 if setting.recompute else blocks)
+    activations = kept(load, recompute=setting.recompute)
+    through = [*standing, *before]
+    moments = {
+        "encoding": [*through, tokenizing(load)],
+        "loss": [*through, *activations, *copies, *loss_forward(load)],
+        "backward pass of the loss": [
+            *through, *activations, *kept_copies, *loss_backward(load)
+        ],
+        "backward pass of the last block": [
+            *standing, *(before or [readout_gradient(load)]), *activations, *block_copies,
+            *block_backward(load, recompute=setting.recompute),
+        ],
+        "end of the backward pass": [
+            *standing, gradients, *_whole_buckets(load, setting), *embedding_backward(load)
+        ],
+    }  # fmt: skip
+    found = [Moment(name, tuple(terms)) for name, terms in moments.items()]
+    return max(found, key=lambda moment: moment.bytes)
+
+
+def _whole(setting: Setting) -> bool:
+    """Whether weights and gradients are fp32 and AdamW's own."""
+    return setting.stage is None or setting.stage == 0
+
+
+def _copies(load: Load, setting: Setting, blocks: int) -> list[Term]:
+    copied = _whole(setting) and load.one.precision == "bf16"
+    return [matrix_copies(load, blocks)] if copied else []
+
+
+def _states(load: Load, setting: Setting) -> list[Term]:
+    """Weights and optimizer state; from stage 1 on that has fp32 weights of its own, always."""
+    params, tokenizer = load.size.total, FP32 * load.frozen.params
+    if _whole(setting):
+        weights = Term("weights", "weights", "4·P", FP32 * params, LOCAL)
+        optimizer = Term("optimizer", "two moments", "8·P", 2 * FP32 * params, LOCAL)
+    else:
+        size = load.one.product_bytes
+        parts = load.gpus if setting.stage == 3 else 1
+        formula = f"{size}·P/R" if setting.stage == 3 else f"{size}·P"
+        weights = Term("weights", "weights", formula, size * params // parts, ZERO)
+        state = 3 * FP32 * params // load.gpus
+        optimizer = Term("optimizer", "fp32 weights, two moments", "12·P/R", state, ZERO)
+    frozen = Term("tokenizer", "its weights", "4·its parameters", tokenizer, "tokenizers/size.py")
+    return [weights, optimizer, frozen]
+
+
+def _gradients(load: Load, setting: Setting) -> Term:
+    """Sums in fp32; parted from stage 2 on."""
+    parts = load.gpus if setting.stage in (2, 3) else 1
+    formula = "4·P/R" if setting.stage in (2, 3) else "4·P"
+    source = LOCAL if _whole(setting) else ZERO
+    return Term("gradients", "gradients", formula, FP32 * load.size.total // parts, source)
+
+
+def _buckets(load: Load, setting: Setting) -> list[Term]:
+    """What communication takes during the backward pass."""
+    params, size = load.size.total, load.one.product_bytes
+    if _whole(setting) or (setting.stage == 1 and load.one.precision == "bf16"):
+        return []
+    # Stages 1 and 2 fill one bucket while the other is on its way.
+    times = 1 if setting.stage == 3 else 2
+    bucket = Term(
+        "buckets", "gradients on their way", f"{times * size}·{REDUCE_BUCKET:,}",
+        times * size * REDUCE_BUCKET, DEEPSPEED,
+    )  # fmt: skip
+    if setting.stage != 3:
+        return [bucket]
+    live = min(params, MAX_LIVE + PREFETCH)
+    gathered = f"{size}·min(P, {MAX_LIVE + PREFETCH:,})"
+    return [bucket, Term("buckets", "gathered weights", gathered, size * live, DEEPSPEED)]
+
+
+def _whole_buckets(load: Load, setting: Setting) -> list[Term]:
+    """Gradients that are summed whole, after the backward pass, go through copies."""
+    if load.gpus == 1 or _buckets(load, setting):
+        return []
+    values = min(load.size.total, WHOLE_BUCKET)
+    formula = f"4·min(P, {WHOLE_BUCKET:,})"
+    return [Term("buckets", "gradients on their way", formula, FP32 * values, "DeepSpeed's engine")]

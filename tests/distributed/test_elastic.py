@@ -8,9 +8,8 @@ import pytest
 import torch
 from rank_processes import on_ranks, same_on_all
 from safetensors.torch import load_file, save_file
-from toy_pretraining import STEPS, dealt, take_steps, toy_engine, toy_task
+from toy_pretraining import STEPS, take_steps, toy_engine
 
-from toto.errors import CheckpointError
 from toto.training.distributed import Ranks
 from toto.training.engine import EngineState
 from toto.training.engine_deepspeed import balanced

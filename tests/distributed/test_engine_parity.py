@@ -10,8 +10,6 @@ import torch
 from rank_processes import on_ranks, same_on_all
 from toy_pretraining import (
     STEPS,
-    dealt,
-    global_batch,
     take_steps,
     toy_engine,
     toy_task,

@@ -144,7 +144,7 @@ def test_the_buffers_are_used_again_and_what_comes_later_gets_its_own(tmp_path, 
 def test_steps_go_on_while_one_is_written_and_a_second_save_waits_for_the_first(tmp_path, gate):
     with BackgroundWriter(folder=tmp_path, keep=5) as writer:
         writer.save(state_of(1), toy_meta(1))
-        assert gate.entered.acquire(timeout=10)
+        assert gate.entered.acquire(timeout=60)
         assert complete_checkpoints(tmp_path) == []  # save returned, and nothing is there yet
         threading.Timer(0.1, gate.opened.set).start()
         writer.save(state_of(2), toy_meta(2))
@@ -179,7 +179,7 @@ def fail(*arguments):
 
 
 def wait_until(condition):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -213,7 +213,7 @@ def test_an_error_of_the_run_is_told_with_that_of_the_checkpoint(tmp_path, monke
 def test_a_second_ctrl_c_does_not_wait_and_the_half_is_removed_later(tmp_path, gate):
     with pytest.raises(KeyboardInterrupt):
         run_that_ends_by(KeyboardInterrupt(), make_writer(tmp_path), state_of(1))
-    assert gate.entered.acquire(timeout=10)
+    assert gate.entered.acquire(timeout=60)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         find_checkpoint(tmp_path)
     gate.opened.set()
@@ -249,10 +249,12 @@ def share(state: EngineState, rank: int, world: int) -> EngineState:
 def ranks_save(writers, steps) -> list[str | None]:
     """Each rank saves the steps in a thread of its own; what each raised."""
     raised: list[str | None] = [None] * len(writers)
+    entered = threading.Barrier(len(writers))  # in a run the first step is
 
     def run(rank, writer):
         try:
             with writer:
+                entered.wait(timeout=60)
                 for step in steps:
                     writer.save(share(state_of(step), rank, writer.world), toy_meta(step))
         except RunError as error:
@@ -262,7 +264,7 @@ def ranks_save(writers, steps) -> list[str | None]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=15)
+        thread.join(timeout=60)
         assert not thread.is_alive()
     return raised
 
@@ -441,7 +443,7 @@ def test_sigkill_while_one_is_written_leaves_the_one_before_and_the_run_goes_on(
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     folder = tmp_path / "cut" / "checkpoints"
     assert (folder / "step-00000008.partial" / "model.safetensors").is_file()
     assert find_checkpoint(tmp_path / "cut").name == "step-00000004"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -263,7 +263,10 @@ class _Session(Generic[B]):
             data=self._description.data,
             versions=versions() | {"ranks": self._ranks.world},
         )
-        state = self._engine.state()
+        share = self._engine.state()
+        shares = self._ranks.gather(share.optimizer)
+        optimizer = {name: tensor for part in shares for name, tensor in part.items()}
+        state = replace(share, optimizer=optimizer)
         path = self._ranks.from_first(
             lambda: save_checkpoint(self._run.checkpoints, state, meta, keep=self._settings.keep)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from toto.training.checkpoint import CheckpointMeta
     from toto.training.config import TrainingConfig
+    from toto.training.distributed import Ranks
 
 __all__ = ["BackgroundWriter", "open_writer"]
 
@@ -100,22 +102,20 @@ class BackgroundWriter(CheckpointWriter):
                 raise writing.failure
 
 
-def open_writer(
-    folder: Path, settings: TrainingConfig, *, rank: int = 0, world: int = 1
-) -> CheckpointWriter:
+def open_writer(folder: Path, settings: TrainingConfig, ranks: Ranks) -> CheckpointWriter:
     """The writer that the settings ask for; enter it before the first step.
 
     Args:
         folder: a run's `checkpoints/`, which all ranks see.
-        settings: how, and how many are kept.
-        rank: of this process.
-        world: number of ranks.
+        settings: how, how many are kept, and how long ranks wait for each other.
+        ranks: this process and the others of the run.
     """
     kind = BackgroundWriter if settings.background_save else CheckpointWriter
     return kind(
         folder=folder,
         keep=settings.keep,
         keep_every=settings.keep_every,
-        rank=rank,
-        world=world,
+        rank=ranks.rank,
+        world=ranks.world,
+        timeout=timedelta(minutes=settings.timeout_minutes),
     )

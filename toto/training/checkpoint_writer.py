@@ -52,9 +52,8 @@ __all__ = ["CheckpointWriter"]
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)
 # Once this rank ends by an error the others may be gone as well.
-GRACE = timedelta(seconds=30)
+GRACE = timedelta(seconds=60)
 POLL_SECONDS = 0.05
 
 
@@ -80,7 +79,7 @@ class CheckpointWriter:
     keep_every: int | None = None
     rank: int = 0
     world: int = 1
-    timeout: timedelta = PATIENCE
+    timeout: timedelta = timedelta(minutes=30)
     _give_up_at: float = field(default=math.inf, init=False)
 
     def __enter__(self) -> Self:
@@ -212,10 +211,10 @@ class CheckpointWriter:
         """Remove what is half written and tell the other ranks; the message for the user."""
         target = self._path(meta.step)
         unfinished = _unfinished(target)
-        message = self._message(state, meta, error)
         if self.world == 1:
             shutil.rmtree(unfinished, ignore_errors=True)
-            return message
+            return self._message(state, meta, error)
+        message = self._message(state, meta, error)
         if self.rank == 0:
             _refuse(target, message)  # first, so that they know why the folder goes
             shutil.rmtree(unfinished, ignore_errors=True)

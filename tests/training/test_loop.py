@@ -15,7 +15,7 @@ from toto.errors import RunError, UserError
 from toto.training.checkpoint import find_checkpoint, load_state, read_meta
 from toto.training.loop import step_seed
 
-TIMINGS = ("tokens_per_s", "data_wait", "seconds")
+TIMINGS = ("tokens_per_s", "data_wait", "seconds", "utilisation", "memory", "save_seconds")
 
 
 def lines(run):

@@ -14,7 +14,7 @@ from toto.errors import DataError, UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Number", "TrainPoint", "json_lines", "json_object", "parse", "read_metrics"]
+__all__ = ["METRICS", "Number", "TrainPoint", "json_lines", "json_object", "parse", "read_metrics"]
 
 METRICS = "metrics.jsonl"
 

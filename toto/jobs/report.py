@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from toto.analysis.training_report import TrainingReport, write_training_report
 from toto.data.clips import FrameList, read_clip
 from toto.data.config import ClipConfig
 from toto.jobs.console import say
+from toto.jobs.history import Start, read_history
 from toto.jobs.realised import FailureLog, realised_mixture
-from toto.jobs.setup import RECIPE_FILE, RUN_FILE
+from toto.jobs.setup import RECIPE_FILE
 from toto.jobs.sources import named_stream, open_dataset
 from toto.jobs.trained import (
     FoundRun,
@@ -45,8 +45,8 @@ __all__ = ["start_report"]
 PICTURES_PER_SOURCE = 4
 TOKENIZER_PICTURES_PER_SOURCE = 8
 COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
-VERSIONS = ("toto", "torch", "python")
-MACHINE = ("platform", "cpu", "gpu", "threads")
+VERSIONS = ("toto", "torch", "deepspeed", "python")
+MACHINE = ("platform", "cpu", "gpu", "threads", "ranks")
 LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
 Pictures = npt.NDArray[np.uint8]
 NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
@@ -134,15 +134,14 @@ def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:
 
 
 def _started(found: FoundCheckpoint) -> dict[str, Any]:
-    """What the run wrote down when it began; its checkpoint knows the versions too."""
-    path = found.run / RUN_FILE
-    if not path.is_file():
+    """Command and versions of the run's last start; its checkpoint knows the versions too."""
+    starts = [entry for entry in read_history(found.run) if isinstance(entry, Start)]
+    if not starts:
         return {
             "command": f"{COMMANDS[found.recipe.verb]} {RECIPE_FILE}",
             "versions": found.meta.versions,
         }
-    started: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return started
+    return {"command": starts[-1].command, "versions": starts[-1].versions}
 
 
 def _recipe_text(recipe: Recipe) -> str:

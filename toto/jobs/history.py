@@ -28,6 +28,7 @@ __all__ = [
     "End",
     "Start",
     "append",
+    "last_start",
     "note_end",
     "note_failure",
     "now",
@@ -139,6 +140,16 @@ def read_history(run: Path) -> list[Start | End]:
             raise DataError(f"{where}: kind is {kind!r}, not 'start' or 'end'")
         entries.append(parse(START, value, where) if kind == "start" else parse(END, value, where))
     return entries
+
+
+def last_start(run: Path) -> Start | None:
+    """The newest start of a run; None of a run from before there was a history.
+
+    Raises:
+        DataError: see `read_history`.
+    """
+    starts = [entry for entry in read_history(run) if isinstance(entry, Start)]
+    return starts[-1] if starts else None
 
 
 def note_end(run: Path, *, step: int, interrupted: bool) -> None:

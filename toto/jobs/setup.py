@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toto.jobs.peak import Peak
     from toto.training.distributed import Ranks
 
-__all__ = ["RECIPE_FILE", "begun_run", "read_recipe_for", "record_run"]
+__all__ = ["RECIPE_FILE", "begun_run", "leaves", "read_recipe_for", "record_run"]
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -127,8 +127,8 @@ def _facts(recipe: Recipe) -> dict[str, str]:
     """What all ranks must have in common before the data are opened."""
     found = versions()
     facts = {name: str(found[name]) for name in ("python", "torch")}
-    leaves = _leaves(recipe.model_dump(mode="json"))
-    settings = {f"the recipe's {key}": json.dumps(value) for key, value in leaves.items()}
+    values = leaves(recipe.model_dump(mode="json"))
+    settings = {f"the recipe's {key}": json.dumps(value) for key, value in values.items()}
     return facts | {"toto's code": code_fingerprint()} | settings
 
 
@@ -204,10 +204,10 @@ def _command() -> str:
 
 
 def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
-    now = _leaves(recipe.model_dump(mode="json"))
+    now = leaves(recipe.model_dump(mode="json"))
     # Read again, so that a field which is new since then has its default; no code is imported.
     read = check_recipe(before | {"imports": []}, f"the recipe in {run.path}")
-    then = _leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
+    then = leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
     free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
         key for key in now.keys() | then.keys()
@@ -224,10 +224,11 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
         )
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
     if not isinstance(value, dict):
         return {prefix: value}
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, child in value.items():
-        leaves |= _leaves(child, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
+        found |= leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -34,8 +34,7 @@ __all__ = [
 
 COURSE_CAPTION = (
     "The learning rate follows its schedule, the gradient's norm should stay bounded, the speed "
-    "even, and the wait for data near zero. Utilisation is the model's own arithmetic, forward and "
-    "backward, over what the device can do at most: see Machine."
+    "even, and the wait for data near zero."
 )
 
 

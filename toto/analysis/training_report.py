@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["TrainingReport", "write_training_report"]
 
 
+UTILISATION = (
+    " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
+    "peak that stands under Machine."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingReport(ReportContent):
     """All that the page shows.
@@ -91,12 +97,16 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
         ),
         Section(
             "The course of the training",
-            COURSE_CAPTION,
+            COURSE_CAPTION + (UTILISATION if _knows_utilisation(record) else ""),
             plots.training_curves(record.train) if record.train else [],
             content.command,
             small=True,
         ),
     ]
+
+
+def _knows_utilisation(record: RunRecord) -> bool:
+    return any(point.utilisation is not None for point in record.train)
 
 
 def _probe_section(record: RunRecord) -> Section:

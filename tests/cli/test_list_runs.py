@@ -26,6 +26,13 @@ def finished(tmp_path_factory, tiny_datasets):
     return folder
 
 
+def endless_recipe(folder, tiny_datasets, *, save_every):
+    """One that no test waits for; without held-out data it begins at once."""
+    raw = tiny_recipe(tiny_datasets, steps=4000, save_every=save_every)
+    del raw["data"]["sources"]["videos"]["validation"]
+    return write_recipe(folder, raw)
+
+
 def printed(folder, *arguments):
     return toto("runs", *arguments, cwd=folder).stdout
 
@@ -86,8 +93,7 @@ def test_the_commit_and_the_parent_run_are_recorded(finished, tmp_path, tiny_dat
 def test_a_second_start_is_refused_while_the_first_lives_and_reading_is_not(
     tmp_path, tiny_datasets
 ):
-    raw = tiny_recipe(tiny_datasets, steps=4000, save_every=2, eval_every=4000)
-    recipe = write_recipe(tmp_path, raw)
+    recipe = endless_recipe(tmp_path, tiny_datasets, save_every=2)
     process = start_toto("train", recipe, cwd=tmp_path)
     try:
         for line in process.stdout:
@@ -103,7 +109,7 @@ def test_a_second_start_is_refused_while_the_first_lives_and_reading_is_not(
         text = printed(tmp_path)
         assert f"runs/tiny: process {process.pid} on {state['holder']['host']}, since" in text
         toto("report", "runs/tiny", cwd=tmp_path)
-        toto("generate", "runs/tiny", "--frames", "1", "--samples", "1", cwd=tmp_path)
+        toto("generate", "runs/tiny", "--prompt-frames", "0", "--samples", "1", cwd=tmp_path)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=60)
@@ -114,7 +120,7 @@ def test_a_second_start_is_refused_while_the_first_lives_and_reading_is_not(
 
 
 def test_a_signal_stops_it(tmp_path, tiny_datasets):
-    recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=4000, save_every=4000))
+    recipe = endless_recipe(tmp_path, tiny_datasets, save_every=4000)
     process = start_toto("train", recipe, cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("step 2/"):

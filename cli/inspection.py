@@ -1,8 +1,9 @@
-"""Commands that look: list, show, plan, check."""
+"""Commands that look: list, show, plan, runs, check."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("list")(list_)
     app.command()(show)
     app.command()(plan)
+    app.command()(runs)
     app.command()(check)
 
 
@@ -73,6 +75,19 @@ def plan(
     from toto.jobs.plan import print_plan
 
     print_plan(recipe, overrides or [], gpus=gpus, device=device, utilisation=utilisation)
+
+
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="a folder of runs, or one run; ./runs unless given"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="all that is known, as JSON")] = False,
+) -> None:
+    """List runs: running, done, stopped, failed or killed; how far, how fast, and what goes on."""
+    from toto.jobs.runs import list_runs
+
+    list_runs(folder, as_json=as_json)
 
 
 def check(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 from toto.cli.options import (
-    AnyRunArgument,
+    AnyRunsArgument,
     ImportOption,
     OutputOption,
     RecipeArgument,
@@ -191,17 +191,31 @@ def generate(
 
 
 def report(
-    run: AnyRunArgument = None,
+    runs: AnyRunsArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="the page, instead of RUN/report.html or, of several runs, comparison.html in "
+            "the folder that they share",
+        ),
+    ] = None,
     imports: ImportOption = None,
 ) -> None:
-    """Write RUN/report.html, of a model's run or a tokenizer's.
+    """Write RUN/report.html, of a model's run or a tokenizer's; or compare several runs.
 
     One page: of a model with curves, probes, reconstructions and continuations; of a tokenizer with
-    curves, reconstructions and the use of its codes.
+    curves, reconstructions and the use of its codes; of several runs with their losses against
+    tokens and the settings in which they differ.
     """
+    if runs is not None and len(runs) > 1:
+        from toto.jobs.compare import compare_runs
+
+        compare_runs(runs, out=out, imports=imports or [])
+        return
     from toto.jobs.report import start_report
 
-    start_report(run, imports=imports or [])
+    start_report(runs[0] if runs else None, out=out, imports=imports or [])
 
 
 def export_hf(

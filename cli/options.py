@@ -17,12 +17,12 @@ RunArgument = Annotated[
         "checkpoint under ./runs",
     ),
 ]
-AnyRunArgument = Annotated[
-    str | None,
+AnyRunsArgument = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="[RUN]...",
         help="a run directory or checkpoint, of a model or a tokenizer; without it the newest "
-        "complete checkpoint under ./runs",
+        "complete checkpoint under ./runs; several run directories are compared",
     ),
 ]
 SetOption = Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PARTIAL", "disk_errors", "locked", "replacing", "sync", "write_atomic"]
+__all__ = [
+    "NO_LOCKS",
+    "PARTIAL",
+    "claim",
+    "claimant",
+    "disk_errors",
+    "locked",
+    "replacing",
+    "sync",
+    "write_atomic",
+]
 
 PARTIAL = ".partial"
 """How the name of what is not whole yet ends."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system that knows no locks answers."""
+
+# One who only asks holds the lock for an instant.
+CLAIM_TRIES, CLAIM_PAUSE = 5, 0.05
+_claimed: dict[Path, str] = {}
 
 
 @contextmanager
@@ -69,6 +88,75 @@ def locked(path: Path) -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def claim(path: Path, text: str) -> Iterator[None]:
+    """Hold the file `path` alone, with `text` in it; it goes with the block.
+
+    The lock is the process', not its children's: the kernel lets go of it when the process dies,
+    however it dies, and a worker that outlives it does not keep it. NFS knows this lock too.
+
+    Raises:
+        BlockingIOError: another holds it; `claimant` says who.
+        OSError: the folder is missing or refuses; with an errno of NO_LOCKS: it knows no locks.
+    """
+    name = path.resolve()
+    if name in _claimed:
+        raise BlockingIOError(errno.EAGAIN, "held by this process", str(path))
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock_at_once(descriptor)
+            # The one before may have removed the file after we opened it.
+            if not _is_named(descriptor, path):
+                continue
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, text.encode())
+            _claimed[name] = text
+            try:
+                yield
+            finally:
+                del _claimed[name]
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def claimant(path: Path) -> str | None:
+    """What the holder of `path` wrote into it; None where nobody holds it.
+
+    Where the file system knows no locks, a file that is there counts as held.
+    """
+    # A process that closes any descriptor of a file lets go of its own lock on it: ask memory.
+    if (own := _claimed.get(path.resolve())) is not None:
+        return own
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, (BlockingIOError, PermissionError)) or error.errno in NO_LOCKS:
+            return os.read(descriptor, 2**16).decode(errors="replace")
+        raise
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock_at_once(descriptor: int) -> None:
+    for turn in range(CLAIM_TRIES):
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # POSIX leaves it EAGAIN or EACCES
+            if turn == CLAIM_TRIES - 1:
+                raise BlockingIOError(error.errno, "held by another process") from error
+            time.sleep(CLAIM_PAUSE)
+        else:
+            return
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from toy_run import write_run
+from toy_run import train_line, write_lines, write_run
 
 from toto.analysis import panels, plots
 from toto.analysis.runs import RunRecord, read_run
@@ -36,15 +36,30 @@ def texts(panel: panels.Panel) -> list[str]:
 
 
 def test_every_axis_has_a_label_with_its_unit(record: RunRecord) -> None:
-    loss, validation, frames, accuracy, rate, norm, speed = map(texts, all_panels(record))
+    loss, validation, frames, accuracy, rate, norm, speed, wait = map(texts, all_panels(record))
     tokens = "visual tokens seen (thousands)"
-    for panel in (loss, validation, rate, norm, speed):
+    for panel in (loss, validation, rate, norm, speed, wait):
         assert tokens in panel
     for panel in (loss, validation, frames):
         assert "loss (nats/token)" in panel
     assert "frame of the sequence" in frames
     assert {"layer (0 is the embedding)", "accuracy"} <= set(accuracy)
     assert "thousand visual tokens/s" in speed
+    assert "% of the time" in wait
+
+
+def test_what_later_runs_record_is_drawn_with_gaps_where_it_is_missing(tmp_path: Path) -> None:
+    watched = {"utilisation": 0.25, "memory": 2 * 10**9, "source_loss": {"a": 1.0, "b": None}}
+    resumed = [train_line(1), train_line(2) | watched, train_line(3) | watched]
+    write_lines(tmp_path / "metrics.jsonl", resumed)
+    lines = read_run(tmp_path).train
+    *_, wait, utilisation, memory = map(texts, plots.training_curves(lines))
+    assert "% of the peak" in utilisation
+    assert "GB" in memory
+    assert "% of the time" in wait
+    by_source = texts(plots.source_losses(lines, "nats/token"))
+    assert "a" in by_source
+    assert "b" not in by_source, "no step had any of it"
 
 
 def test_the_legends_name_every_line(record: RunRecord) -> None:

@@ -61,7 +61,7 @@ def points(panel: Panel, color: int) -> list[int]:
 def test_a_full_run_shows_every_part(tmp_path: Path) -> None:
     write_tokenizer_run(tmp_path, "digits", "clips")
     page = render(content(tmp_path, "digits", "clips"), tmp_path)
-    assert page.tags.count("svg") == 4 + 2 + 3 + 1, "terms, codes, course, ranks"
+    assert page.tags.count("svg") == 4 + 2 + 4 + 1, "terms, codes, course, ranks"
     assert page.tags.count("img") == 2
     assert "Not " not in page.text
     for shown in (
@@ -92,7 +92,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [tokenizer_line(1)])
     page = render(content(tmp_path), tmp_path)
-    assert page.tags.count("svg") == 3 + 3, "loss, psnr, nll; the course"
+    assert page.tags.count("svg") == 3 + 4, "loss, psnr, nll; the course"
 
 
 def test_names_cannot_inject_html(tmp_path: Path) -> None:

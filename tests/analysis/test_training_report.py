@@ -47,7 +47,7 @@ def render(content: TrainingReport, folder: Path) -> Page:
 def test_a_full_run_shows_every_part(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = render(content(tmp_path), tmp_path)
-    assert page.tags.count("svg") == 1 + 1 + 1 + 3 + 1
+    assert page.tags.count("svg") == 1 + 1 + 1 + 4 + 1
     assert page.tags.count("img") == 3
     assert "Not run" not in page.text
     for shown in ("quick", "1,234", "60.0%", "toto train recipes/quickstart.yaml", "seed: 0"):
@@ -88,8 +88,18 @@ def test_a_run_of_patches_is_in_its_unit_and_names_no_baseline_that_it_lacks(
 def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [train_line(1)])
     page = render(content(tmp_path), tmp_path)
-    assert page.tags.count("svg") == 1 + 3
+    assert page.tags.count("svg") == 1 + 4
+    assert "Utilisation" not in page.text
     assert "No evaluation stands yet." in page.text
+
+
+def test_a_watched_run_shows_its_sources_and_its_utilisation(tmp_path: Path) -> None:
+    watched = {"source_loss": {"digits": 1.0, "clips": 2.0}, "utilisation": 0.2, "memory": 10**9}
+    write_lines(tmp_path / "metrics.jsonl", [train_line(step) | watched for step in (1, 2)])
+    page = render(content(tmp_path), tmp_path)
+    assert page.tags.count("svg") == 2 + 6
+    assert "Training loss by source, smoothed" in page.text
+    assert "Utilisation (MFU) is the model's own arithmetic" in page.text
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_vqgan_that_is_under_way_has_a_report_of_its_checkpoint(tmp_path, tiny
     raw = tokenizer_recipe(tiny_datasets, VQGAN, task=task)
     toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
     run = tmp_path / "runs/tiny"
-    for name in ("tokenizer.safetensors", "evaluation.json", "code_counts.json", "run.json"):
+    for name in ("tokenizer.safetensors", "evaluation.json", "code_counts.json", "history.jsonl"):
         (run / name).unlink()
     shutil.rmtree(run / "checkpoints/step-00000004")
     toto("report", cwd=tmp_path)

@@ -16,7 +16,7 @@ from command_line import start_toto, tiny_recipe, toto, toto_process, write_reci
 from toto.errors import RunError
 from toto.recipe.reader import check_recipe
 
-TIMES = ("seconds", "tokens_per_s", "data_wait")
+TIMES = ("seconds", "tokens_per_s", "data_wait", "utilisation", "memory", "save_seconds")
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -18,6 +19,7 @@ from toto.tokenizers.config import PatchConfig, TokenizerConfig
 from toto.training.config import OptimizerConfig, ScheduleConfig
 from toto.training.engine_local import LocalEngine
 from toto.training.schedule import WarmupCosine
+from toto.training.task import sum_metrics
 
 T, H, W = 3, 2, 2
 PIXELS = 8
@@ -98,6 +100,29 @@ def test_the_loss_is_over_all_targets_and_the_metrics_leave_the_end_out():
     torch.testing.assert_close(output.metrics["frame_loss"].value(), by_frame)
     assert output.metrics["loss"].count == 4 * T * H * W
     assert not output.metrics["frame_loss"].total.requires_grad
+
+
+def test_the_loss_of_each_source_adds_up_over_micro_batches_to_the_loss():
+    task = make_task(MeanCodesConfig())
+    task.num_sources = 4
+    batch = make_batch(pixels=random_pixels(6))
+    batch = dataclasses.replace(batch, source_B=torch.tensor([0, 2, 2, 0, 2, 1]))
+    whole = task(batch).metrics
+    parts = [
+        Batch(batch.pixels_BTCHW[a:b], None, *(x[a:b] for x in (
+            batch.is_image_B, batch.source_B, batch.position_B, batch.label_B
+        )))
+        for a, b in ((0, 4), (4, 6))
+    ]  # fmt: skip
+    summed = sum_metrics(task(part).metrics for part in parts)["source_loss"]
+    torch.testing.assert_close(summed.total, whole["source_loss"].total)
+    assert summed.count.tolist() == [2 * T * H * W, T * H * W, 3 * T * H * W, 0]
+    losses_BL = task.model.losses(to_frames(task.tokenizer, batch), batch.is_image_B)
+    of_2 = losses_BL[batch.source_B == 2, :-1].double().mean()
+    torch.testing.assert_close(summed.value()[2], of_2)
+    torch.testing.assert_close(summed.total.sum(), whole["loss"].total)
+    assert summed.value()[3].isnan()
+    assert "source_loss" not in task.eval()(batch).metrics
 
 
 def test_pixels_and_their_codes_give_the_same_and_pixels_arrive_in_0_to_1():

@@ -14,8 +14,9 @@ from toy_training import ToyTask, digest, toy_batches, toy_engine, toy_settings,
 from toto.errors import RunError, UserError
 from toto.training.checkpoint import find_checkpoint, load_state, read_meta
 from toto.training.loop import step_seed
+from toto.training.task import Mean
 
-TIMINGS = ("tokens_per_s", "data_wait", "seconds")
+TIMINGS = ("tokens_per_s", "data_wait", "seconds", "utilisation", "memory", "save_seconds")
 
 
 def lines(run):
@@ -43,6 +44,40 @@ def test_a_run_records_evaluates_and_saves_when_due(tmp_path):
     assert (meta.step, meta.tokens, meta.recipe) == (11, 1100, {"name": "toy"})
     assert meta.versions["torch"] == torch.__version__
     assert 0 < meta.seconds <= result.seconds
+
+
+class TellsSourcesApart(ToyTask):
+    def forward(self, batch):
+        output = super().forward(batch)
+        if self.training:
+            loss = output.metrics["loss"]
+            here = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+            output.metrics["source_loss"] = Mean(loss.total * here, loss.count * here)
+        return output
+
+
+def test_a_run_is_watched(tmp_path):
+    toy_train(
+        tmp_path,
+        toy_engine(TellsSourcesApart()),
+        toy_settings(steps=12, save_every=4),
+        sources=("videos", "pictures", "clips"),
+        seconds_at_peak=1e-6,
+    )
+    train = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in train if line["kind"] == "train"]
+    # The save of step 4 stands in the way of what step 6 reports.
+    assert [line["save_seconds"] > 0 for line in train] == [False, False, True, False, True, False]
+    for line in train:
+        per_step = 100 / line["tokens_per_s"]
+        assert line["utilisation"] == pytest.approx(1e-6 / per_step)
+        assert line["memory"] > 2**20
+        assert line["source_loss"] == {"videos": line["loss"], "pictures": None, "clips": None}
+
+
+def test_what_is_not_known_is_not_written(tmp_path):
+    toy_train(tmp_path, toy_engine(), toy_settings(steps=2))
+    assert "utilisation" not in json.loads((tmp_path / "metrics.jsonl").read_text().split("\n")[0])
 
 
 def test_the_loss_falls(tmp_path):

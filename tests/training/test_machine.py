@@ -70,4 +70,5 @@ def test_versions_are_plain_and_complete():
     found = versions()
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
-    assert set(found) == {"toto", "torch", "python", "platform", "cpu", "gpu", "threads"}
+    always = {"toto", "torch", "python", "platform", "cpu", "gpu", "threads"}
+    assert set(found) - {"deepspeed"} == always

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,35 @@ def test_other_scalars_of_the_task_stand_in_their_own_object(tmp_path):
     with MetricsWriter(tmp_path / "metrics.jsonl", 0) as writer:
         writer.train(TrainLine(1, 10, 1.0, 1e-3, 0.5, 100.0, 0.1, 2.0, {"psnr": 20.0}))
     assert next(read_lines(tmp_path / "metrics.jsonl"))["metrics"] == {"psnr": 20.0}
+
+
+def test_what_watches_a_run_is_written_and_drawn(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watched = {
+        "source_loss": {"videos": 1.5, "pictures": math.nan},
+        "utilisation": 0.25,
+        "memory": 2**30,
+        "save_seconds": 0.5,
+    }
+    with MetricsWriter(tmp_path / "metrics.jsonl", 0) as writer:
+        writer.train(replace(line(3), **watched))
+    (written,) = read_lines(tmp_path / "metrics.jsonl")
+    assert {name: written[name] for name in watched} == watched | {
+        "source_loss": {"videos": 1.5, "pictures": None}
+    }
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    drawn = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    assert drawn.pop("train/loss/videos") == 1.5
+    assert drawn.pop("train/memory") == 2**30
+    assert sorted(drawn) == [
+        f"train/{name}"
+        for name in (
+            "data_wait", "grad_norm", "loss", "lr", "save_seconds", "seconds", "tokens_per_s",
+            "utilisation",
+        )
+    ]  # fmt: skip
 
 
 def test_tensorboard_gets_the_scalars(tmp_path):

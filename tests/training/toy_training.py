@@ -134,6 +134,8 @@ def toy_train(
     resume: bool = False,
     batches=toy_batches,
     console: Console | None = None,
+    sources: tuple[str, ...] = (),
+    seconds_at_peak: float | None = None,
 ) -> TrainResult:
     """A run of the toy task in `path`."""
 
@@ -151,6 +153,8 @@ def toy_train(
         seed=1,
         description=Description({"name": "toy"}, None),
         display=LineDisplay(console or Console(quiet=True)),
+        sources=sources,
+        seconds_at_peak=seconds_at_peak,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from toto.analysis.panels import GRID, INK, MUTED, SERIES, STYLE
+from toto.analysis.panels import GRID, INK, MUTED, SERIES, STYLE, look
 from toto.files import disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ LIGHT = {
 """Of each placeholder of `panels`, the colour that page.css gives it in its light scheme."""
 
 LIGHT_STYLE = {key: LIGHT.get(value, value) for key, value in STYLE.items()}
-LINES = ("-", "--", ":", "-.")  # a fifth series has the first colour again, and another line
 PANEL = (4.6, 3.6)  # inches, and a line of the legend below it
 LEGEND_LINE = 0.2
 LEGEND_LETTERS = 150  # that fit beside each other above three panels
@@ -121,11 +120,12 @@ def _draw_sorted(axes: Axes, number: int, statistics: NgramStatistics) -> Line2D
     last_rank_M = np.cumsum(statistics.ngrams_M)
     ranks = np.stack([last_rank_M - statistics.ngrams_M + 1, last_rank_M], axis=1).ravel()
     most = min(statistics.possible, statistics.windows)
+    color, style = look(number)
     (line,) = axes.plot(
         ranks,
         statistics.values_M.repeat(2),
-        color=LIGHT[SERIES[number % len(SERIES)]],
-        linestyle=LINES[number // len(SERIES) % len(LINES)],
+        color=LIGHT[color],
+        linestyle=style,
         label=f"{statistics.distinct:,} of at most {most:,}",
     )
     return line

@@ -11,6 +11,7 @@ Matplotlib is imported here, so import this module only where figures are drawn.
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from toto.analysis.records import TrainPoint
 
-__all__ = ["Panel", "counting_axis", "course_of_training", "draw_panel", "smooth"]
+__all__ = ["Panel", "counting_axis", "course_of_training", "draw_panel", "look", "smooth"]
 
 # Placeholders that matplotlib can draw with, and the variable that replaces each in the SVG.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -39,6 +40,7 @@ VARIABLES = {
     **{color: f"--series-{index}" for index, color in enumerate(SERIES, start=1)},
 }
 MARKERS = ("o", "s", "^", "D")
+LINES = ("-", "--", ":", "-.")  # a fifth series has the first colour again, and another line
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -75,10 +77,15 @@ class Panel:
     svg: str
 
 
+def look(index: int) -> tuple[str, str]:
+    """Colour and line of a series by its number, from 0."""
+    return SERIES[index % len(SERIES)], LINES[index // len(SERIES) % len(LINES)]
+
+
 def course_of_training(
     lines: Sequence[TrainPoint], places: Sequence[float], label: str
 ) -> list[Panel]:
-    """Learning rate, gradient norm and speed.
+    """Learning rate, gradient norm, speed, waiting; utilisation and memory where recorded.
 
     Args:
         lines: the logged steps.
@@ -89,6 +96,9 @@ def course_of_training(
         ("Learning rate", "learning rate", [line.lr for line in lines]),
         ("Gradient norm before clipping", "norm", [line.grad_norm for line in lines]),
         ("Speed", "thousand visual tokens/s", [line.tokens_per_s / 1000 for line in lines]),
+        ("Waiting for data", "% of the time", [100 * line.data_wait for line in lines]),
+        ("Utilisation (MFU)", "% of the peak", _known(lines, "utilisation", 100)),
+        ("Most memory so far", "GB", _known(lines, "memory", 1e-9)),
     ]
 
     def drawer(ylabel: str, values: list[float]) -> Callable[[Axes], None]:
@@ -101,7 +111,16 @@ def course_of_training(
     return [
         draw_panel(title, drawer(ylabel, values), size=FLAT, legend_columns=0)
         for title, ylabel, values in curves
+        if values
     ]
+
+
+def _known(lines: Sequence[TrainPoint], name: str, scale: float) -> list[float]:
+    """A curve with gaps where a line does not have it; empty where none has."""
+    values = [getattr(line, name) for line in lines]
+    if all(value is None for value in values):
+        return []
+    return [math.nan if value is None else scale * value for value in values]
 
 
 def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ Matplotlib is imported here, so import this module only where figures are drawn.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from toto.analysis.panels import (
     counting_axis,
     course_of_training,
     draw_panel,
+    look,
     smooth,
 )
 from toto.analysis.runs import best_by_layer
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy_by_layer",
     "loss_by_frame",
+    "source_losses",
     "training_curves",
     "training_loss",
     "validation_loss",
@@ -57,6 +60,27 @@ def training_loss(lines: Sequence[TrainPoint], unit: str) -> Panel:
         axes.set(xlabel=label, ylabel=f"loss ({unit})")
 
     return draw_panel("Training loss, all sources", draw)
+
+
+def source_losses(lines: Sequence[TrainPoint], unit: str) -> Panel:
+    """The training loss of each source against the tokens seen, smoothed over the logged steps."""
+
+    def draw(axes: Axes) -> None:
+        scale, label = counting_axis(lines[-1].tokens, TOKENS_SEEN)
+        for index, source in enumerate(lines[-1].source_loss):
+            points = [
+                (line.tokens / scale, line.source_loss[source])
+                for line in lines
+                if not math.isnan(line.source_loss.get(source, math.nan))
+            ]
+            if points:
+                tokens, loss = np.array(points).T
+                color, line_style = look(index)
+                smoothed = smooth(loss, len(loss) // 50)
+                axes.plot(tokens, smoothed, color=color, linestyle=line_style, label=source)
+        axes.set(xlabel=label, ylabel=f"loss ({unit})")
+
+    return draw_panel("Training loss by source, smoothed", draw)
 
 
 def validation_loss(evals: Sequence[Evaluation], source: str, unit: str) -> Panel:
@@ -131,6 +155,6 @@ def accuracy_by_layer(rows: Sequence[ProbeRow]) -> Panel:
 
 
 def training_curves(lines: Sequence[TrainPoint]) -> list[Panel]:
-    """Learning rate, gradient norm and speed against the tokens seen."""
+    """What `course_of_training` draws, against the tokens seen."""
     scale, label = counting_axis(lines[-1].tokens, TOKENS_SEEN)
     return course_of_training(lines, [line.tokens / scale for line in lines], label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -14,7 +14,7 @@ from toto.errors import DataError, UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Number", "TrainPoint", "json_lines", "json_object", "parse", "read_metrics"]
+__all__ = ["METRICS", "Number", "TrainPoint", "json_lines", "json_object", "parse", "read_metrics"]
 
 METRICS = "metrics.jsonl"
 
@@ -24,7 +24,10 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """What every report reads of a logged step. `tokens`: visual tokens seen until then."""
+    """What every report reads of a logged step: see `toto.training.metrics.TrainLine`.
+
+    `tokens`: visual tokens seen until then. What runs did not record at first has a default.
+    """
 
     step: int
     tokens: int
@@ -32,6 +35,10 @@ class TrainPoint:
     lr: Number
     grad_norm: Number
     tokens_per_s: Number
+    data_wait: Number
+    source_loss: dict[str, Number] = field(default_factory=dict)
+    utilisation: float | None = None
+    memory: int | None = None
 
 
 T = TypeVar("T")

@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
     from toto.analysis.panels import Panel
 
-__all__ = ["DataSource", "Reconstructions", "ReportContent", "Section", "reconstruction_sheet"]
+__all__ = [
+    "COURSE_CAPTION",
+    "DataSource",
+    "Reconstructions",
+    "ReportContent",
+    "Section",
+    "reconstruction_sheet",
+]
+
+
+COURSE_CAPTION = (
+    "The learning rate follows its schedule, the gradient's norm should stay bounded, the speed "
+    "even, and the wait for data near zero."
+)
 
 
 @dataclass(frozen=True)

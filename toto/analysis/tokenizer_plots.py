@@ -14,12 +14,12 @@ from toto.analysis.panels import (
     INK,
     MARKERS,
     MUTED,
-    SERIES,
     TALL,
     Panel,
     counting_axis,
     course_of_training,
     draw_panel,
+    look,
     smooth,
 )
 from toto.data.config import TOGETHER
@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 STEPS = "optimizer steps"
-LINES = ("-", "--", ":", "-.")  # a fifth source has the first colour again, and another line
 
 
 def term(record: TokenizerRecord, name: str, title: str, label: str) -> Panel:
@@ -162,8 +161,7 @@ def _look(record: TokenizerRecord, source: str) -> tuple[str, str]:
     """Colour and line of a source, the same in every panel."""
     if source == TOGETHER:
         return INK, "--"
-    index = record.series.index(source)
-    return SERIES[index % len(SERIES)], LINES[index // len(SERIES) % len(LINES)]
+    return look(record.series.index(source))
 
 
 def _label(source: str) -> str:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from toto.analysis import tokenizer_plots as plots
 from toto.analysis.page import write_page
-from toto.analysis.report import Reconstructions, ReportContent, Section, reconstruction_sheet
+from toto.analysis.report import (
+    COURSE_CAPTION,
+    Reconstructions,
+    ReportContent,
+    Section,
+    reconstruction_sheet,
+)
 from toto.analysis.tokenizer_runs import CODE_COUNTS
 from toto.analysis.tokenizer_summary import quality_table, summary
 from toto.data.config import TOGETHER
@@ -90,8 +96,7 @@ def _sections(content: TokenizerReport) -> list[Section]:
         ),
         Section(
             "The course of the training",
-            "The learning rate follows its schedule, the gradient's norm should stay bounded, and "
-            "the speed even.",
+            COURSE_CAPTION,
             plots.training_curves(record) if record.train else [],
             content.command,
             small=True,

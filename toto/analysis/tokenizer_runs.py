@@ -40,7 +40,7 @@ codes that at least one token has), `perplexity` (exp of the entropy of the code
 whatever else the task measures."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerPoint(TrainPoint):
     """A logged step: `metrics` are what the task logs beside its loss."""
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from toto.analysis import plots
 from toto.analysis.page import data_uri, write_page
-from toto.analysis.report import Reconstructions, ReportContent, Section, reconstruction_sheet
+from toto.analysis.report import (
+    COURSE_CAPTION,
+    Reconstructions,
+    ReportContent,
+    Section,
+    reconstruction_sheet,
+)
 from toto.analysis.summary import probe_table, summary, validation_table
 
 if TYPE_CHECKING:
@@ -16,6 +22,12 @@ if TYPE_CHECKING:
     from toto.analysis.runs import Generated, RunRecord
 
 __all__ = ["TrainingReport", "write_training_report"]
+
+
+UTILISATION = (
+    " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
+    "peak that stands under Machine."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,8 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
     record, unit = content.record, content.loss_unit
     last = record.evals[-1].sources if record.evals else {}
     training = [plots.training_loss(record.train, unit)] if record.train else []
+    if record.train and len(record.train[-1].source_loss) > 1:
+        training.append(plots.source_losses(record.train, unit))
     validation = [plots.validation_loss(record.evals, source, unit) for source in last]
     baselines = (
         ": the curve of the model should fall below both lines. Copying predicts each token from "
@@ -83,13 +97,16 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
         ),
         Section(
             "The course of the training",
-            "The learning rate follows its schedule, the gradient's norm should stay bounded, and "
-            "the speed even.",
+            COURSE_CAPTION + (UTILISATION if _knows_utilisation(record) else ""),
             plots.training_curves(record.train) if record.train else [],
             content.command,
             small=True,
         ),
     ]
+
+
+def _knows_utilisation(record: RunRecord) -> bool:
+    return any(point.utilisation is not None for point in record.train)
 
 
 def _probe_section(record: RunRecord) -> Section:

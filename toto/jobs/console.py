@@ -25,13 +25,15 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
-def say_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells below their heads: a column of words, then columns of numbers."""
+def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: int = 1) -> None:
+    """Print rows of cells below their heads: columns of words, then columns of numbers."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
-        words, *numbers = row
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        say("  ".join([words.ljust(widths[0]), *cells]).rstrip())
+        cells = [
+            cell.ljust(width) if place < num_words else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from toto.errors import UserError
 from toto.jobs.console import say
+from toto.jobs.history import Asked
 from toto.jobs.train import run_training
 from toto.jobs.trained import import_all, newest_finetuning, on_any_machine, resolve_run
 from toto.recipe.overrides import apply_override
@@ -58,7 +59,8 @@ def start_finetuning(request: FinetuneRequest) -> None:
         f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
         f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
     )
-    run_training(recipe, resume=request.resume)
+    asked = Asked(str(trained.checkpoint), request.overrides)
+    run_training(recipe, resume=request.resume, asked=asked)
 
 
 def _resumed(request: FinetuneRequest) -> FinetuneRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from toto.analysis.training_report import TrainingReport, write_training_report
 from toto.data.clips import FrameList, read_clip
 from toto.data.config import ClipConfig
 from toto.jobs.console import say
+from toto.jobs.history import last_start
 from toto.jobs.realised import FailureLog, realised_mixture
-from toto.jobs.setup import RECIPE_FILE, RUN_FILE
+from toto.jobs.setup import RECIPE_FILE
 from toto.jobs.sources import named_stream, open_dataset
 from toto.jobs.trained import (
     FoundRun,
@@ -40,20 +40,25 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["start_report"]
+__all__ = ["COMMANDS", "LOSS_UNITS", "start_report"]
 
 PICTURES_PER_SOURCE = 4
 TOKENIZER_PICTURES_PER_SOURCE = 8
 COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
-VERSIONS = ("toto", "torch", "python")
-MACHINE = ("platform", "cpu", "gpu", "threads")
+VERSIONS = ("toto", "torch", "deepspeed", "python")
+MACHINE = ("platform", "cpu", "gpu", "threads", "ranks")
 LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
 Pictures = npt.NDArray[np.uint8]
 NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
 
 
-def start_report(run: str | None, *, imports: Sequence[str]) -> None:
-    """Write RUN/report.html, of a next-token run or of a tokenizer's.
+def start_report(run: str | None, *, out: Path | None, imports: Sequence[str]) -> None:
+    """Write the page of a next-token run or of a tokenizer's.
+
+    Args:
+        run: its directory or checkpoint; the newest unless given.
+        out: the page; RUN/report.html unless given.
+        imports: plug-ins to import first.
 
     Raises:
         UserError: no such run.
@@ -61,12 +66,12 @@ def start_report(run: str | None, *, imports: Sequence[str]) -> None:
     """
     import_all(imports)
     found = resolve_any_run(run)
-    out = found.run / "report.html"
+    page = out or found.run / "report.html"
     if isinstance(found, FoundRun):
-        _report_training(found, out)
+        _report_training(found, page)
     else:
-        _report_tokenizer(found, out)
-    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        _report_tokenizer(found, page)
+    say(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 
 def _report_training(found: FoundRun, out: Path) -> None:
@@ -92,6 +97,7 @@ def _report_training(found: FoundRun, out: Path) -> None:
         },
         versions=_versions(started),
         machine=_machine(started)
+        | _peak_line(found)
         | {
             "precision": recipe.training.precision,
             "blocks": "compiled" if recipe.training.compile else "eager",
@@ -134,15 +140,21 @@ def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:
 
 
 def _started(found: FoundCheckpoint) -> dict[str, Any]:
-    """What the run wrote down when it began; its checkpoint knows the versions too."""
-    path = found.run / RUN_FILE
-    if not path.is_file():
+    """Command and versions of the run's last start; its checkpoint knows the versions too."""
+    start = last_start(found.run)
+    if start is None:
         return {
             "command": f"{COMMANDS[found.recipe.verb]} {RECIPE_FILE}",
             "versions": found.meta.versions,
         }
-    started: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return started
+    return {"command": start.command, "versions": start.versions}
+
+
+def _peak_line(found: FoundCheckpoint) -> dict[str, str]:
+    start = last_start(found.run)
+    if start is None or start.peak is None:
+        return {}
+    return {"peak": f"{start.peak['flops']:.3g} FLOP/s, {start.peak['origin']}"}
 
 
 def _recipe_text(recipe: Recipe) -> str:

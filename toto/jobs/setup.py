@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from toto.errors import Problem, RecipeError, UserError
+from toto.jobs import history
+from toto.jobs.commits import commit_of, commit_of_toto
 from toto.jobs.console import say
 from toto.recipe.derived import describe
 from toto.recipe.reader import check_recipe, read_recipe
@@ -20,18 +24,19 @@ from toto.recipe.yaml_reader import dump_yaml
 from toto.training.checkpoint import read_meta
 from toto.training.distributed import joined_ranks
 from toto.training.launch import find_launch
+from toto.training.lock import hold_run
 from toto.training.machine import code_fingerprint, resolve_machine, versions
 from toto.training.rundir import RunDirectory, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from toto.jobs.peak import Peak
     from toto.training.distributed import Ranks
 
-__all__ = ["RECIPE_FILE", "RUN_FILE", "begun_run", "read_recipe_for", "record_run"]
+__all__ = ["RECIPE_FILE", "begun_run", "leaves", "read_recipe_for", "record_run"]
 
 RECIPE_FILE = "recipe.yaml"
-RUN_FILE = "run.json"
 
 # What may differ when a run is resumed: none of it changes a number, but for the order in which
 # micro-batches, ranks and engines add up floats.
@@ -86,17 +91,18 @@ def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output
 
 @contextmanager
 def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirectory]]:
-    """Settle the machine, meet the other ranks, open the run directory and say what the run is.
+    """Settle the machine, meet the other ranks, hold and open the run directory, say what it is.
 
     Nothing is written yet: a mistake found before the first step must not leave a run behind.
 
     Yields:
-        The recipe with nothing left at `auto`, the ranks, and the directory. With the block the
-        ranks part.
+        The recipe with nothing left at `auto`, the ranks, and the directory, which the first rank
+        holds until the block ends. With the block the ranks part.
 
     Raises:
-        UserError: the directory exists and `resume` is not asked for; or the recipe differs from
-            that of the run to be resumed, in a way that changes results; or the ranks differ.
+        UserError: the directory exists and `resume` is not asked for; another process trains
+            there; the recipe differs from that of the run to be resumed, in a way that changes
+            results; or the ranks differ.
         RunError: the ranks do not meet, or lose each other later.
     """
     launch = find_launch(os.environ)
@@ -106,9 +112,12 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
     training, notes = resolve_machine(asked, world=launch.world)
     recipe = recipe.model_copy(update={"training": training})
     timeout = timedelta(minutes=training.timeout_minutes)
-    with joined_ranks(launch, device=training.device, timeout=timeout) as ranks:
+    with (
+        joined_ranks(launch, device=training.device, timeout=timeout) as ranks,
+        ExitStack() as held,
+    ):
         ranks.require_same(_facts(recipe))
-        run = ranks.from_first(lambda: _opened(recipe, resume=resume))
+        run = ranks.from_first(lambda: _opened(recipe, held, notes, resume=resume))
         if ranks.is_first:
             _introduce(recipe, ranks, run, notes)
         yield recipe, ranks, run
@@ -118,13 +127,19 @@ def _facts(recipe: Recipe) -> dict[str, str]:
     """What all ranks must have in common before the data are opened."""
     found = versions()
     facts = {name: str(found[name]) for name in ("python", "torch")}
-    leaves = _leaves(recipe.model_dump(mode="json"))
-    settings = {f"the recipe's {key}": json.dumps(value) for key, value in leaves.items()}
+    values = leaves(recipe.model_dump(mode="json"))
+    settings = {f"the recipe's {key}": json.dumps(value) for key, value in values.items()}
     return facts | {"toto's code": code_fingerprint()} | settings
 
 
-def _opened(recipe: Recipe, *, resume: bool) -> RunDirectory:
-    run = open_run(Path(recipe.output), resume=resume, command=_command())
+def _opened(recipe: Recipe, held: ExitStack, notes: list[str], *, resume: bool) -> RunDirectory:
+    """The run directory, which no other process opens until `held` is closed."""
+    path = Path(recipe.output)
+    if not path.is_dir():
+        open_run(path, resume=resume, command=_command())
+    if not held.enter_context(hold_run(path, _command())):
+        notes.append(f"the file system of {path} knows no locks: start nothing else there")
+    run = open_run(path, resume=resume, command=_command())
     if run.checkpoint is not None:
         _refuse_changes(recipe, read_meta(run.checkpoint).recipe, run)
     return run
@@ -146,11 +161,41 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
         say(f"  resuming from {run.checkpoint}")
 
 
-def record_run(recipe: Recipe, run: RunDirectory) -> None:
-    """Write RUN/recipe.yaml, resolved, and RUN/run.json: the command and the versions."""
+def record_run(
+    recipe: Recipe,
+    ranks: Ranks,
+    run: RunDirectory,
+    *,
+    origin: history.Origin,
+    peak: Peak | None,
+) -> None:
+    """Write RUN/recipe.yaml, resolved, and add this start to RUN/history.jsonl.
+
+    Args:
+        recipe: its machine is settled.
+        ranks: of which this is the first.
+        run: held and open.
+        origin: what the user typed, and the parent run.
+        peak: what utilisation is a share of, if that is known.
+    """
     run.write_text(RECIPE_FILE, dump_yaml(recipe.model_dump(mode="json")))
-    record = {"command": _command(), "versions": versions()}
-    run.write_text(RUN_FILE, json.dumps(record, indent=2) + "\n")
+    here = Path.cwd()
+    start = history.Start(
+        time=history.now(),
+        command=_command(),
+        asked=origin.asked,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        folder=str(here),
+        resumed_from=None if run.checkpoint is None else str(run.checkpoint),
+        init_from=origin.init_from,
+        name=recipe.name,
+        steps=recipe.training.steps,
+        versions=versions() | {"ranks": ranks.world},
+        commits={"toto": commit_of_toto(), "folder": commit_of(here)},
+        peak=None if peak is None else asdict(peak),
+    )
+    history.append(run.path, start)
 
 
 def _command() -> str:
@@ -159,10 +204,10 @@ def _command() -> str:
 
 
 def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
-    now = _leaves(recipe.model_dump(mode="json"))
+    now = leaves(recipe.model_dump(mode="json"))
     # Read again, so that a field which is new since then has its default; no code is imported.
     read = check_recipe(before | {"imports": []}, f"the recipe in {run.path}")
-    then = _leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
+    then = leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
     free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
         key for key in now.keys() | then.keys()
@@ -179,10 +224,11 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
         )
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
     if not isinstance(value, dict):
         return {prefix: value}
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, child in value.items():
-        leaves |= _leaves(child, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
+        found |= leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,13 @@ from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError
 from toto.export.hf import read_model
 from toto.jobs.console import console, progress_bar, say
+from toto.jobs.history import Asked, Origin, note_end, note_failure
+from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begun_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import build_model, fingerprints_in, resolve_run
+from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask
@@ -68,21 +71,28 @@ def start_training(
         RecipeError: its mistakes, all of them.
         UserError: see `run_training`.
     """
-    run_training(read_recipe_for(TrainRecipe, name, overrides, output), resume=resume)
+    recipe = read_recipe_for(TrainRecipe, name, overrides, output)
+    run_training(recipe, resume=resume, asked=Asked(name, tuple(overrides)))
 
 
-def run_training(recipe: TrainRecipe, *, resume: bool) -> TrainResult:
+def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = None) -> TrainResult:
     """Train a recipe to its end, or to a signal.
 
+    Args:
+        recipe: checked.
+        resume: go on with the run that is there.
+        asked: what the user typed, for the record.
+
     Raises:
-        UserError: data, run directory or checkpoint do not fit; each says how to mend it.
+        UserError: data, run directory or checkpoint do not fit; each says how to mend it; or
+            another process trains there.
         RunError: the run had to stop.
     """
     with begun_run(recipe, resume=resume) as (settled, ranks, run):
-        return _run(settled, ranks, run)
+        return _run(settled, ranks, run, asked)
 
 
-def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory) -> TrainResult:
+def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | None) -> TrainResult:
     tokenizer = recipe.tokenizer.build().eval().to(recipe.training.device)
     target_tokenizer = None
     if recipe.target_tokenizer is not None:
@@ -92,11 +102,13 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory) -> TrainResult:
     model = build_model(recipe)
     if recipe.training.recompute:
         model.backbone.recompute_activations()
-    task = NextTokenTask(model, tokenizer, target_tokenizer)
-    if recipe.init_from is not None and run.checkpoint is None:
-        _load_initial(recipe.init_from, task)
+    task = NextTokenTask(model, tokenizer, target_tokenizer, num_sources=len(sources))
+    init_from = recipe.init_from
+    if init_from is not None and run.checkpoint is None:
+        init_from = _load_initial(init_from, task)
+    origin = Origin(asked, init_from)
     with running_engine(recipe, task, ranks) as engine:
-        return _trained(recipe, task, engine, sources, ranks, run)
+        return _trained(recipe, task, engine, sources, ranks, run, origin)
 
 
 def _trained(
@@ -106,6 +118,7 @@ def _trained(
     sources: Sequence[Source],
     ranks: Ranks,
     run: RunDirectory,
+    origin: Origin,
 ) -> TrainResult:
     held_out = {
         source.name: [
@@ -130,6 +143,7 @@ def _trained(
         run=run,
         fingerprints=_fingerprints(task),
         evaluate=evaluate if held_out else None,
+        origin=origin,
     )
 
 
@@ -168,6 +182,7 @@ def train_task(
     run: RunDirectory,
     fingerprints: dict[str, str],
     evaluate: Callable[[], dict[str, Values]] | None,
+    origin: Origin,
 ) -> TrainResult:
     """Run the loop over the mixture of a recipe, whatever the task, and say how it ended.
 
@@ -179,6 +194,7 @@ def train_task(
         run: where to write and what to go on from.
         fingerprints: of the frozen tokenizers, by their section in the recipe.
         evaluate: see `toto.training.loop.train`.
+        origin: for the record: what the user typed, and the parent run.
 
     Raises:
         UserError: the data or tokenizers are not those of the run that is resumed, or not the same
@@ -209,27 +225,32 @@ def train_task(
             on_broken=failures.add,
         )
 
-    ranks.from_first(lambda: record_run(recipe, run))
+    peak, seconds_at_peak = ranks.from_first(lambda: _peak(recipe, ranks.world))
+    ranks.from_first(lambda: record_run(recipe, ranks, run, origin=origin, peak=peak))
     first = 0 if run.checkpoint is None else read_meta(run.checkpoint).step
     ranks.from_first(lambda: FailureLog.cut_back(run.path, first))
-    result = train(
-        engine,
-        recipe.training,
-        ranks=ranks,
-        run=run,
-        batches=batches,
-        evaluate=evaluate,
-        tokens_per_step=recipe.batch_sequences * recipe.layout.num_visual,
-        seed=recipe.seed,
-        description=Description(
-            recipe.model_dump(mode="json"),
-            tokenizer=fingerprints.get("tokenizer"),
-            target_tokenizer=fingerprints.get("target_tokenizer"),
-            data=data,
-        ),
-        display=make_display(ranks, console),
-    )
+    with note_failure(run.path) if ranks.is_first else nullcontext():
+        result = train(
+            engine,
+            recipe.training,
+            ranks=ranks,
+            run=run,
+            batches=batches,
+            evaluate=evaluate,
+            tokens_per_step=recipe.batch_sequences * recipe.layout.num_visual,
+            seed=recipe.seed,
+            description=Description(
+                recipe.model_dump(mode="json"),
+                tokenizer=fingerprints.get("tokenizer"),
+                target_tokenizer=fingerprints.get("target_tokenizer"),
+                data=data,
+            ),
+            display=make_display(ranks, console),
+            sources=stream.names,
+            seconds_at_peak=seconds_at_peak,
+        )
     if ranks.is_first:
+        note_end(run.path, step=result.step, interrupted=result.interrupted)
         _say_how_it_ended(recipe, run, stream, result)
     return result
 
@@ -247,6 +268,20 @@ def _say_how_it_ended(
         say("the same command with --resume goes on")
     else:
         say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")
+
+
+def _peak(recipe: Recipe, world: int) -> tuple[Peak | None, float | None]:
+    """The peak of this rank's device, and the seconds of a step of the model at that of all ranks.
+
+    None where the model's multiply-accumulates are not known: of tokenizers.
+    """
+    macs = derived_numbers(recipe).get("train_macs_per_step")
+    training = recipe.training
+    if macs is None or training.precision == "auto":
+        return None, None
+    peak = device_peak(torch.device(training.device), training.precision)
+    say(f"  peak: {peak.flops:.3g} FLOP/s, {peak.origin}")
+    return peak, 2 * macs / (peak.flops * world)
 
 
 def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:
@@ -369,8 +404,11 @@ def _fingerprints(task: NextTokenTask) -> dict[str, str]:
     return found
 
 
-def _load_initial(init_from: str, task: NextTokenTask) -> None:
+def _load_initial(init_from: str, task: NextTokenTask) -> str:
     """Start from the weights of another run, whose tokenizers must be the same, or of hf:FOLDER.
+
+    Returns:
+        The very checkpoint, or hf:FOLDER.
 
     Raises:
         CheckpointError: other tokenizers, or other weights; each difference is named.
@@ -382,7 +420,7 @@ def _load_initial(init_from: str, task: NextTokenTask) -> None:
         check_tensors(task.model.state_dict(), tensors, "weights")
         task.model.load_state_dict(tensors)
         say(f"  weights from {folder}")
-        return
+        return init_from
     found = resolve_run(init_from)
     changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
     if changed:
@@ -394,3 +432,4 @@ def _load_initial(init_from: str, task: NextTokenTask) -> None:
         )
     load_weights(found.checkpoint, task.model)
     say(f"  weights from {found.checkpoint}")
+    return str(found.checkpoint)

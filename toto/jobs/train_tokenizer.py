@@ -10,6 +10,7 @@ import torch
 from toto.analysis.tokenizer_runs import CODE_COUNTS
 from toto.data.config import TOGETHER
 from toto.jobs.console import say
+from toto.jobs.history import Asked, Origin
 from toto.jobs.setup import begun_run, read_recipe_for
 from toto.jobs.sources import open_sources
 from toto.jobs.train import evaluated, running_engine, train_task, validation_batches
@@ -45,10 +46,12 @@ def start_tokenizer_training(
         UserError: data or run directory do not fit.
     """
     recipe = read_recipe_for(TokenizerRecipe, name, overrides, output)
-    run_tokenizer_training(recipe, resume=resume)
+    run_tokenizer_training(recipe, resume=resume, asked=Asked(name, tuple(overrides)))
 
 
-def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str, Values]:
+def run_tokenizer_training(
+    recipe: TokenizerRecipe, *, resume: bool, asked: Asked | None = None
+) -> dict[str, Values]:
     """Train a tokenizer, and write its weights and what its last evaluation found.
 
     RUN/tokenizer.safetensors are the weights. RUN/evaluation.json holds what is returned,
@@ -58,16 +61,18 @@ def run_tokenizer_training(recipe: TokenizerRecipe, *, resume: bool) -> dict[str
         The last evaluation: for each source the task's metrics, codebook_use and perplexity.
     """
     with begun_run(recipe, resume=resume) as (settled, ranks, run):
-        return _run(settled, ranks, run)
+        return _run(settled, ranks, run, Origin(asked))
 
 
-def _run(recipe: TokenizerRecipe, ranks: Ranks, run: RunDirectory) -> dict[str, Values]:
+def _run(
+    recipe: TokenizerRecipe, ranks: Ranks, run: RunDirectory, origin: Origin
+) -> dict[str, Values]:
     sources = ranks.after_first(lambda: open_sources(recipe, None))
     torch.manual_seed(recipe.seed)
     tokenizer = recipe.tokenizer.build()
     assert isinstance(recipe.task, TokenizerTaskConfig)
     with running_engine(recipe, recipe.task.build(tokenizer), ranks) as engine:
-        return _trained(recipe, tokenizer, engine, sources, ranks, run)
+        return _trained(recipe, tokenizer, engine, sources, ranks, run, origin)
 
 
 def _trained(
@@ -77,6 +82,7 @@ def _trained(
     sources: Sequence[Source],
     ranks: Ranks,
     run: RunDirectory,
+    origin: Origin,
 ) -> dict[str, Values]:
     held_out = {
         source.name: validation_batches(recipe, source, ranks)
@@ -100,6 +106,7 @@ def _trained(
         run=run,
         fingerprints={},
         evaluate=evaluate if held_out else None,
+        origin=origin,
     )
     if result.interrupted:
         return {}

@@ -15,14 +15,8 @@ from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
 from toto.tasks.config import TokenizerTaskConfig
-from toto.training.checkpoint import (
-    FOLDER,
-    CheckpointMeta,
-    complete_checkpoints,
-    find_checkpoint,
-    load_weights,
-    read_meta,
-)
+from toto.training.checkpoint import CheckpointMeta, find_checkpoint, load_weights, read_meta
+from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
 from toto.training.machine import resolve_machine
 
 if TYPE_CHECKING:

@@ -27,12 +27,13 @@ class NextTokenTask(Task["Batch"]):
     The trained loss is the mean over all targets, the end included; under a prefix mask over those
     after the prefix. The metrics leave the end out, as the paper's figures do: "loss", and
     "frame_loss" with one entry per frame; nats a token for code targets, mean squared error for
-    patches.
+    patches. In training mode also "source_loss", with one entry per source of the mixture.
 
     Args:
         model: what is trained.
         tokenizer: the one the model was made for; batches that hold codes do not need it to run.
         target_tokenizer: the one of its targets; None where the inputs are the targets.
+        num_sources: of the mixture that `source_B` counts; 0: the loss is not told apart.
     """
 
     def __init__(
@@ -40,8 +41,11 @@ class NextTokenTask(Task["Batch"]):
         model: AutoregressiveModel,
         tokenizer: Tokenizer,
         target_tokenizer: Tokenizer | None = None,
+        *,
+        num_sources: int = 0,
     ) -> None:
         super().__init__()
+        self.num_sources = num_sources
         self.model = model
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.target_tokenizer = target_tokenizer
@@ -83,14 +87,16 @@ class NextTokenTask(Task["Batch"]):
         given = self.model.mask.num_given
         predicted_BL[:, :given] = 0
         by_frame = [part.view(*frames.shape[:2], -1) for part in (visual_BL, predicted_BL)]
-        frame_loss = Mean((by_frame[0] * by_frame[1]).sum((0, 2)), by_frame[1].sum((0, 2)))
-        return TaskOutput(
-            losses_BL[:, given:].mean(),
-            {
-                "loss": Mean(frame_loss.total.sum(), frame_loss.count.sum()),
-                "frame_loss": frame_loss,
-            },
-        )
+        totals_BT, counts_BT = (by_frame[0] * by_frame[1]).sum(2), by_frame[1].sum(2)
+        frame_loss = Mean(totals_BT.sum(0), counts_BT.sum(0))
+        metrics = {
+            "loss": Mean(frame_loss.total.sum(), frame_loss.count.sum()),
+            "frame_loss": frame_loss,
+        }
+        if self.training and self.num_sources:
+            sums_B = Mean(totals_BT.sum(1), counts_BT.sum(1))
+            metrics["source_loss"] = _by_source(sums_B, batch.source_B, self.num_sources)
+        return TaskOutput(losses_BL[:, given:].mean(), metrics)
 
     def num_targets(self, batch: Batch) -> int:
         """T·H·W a sequence, and the end for codes, less a prefix; padding has none."""
@@ -116,6 +122,14 @@ class NextTokenTask(Task["Batch"]):
     def compile_blocks(self) -> None:
         """The model's blocks and its readout with the loss."""
         self.model.compile_blocks()
+
+
+def _by_source(mean_B: Mean, source_B: Tensor, num_sources: int) -> Mean:
+    """The sequences' means summed to one entry per source."""
+    empty = mean_B.total.new_zeros(num_sources)
+    return Mean(
+        empty.index_add(0, source_B, mean_B.total), empty.index_add(0, source_B, mean_B.count)
+    )
 
 
 def to_frames(tokenizer: Tokenizer, batch: Batch, *, resolution: int | None = None) -> Tensor:

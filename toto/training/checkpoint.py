@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from toto.errors import CheckpointError
 from toto.files import PARTIAL
 from toto.registry import Config
+from toto.training.checkpoint_folder import FOLDER, META_FILE, complete_checkpoints
 from toto.training.engine import EngineState
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ __all__ = [
     "CheckpointMeta",
     "FileRecord",
     "check_tensors",
-    "complete_checkpoints",
     "discard",
     "find_checkpoint",
     "load_state",
@@ -48,8 +48,6 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.safetensors"
-META_FILE = "checkpoint.json"
-FOLDER = "checkpoints"
 LATEST = "latest"
 NAMES_SHOWN = 5
 
@@ -129,15 +127,6 @@ def find_checkpoint(path: Path) -> Path:
         if named in complete:
             return named
     return complete[-1]
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a `checkpoints/` folder, oldest first."""
-    return sorted(
-        path.parent
-        for path in folder.glob(f"step-*/{META_FILE}")
-        if not path.parent.name.endswith(PARTIAL)
-    )
 
 
 def remove_after(checkpoint: Path) -> None:

@@ -30,15 +30,8 @@ from safetensors.torch import save_file
 from toto.errors import RunError
 from toto.files import PARTIAL, disk_errors, sync, write_atomic
 from toto.registry import Config
-from toto.training.checkpoint import (
-    LATEST,
-    META_FILE,
-    MODEL_FILE,
-    FileRecord,
-    complete_checkpoints,
-    discard,
-    remove_partial,
-)
+from toto.training.checkpoint import LATEST, MODEL_FILE, FileRecord, discard, remove_partial
+from toto.training.checkpoint_folder import META_FILE, complete_checkpoints, folder_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,7 +139,7 @@ class CheckpointWriter:
         return
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / folder_name(step)
 
     def _write(self, unfinished: Path, state: EngineState) -> dict[str, FileRecord]:
         """This rank's files, synced and read back for their checksums."""

@@ -20,7 +20,7 @@ from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, veri
 from toto.training.checkpoint_background import open_writer
 from toto.training.engine import B, Engine, StepResult
 from toto.training.interrupt import Interrupt
-from toto.training.machine import versions
+from toto.training.machine import peak_memory, versions
 from toto.training.metrics import (
     EvalLine,
     Recorder,
@@ -92,6 +92,8 @@ def train(
     seed: int,
     description: Description,
     display: Display,
+    sources: Sequence[str] = (),
+    seconds_at_peak: float | None = None,
 ) -> TrainResult:
     """Train until `settings.steps`, from the beginning or from `run.checkpoint`.
 
@@ -107,6 +109,8 @@ def train(
         seed: of the noise in each step.
         description: goes into every checkpoint.
         display: what the user sees.
+        sources: names of what the metric "source_loss" has an entry for.
+        seconds_at_peak: what a step would take at the device's peak; None: not known.
 
     Raises:
         RunError: a loss or gradient that is not finite; a disk that is full.
@@ -131,6 +135,8 @@ def train(
             recorder=recorder,
             checkpoints=checkpoints,
             spent=spent,
+            sources=sources,
+            seconds_at_peak=seconds_at_peak,
         )
         display.begin(first, steps)
         stopped = False
@@ -180,6 +186,8 @@ class _Session(Generic[B]):
         recorder: Recorder,
         checkpoints: CheckpointWriter,
         spent: float,
+        sources: Sequence[str],
+        seconds_at_peak: float | None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -191,11 +199,13 @@ class _Session(Generic[B]):
         self._display = display
         self._recorder = recorder
         self._checkpoints = checkpoints
+        self._sources = sources
+        self._seconds_at_peak = seconds_at_peak
         self._begun = time.perf_counter() - spent
         self._saved: tuple[int, Path] | None = None
         if run.checkpoint is not None:
             self._saved = (engine.steps_done, run.checkpoint)
-        self._waited = self._worked = self._got = 0.0
+        self._waited = self._worked = self._saving = self._got = 0.0
         self._interval = 0
 
     def seconds(self) -> float:
@@ -241,11 +251,26 @@ class _Session(Generic[B]):
             data_wait=self._waited / time_taken,
             seconds=self.seconds(),
             metrics=scalars,
+            source_loss=self._source_losses(values),
+            utilisation=self._utilisation(time_taken),
+            memory=max(self._ranks.gather(peak_memory(self._settings.device))),
+            save_seconds=self._saving,
         )
         self._recorder.train(line)
         self._display.train(line)
-        self._waited = self._worked = 0.0
+        self._waited = self._worked = self._saving = 0.0
         self._interval = 0
+
+    def _source_losses(self, values: Values) -> dict[str, float]:
+        losses = values.get("source_loss")
+        if not isinstance(losses, list):
+            return {}
+        return dict(zip(self._sources, losses, strict=True))
+
+    def _utilisation(self, seconds: float) -> float | None:
+        if self._seconds_at_peak is None:
+            return None
+        return self._interval * self._seconds_at_peak / seconds
 
     def evaluate(self) -> None:
         """Evaluate, show and record."""
@@ -271,7 +296,9 @@ class _Session(Generic[B]):
             data=self._description.data,
             versions=versions() | {"ranks": self._ranks.world},
         )
+        begun = time.perf_counter()
         path = self._checkpoints.save(self._engine.state(), meta)
+        self._saving += time.perf_counter() - begun
         self._saved = (step, path)
         return path
 

@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import os
 import platform
+import resource
 import shutil
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from toto.errors import UserError
 if TYPE_CHECKING:
     from toto.training.config import TrainingConfig
 
-__all__ = ["code_fingerprint", "resolve_machine", "versions"]
+__all__ = ["code_fingerprint", "peak_memory", "resolve_machine", "versions"]
 
 
 def resolve_machine(
@@ -82,12 +84,21 @@ def _settled_engine(engine: str, world: int) -> str:
     return engine
 
 
+def peak_memory(device: str) -> int:
+    """The most bytes in use so far: tensors on a CUDA device; else this process, RAM resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def versions() -> dict[str, str | int]:
-    """What a result depends on besides its recipe."""
+    """What a result depends on besides its recipe; a package that is not there has no entry."""
     return {
         "toto": toto.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **_installed("deepspeed"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
@@ -102,6 +113,14 @@ def code_fingerprint() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _installed(package: str) -> dict[str, str]:
+    """Its version, without importing it."""
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
 
 
 def _has_bf16(device: str) -> bool:

@@ -34,6 +34,8 @@ __all__ = [
 Values = dict[str, float | list[float]]
 """Metrics as plain numbers: scalars, or one number per frame."""
 
+_NOT_DRAWN = ("step", "tokens", "metrics", "source_loss")
+
 
 @dataclass(frozen=True)
 class TrainLine:
@@ -49,6 +51,12 @@ class TrainLine:
         data_wait: share of that time spent waiting for batches, 0 to 1.
         seconds: wall time of the run so far.
         metrics: the task's other scalars.
+        source_loss: the loss of each source's part of this step's batch; NaN where it has none.
+        utilisation: MFU: the share of the device's peak that the model's own forward and backward
+            arithmetic took in that time (not recomputing, not tokenizing); None where unknown.
+        memory: most bytes in use so far, of the rank with the most: tensors on a CUDA device, or
+            the process in RAM.
+        save_seconds: that training stood still for checkpoints since the line before.
     """
 
     step: int
@@ -60,6 +68,10 @@ class TrainLine:
     data_wait: float
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    source_loss: dict[str, float] = field(default_factory=dict)
+    utilisation: float | None = None
+    memory: int | None = None
+    save_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,11 +166,12 @@ class MetricsWriter(Recorder):
 
     def train(self, line: TrainLine) -> None:
         """Record a step."""
-        values = asdict(line)
-        extra = values.pop("metrics")
-        scalars = {name: values[name] for name in values if name not in ("step", "tokens")}
-        self._write("train", values | ({"metrics": extra} if extra else {}))
-        self._draw({f"train/{name}": value for name, value in (scalars | extra).items()}, line.step)
+        values = {name: value for name, value in asdict(line).items() if value not in (None, {})}
+        self._write("train", values)
+        scalars = {name: values[name] for name in values if name not in _NOT_DRAWN}
+        scalars |= line.metrics
+        scalars |= {f"loss/{source}": loss for source, loss in line.source_loss.items()}
+        self._draw({f"train/{name}": value for name, value in scalars.items()}, line.step)
 
     def evaluation(self, line: EvalLine) -> None:
         """Record an evaluation."""
@@ -181,7 +194,8 @@ class MetricsWriter(Recorder):
     def _draw(self, scalars: Mapping[str, float], step: int) -> None:
         with disk_errors(self._path.parent):
             for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+                if not math.isnan(value):
+                    self._board.add_scalar(name, value, step)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A run directory: opened anew, or to go on from its latest checkpoint.
 
-RUN/recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/
+RUN/recipe.yaml, history.jsonl, metrics.jsonl, tensorboard/, checkpoints/; while it is trained in,
+run.lock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from toto.errors import UserError
 from toto.files import disk_errors, write_atomic
-from toto.training.checkpoint import FOLDER, complete_checkpoints, find_checkpoint, remove_after
+from toto.training.checkpoint import find_checkpoint, remove_after
+from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
+from toto.training.lock import LOCK_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +54,7 @@ class RunDirectory:
 
 
 def open_run(path: Path, *, resume: bool, command: str) -> RunDirectory:
-    """Make the directory of a run, or find where it goes on.
+    """Make the directory of a run, or find where it goes on. Hold it first: see lock.py.
 
     A run that stopped before its first checkpoint is resumed from its beginning.
 
@@ -65,7 +68,7 @@ def open_run(path: Path, *, resume: bool, command: str) -> RunDirectory:
         CheckpointError: `resume` is asked for and there is no such run.
         RunError: the directory cannot be made.
     """
-    if path.is_dir() and any(path.iterdir()) and not resume:
+    if path.is_dir() and not resume and any(file.name != LOCK_FILE for file in path.iterdir()):
         raise UserError(
             f"{path} exists already. To go on with that run: `{command} --resume`; "
             f"to begin another: `{command} --output {path}-2`"

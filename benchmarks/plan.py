@@ -1,10 +1,11 @@
 """Predicted memory beside the measured peak of real training steps, a process each.
 
 A row is one model, precision and setting: a process of its own builds it with the engine of one
-process, takes a step, resets the kernel's high-water mark and takes another; its peak above
-what the process held before the model is compared with what `toto plan` predicts (on a GPU: the
-allocator's peak). So that freed memory goes back to the kernel at once, glibc's threshold of
-mapped blocks is fixed (MALLOC_MMAP_THRESHOLD_); `--malloc` leaves it as users have it.
+process and takes steps. `tensors` is the most that torch's allocator has given out at once in a
+step, by its profiler (on a GPU: the allocator's own count), `process` the kernel's high-water mark
+of resident memory above what the process held before the model, libraries' buffers included. So
+that freed memory goes back to the kernel at once, glibc's threshold of mapped blocks is fixed
+(MALLOC_MMAP_THRESHOLD_); `--malloc` leaves it as users have it. Ratios are predicted to measured.
 
     OMP_NUM_THREADS=1 python benchmarks/plan.py [--family llama] [--compile] [--device cuda]
 """
@@ -18,7 +19,9 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import product
+from importlib.metadata import version
+from itertools import accumulate, product
+from typing import TYPE_CHECKING
 
 from toto.analysis.gpu_memory import Setting, highest_moment
 from toto.analysis.memory_terms import Load
@@ -27,6 +30,9 @@ from toto.backbones.memory import Pass
 from toto.model_size import ModelSize
 from toto.sequence import SequenceLayout
 from toto.tokenizers.config import DvaeConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LAYOUT = SequenceLayout(4, 16, 16)
 BATCH = 2
@@ -48,15 +54,15 @@ class Size:
 SIZES = {
     "llama": [
         Size(LlamaConfig(preset="small"), 8192),
-        Size(LlamaConfig(width=256, num_layers=4, num_heads=4, ffn_dim=1024), 1024),
+        Size(LlamaConfig(width=384, num_layers=6, num_heads=6, ffn_dim=1536), 1024),
     ],
     "gpt2": [
         Size(Gpt2Config(preset="small"), 8192),
-        Size(Gpt2Config(width=256, num_layers=4, num_heads=4, ffn_dim=1024), 1024),
+        Size(Gpt2Config(width=384, num_layers=6, num_heads=6, ffn_dim=1536), 1024),
     ],
     "mamba": [
         Size(MambaConfig(preset="small"), 8192),
-        Size(MambaConfig(width=256, num_layers=4), 1024),
+        Size(MambaConfig(width=384, num_layers=6), 1024),
     ],
 }
 
@@ -98,8 +104,8 @@ def cases(family: str, *, compiled: bool, device: str) -> list[Case]:
     ]
 
 
-def measure(case: Case) -> int:
-    """Peak bytes of the last step, above those before the model; runs in its own process."""
+def measure(case: Case) -> dict[str, int]:
+    """Peak bytes of a step, of the tensors and of this process above what it held before."""
     import torch
     from encode import peak_bytes, status_bytes
 
@@ -118,13 +124,16 @@ def measure(case: Case) -> int:
             model.backbone.recompute_activations()
         # Batches hold codes: the tokenizer is not asked, and this one has no weights.
         task = NextTokenTask(model, PatchConfig(patch_size=8).build())
-        return LocalEngine(
+        made = LocalEngine(
             task,
             OptimizerConfig(),
             lambda step: 1e-4,
             device=device,
             precision=case.precision,  # type: ignore[arg-type]
         )
+        if case.compiled:
+            made.compile()
+        return made
 
     def batches(codes: int, size: int, frames: int) -> list[Batch]:
         ids = torch.arange(size)
@@ -135,20 +144,38 @@ def measure(case: Case) -> int:
         ]
 
     # torch and oneDNN load what they need; a model of one block is small.
-    tiny = case.size.config.model_copy(update={"num_layers": 1})
-    engine(tiny, 32).step(batches(32, 1, 1))
+    tiny = engine(case.size.config.model_copy(update={"num_layers": 1}), 32)
+    tiny.step(batches(32, 1, 1))
     before = torch.cuda.memory_allocated() if device.type == "cuda" else status_bytes("VmRSS")
     trained = engine(case.size.config, case.size.codes)
-    if case.compiled:
-        trained.compile()
     micro_batches = batches(case.size.codes, BATCH, LAYOUT.frames)
     for _ in range(STEPS):
         trained.step(micro_batches)
-    held = torch.cuda.memory_allocated() if device.type == "cuda" else status_bytes("VmRSS")
-    return held - before + peak_bytes(lambda: trained.step(micro_batches), device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated() - before
+        peak = held + peak_bytes(lambda: trained.step(micro_batches), device)
+        return {"tensors": peak, "process": peak}
+    held = status_bytes("VmRSS") - before
+    process = held + peak_bytes(lambda: trained.step(micro_batches), device)
+    states = 3 * 4 * ModelSize.of(DvaeConfig(num_codes=case.size.codes), case.size.config).total
+    tensors = states + allocated(lambda: trained.step(micro_batches))
+    return {"tensors": tensors, "process": process}
 
 
-def measured(family: str, index: int, options: argparse.Namespace) -> int:
+def allocated(run: Callable[[], object]) -> int:
+    """The most bytes of tensors at once above those from before, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
+    return max(accumulate(change for _, change in changes))
+
+
+def measured(family: str, index: int, options: argparse.Namespace) -> dict[str, int]:
     """`measure` in a process of its own."""
     arguments = [sys.executable, __file__, "--family", family, "--row", str(index)]
     arguments += ["--device", options.device, *(["--compile"] if options.compile else [])]
@@ -156,7 +183,8 @@ def measured(family: str, index: int, options: argparse.Namespace) -> int:
     done = subprocess.run(
         arguments, env=os.environ | fixed, stdout=subprocess.PIPE, text=True, check=True
     )
-    return int(json.loads(done.stdout))
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -171,24 +199,26 @@ def main() -> None:
     families = [options.family] if options.family else list(SIZES)
     if options.row is not None:
         rows = cases(options.family, compiled=options.compile, device=options.device)
-        print(measure(rows[options.row]))
+        print(json.dumps(measure(rows[options.row])))
         return
     print(
-        f"{platform.processor() or 'cpu'}; micro-batch {BATCH} of {LAYOUT.length}\n\n"
-        "| | precision | recompute | micro-batches | predicted MB | measured MB | ratio "
-        "| highest at |\n"
-        "|---|---|---|---|---|---|---|---|"
+        f"torch {version('torch')}, {platform.processor() or 'cpu'}, micro-batch {BATCH} of "
+        f"{LAYOUT.length}, {'compiled' if options.compile else 'eager'}; MB\n\n"
+        "| | precision | recompute | micro-batches | predicted | tensors | ratio | process | ratio "
+        "| highest at the |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
     )
     for family in families:
-        for index, case in enumerate(
-            cases(family, compiled=options.compile, device=options.device)
-        ):
+        rows = cases(family, compiled=options.compile, device=options.device)
+        for index, case in enumerate(rows):
             moment = highest_moment(case.load(), Setting(None, case.recompute))
             found = measured(family, index, options)
             print(
                 f"| {case.size} | {case.precision} | {'yes' if case.recompute else 'no'} "
-                f"| {case.micro_batches} | {moment.bytes / 1e6:.0f} | {found / 1e6:.0f} "
-                f"| {moment.bytes / found:.3f} | {moment.name} |",
+                f"| {case.micro_batches} | {moment.bytes / 1e6:.0f} "
+                f"| {found['tensors'] / 1e6:.0f} | {moment.bytes / found['tensors']:.3f} "
+                f"| {found['process'] / 1e6:.0f} | {moment.bytes / found['process']:.3f} "
+                f"| {moment.name} |",
                 flush=True,
             )
 

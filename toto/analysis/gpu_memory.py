@@ -80,7 +80,7 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
     # Whole gradients are made by the first backward pass of a step, and gone after it.
     before = [] if _whole(setting) and load.micro_batches == 1 else [gradients]
     standing = [*_states(load, setting), *_buckets(load, setting)]
-    # Autocast copies each matrix once a forward pass; blocks that are recomputed do not keep theirs.
+    # Autocast copies a matrix once a forward pass; recomputed blocks do not keep theirs.
     blocks = load.backbone.num_layers
     copies = _copies(load, setting, blocks)
     kept_copies = _copies(load, setting, 0 if setting.recompute else blocks)

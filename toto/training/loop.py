@@ -121,7 +121,7 @@ def train(
     evaluated = ranks.from_first(lambda: cut_back(run.metrics, engine.steps_done))
     first, steps = engine.steps_done, settings.steps
     recorder = open_recorder(ranks, run.metrics, first)
-    checkpoints = open_writer(run.checkpoints, settings, rank=ranks.rank, world=ranks.world)
+    checkpoints = open_writer(run.checkpoints, settings, ranks)
     with Interrupt() as interrupt, recorder, display, checkpoints:
         session = _Session(
             engine=engine,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from toto.training.distributed import Ranks, joined_ranks
-from toto.training.launch import Launch
+from toto.training.launch import find_launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,14 +48,27 @@ def on_ranks(
     Raises:
         RankError: a rank raised, ended, or took longer than a minute.
     """
-    port = free_port()
+    return launched(world, _joined, timeout, function, args)
+
+
+def launched(world: int, function: Callable[..., Any], *args: object) -> list[Any]:
+    """`function(*args)` in processes with the variables that torchrun sets; results by rank.
+
+    Raises:
+        RankError: as `on_ranks`.
+    """
+    port = str(free_port())
     ends, processes = [], []
     for rank in range(world):
         ours, theirs = SERVER.Pipe(duplex=False)
-        launch = Launch(rank, world, rank, "127.0.0.1", port)
-        process = SERVER.Process(
-            target=_rank_process, args=(launch, timeout, theirs, function, args), daemon=True
-        )
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        process = SERVER.Process(target=_rank_process, args=(variables, theirs, function, args))
         process.start()
         theirs.close()
         ends.append(ours)
@@ -72,6 +85,11 @@ def on_ranks(
     return [value for _, value in outcomes]
 
 
+def _joined(timeout: timedelta, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
+    with joined_ranks(find_launch(os.environ), device="cpu", timeout=timeout) as ranks:
+        return function(ranks, *args)
+
+
 def _outcome(rank: int, end: Connection) -> tuple[bool, Any]:
     if not end.poll(TIMEOUT.total_seconds()):
         return False, f"rank {rank} took longer than {TIMEOUT}"
@@ -82,20 +100,18 @@ def _outcome(rank: int, end: Connection) -> tuple[bool, Any]:
 
 
 def _rank_process(
-    launch: Launch,
-    timeout: timedelta,
+    variables: dict[str, str],
     end: Connection,
     function: Callable[..., Any],
     args: tuple[object, ...],
 ) -> None:
+    os.environ.update(variables)
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects garbage by hand, through all that torch has imported
     try:
-        with joined_ranks(launch, device="cpu", timeout=timeout) as ranks:
-            value = function(ranks, *args)
-        end.send((True, value))
+        end.send((True, function(*args)))
     except BaseException:
-        end.send((False, f"rank {launch.rank}: {traceback.format_exc()}"))
+        end.send((False, f"rank {variables['RANK']}: {traceback.format_exc()}"))
 
 
 def same_on_all(values: list[Any]) -> Any:
@@ -104,4 +120,4 @@ def same_on_all(values: list[Any]) -> Any:
     return values[0]
 
 
-__all__ = ["RankError", "Ranks", "free_port", "on_ranks", "same_on_all"]
+__all__ = ["RankError", "Ranks", "free_port", "launched", "on_ranks", "same_on_all"]

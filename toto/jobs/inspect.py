@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from toto.registry import Registry, import_plugin
 from toto.tasks.config import FEATURE_NETWORKS, TASKS
 from toto.tokenizers.config import TOKENIZERS
 from toto.tokenizers.official import OFFICIAL, read_record, weights_path
+from toto.training.deepspeed_settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,15 +52,19 @@ def list_family(family: str, *, imports: Sequence[str]) -> None:
 
 
 def show_recipe(name: str, overrides: Sequence[str]) -> None:
-    """Print the resolved recipe as YAML, then the derived numbers as comments.
+    """Print the resolved recipe as YAML, then as comments the numbers and settings derived of it.
 
     Raises:
         RecipeError: every mistake of the recipe.
+        UserError: `training.deepspeed.extra` sets what toto does.
     """
     recipe = read_recipe(name, overrides)
     say(dump_yaml(recipe.model_dump(mode="json")).rstrip())
     for what, value in describe(recipe):
         say(f"# {what}: {value}")
+    if recipe.training.engine != "local":
+        settings = deepspeed_settings(recipe.training, recipe.optimizer)
+        say(f"# given to DeepSpeed: {json.dumps(settings)}")
 
 
 def list_weights() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from toto.errors import UserError
 
@@ -21,7 +21,7 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
     sums of gradients. At stage 0 the weights are fp32, and autocast alone makes it bf16.
 
     Args:
-        training: device and precision are settled, or `auto`, which stands for fp32 here.
+        training: with precision `auto`, bf16 stays `auto`: for people to read, not for DeepSpeed.
         optimizer: whose clipping DeepSpeed does where it parts the gradients.
 
     Raises:
@@ -40,7 +40,7 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
             "overlap_comm": config.overlap_comm,
             "reduce_bucket_size": config.bucket_elements,
         },
-        "bf16": {"enabled": bool(stage) and training.precision == "bf16"},
+        "bf16": {"enabled": _bf16_weights(training)},
         "steps_per_print": None,
     }
     if stage:
@@ -55,6 +55,12 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
     if config.offload_optimizer:
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return _merged(settings, config.extra, "training.deepspeed.extra")
+
+
+def _bf16_weights(training: TrainingConfig) -> bool | Literal["auto"]:
+    if training.deepspeed.zero_stage == 0:
+        return False
+    return "auto" if training.precision == "auto" else training.precision == "bf16"
 
 
 def _merged(ours: dict[str, Any], extra: dict[str, Any], path: str) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""`toto train` on several ranks: the curves of one process, files written once, any resume."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from rank_processes import RankError, launched
+
+from toto.errors import UserError
+from toto.jobs.train import run_training
+from toto.recipe.reader import check_recipe
+from toto.training.checkpoint import complete_checkpoints
+
+pytestmark = pytest.mark.distributed
+
+TIMES = ("seconds", "tokens_per_s", "data_wait")
+
+
+def tiny_recipe(data_root: Path, output: Path, *, stage: int = 1, lr: float = 3e-4) -> dict:
+    """5 sequences a step, which no number of ranks but 1 and 5 divides."""
+    return {
+        "verb": "train",
+        "name": "tiny",
+        "output": str(output),
+        "seed": 3,
+        "tokenizer": {
+            "name": "dvae",
+            "weights": "random:0",
+            "num_codes": 32,
+            "width": 8,
+            "blocks_per_group": 1,
+            "decoder_stem": 8,
+        },
+        "backbone": {"name": "llama", "preset": "tiny", "num_layers": 1},
+        "clip": {"frames": 4, "stride": 2, "resolution": 32},
+        "data": {
+            "root": str(data_root),
+            "sources": {
+                "videos": {"path": "videos-train", "validation": "videos-val", "weight": 3},
+                "pictures": {"path": "pictures", "weight": 1},
+            },
+        },
+        "optimizer": {"lr": lr},
+        "schedule": {"warmup_steps": 1},
+        "training": {
+            "steps": 6,
+            "batch_tokens": 5 * 4 * 16,
+            "micro_batch": 2,
+            "precision": "fp32",
+            "compile": False,
+            "log_every": 1,
+            "eval_every": 3,
+            "eval_sequences": 5,
+            "save_every": 3,
+            "timeout_minutes": 0.5,
+            "deepspeed": {"zero_stage": stage},
+        },
+    }
+
+
+def run(recipe: dict, resume: bool) -> str:
+    """What the run says on this rank."""
+    said = io.StringIO()
+    # As the fixture of the whole suite has it, in processes that know no fixtures.
+    with redirect_stdout(said), mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**12):
+        run_training(check_recipe(recipe, "tiny"), resume=resume)
+    return said.getvalue()
+
+
+def lines(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in TIMES} for line in found]
+
+
+def assert_same_curves(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.pop("kind") == theirs.pop("kind")
+        for source, values in theirs.pop("sources", {}).items():
+            for name, value in values.items():
+                assert ours["sources"][source][name] == pytest.approx(value, rel=1e-5), name
+        ours.pop("sources", None)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_ranks_train_as_one_process_and_resume_at_another_number(tmp_path, tiny_datasets):
+    torch.set_num_threads(1)
+    run(tiny_recipe(tiny_datasets, tmp_path / "one"), False)
+    expected = lines(tmp_path / "one")
+    assert [line["step"] for line in expected if line["kind"] == "eval"] == [3, 6]
+    assert {"unigram", "copy"} <= set(expected[3]["sources"]["videos"])
+
+    two = tmp_path / "two"
+    said = launched(2, run, tiny_recipe(tiny_datasets, two, stage=3), False)
+    assert_same_curves(lines(two), expected)
+    assert "2 ranks, each cpu, fp32" in said[0]
+    assert "DeepSpeed, ZeRO 3" in said[0]
+    assert "done: 6 steps" in said[0]
+    assert said[1] == ""
+
+    # What two ranks at stage 3 saved three at stage 1 go on with, and then one alone.
+    for name, world in (("three", 3), ("alone", 1)):
+        shutil.copytree(two, tmp_path / name)
+        *_, last = complete_checkpoints(tmp_path / name / "checkpoints")
+        shutil.rmtree(last)
+        recipe = tiny_recipe(tiny_datasets, tmp_path / name, stage=1)
+        said = launched(world, run, recipe, True)
+        assert f"resuming from {tmp_path / name}/checkpoints/step-00000003" in said[0]
+        assert f"ranks 2 before, {world} now" in said[0]
+        assert_same_curves(lines(tmp_path / name), [dict(line) for line in lines(two)])
+
+
+def refused(recipe: dict, changed: dict) -> str:
+    """Rank 1 has another recipe."""
+    mine = changed if os.environ["RANK"] == "1" else recipe
+    with pytest.raises(UserError) as error:
+        run_training(check_recipe(mine, "tiny"), resume=False)
+    return str(error.value)
+
+
+def test_a_rank_with_another_recipe_is_refused_before_anything_is_written(tmp_path, tiny_datasets):
+    recipe = tiny_recipe(tiny_datasets, tmp_path / "run")
+    changed = tiny_recipe(tiny_datasets, tmp_path / "run", lr=1e-3)
+    first, second = launched(2, refused, recipe, changed)
+    assert first == second
+    assert "rank 1 on " in first
+    assert "the recipe's optimizer.lr is 0.001, not 0.0003" in first
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_the_first_rank_finds_ends_all_with_its_message(tmp_path, tiny_datasets):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").touch()
+    with pytest.raises(RankError) as error:
+        launched(2, run, tiny_recipe(tiny_datasets, tmp_path / "run"), False)
+    assert str(error.value).count(f"UserError: {tmp_path / 'run'} exists already") == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_data import picture_dataset, video_dataset
 
 from toto.data.config import ClipConfig
-from toto.data.loader import training_batches
+from toto.data.loader import evaluation_batches, training_batches
 from toto.data.ranks import micro_batches, share
 from toto.data.stream import Stream, StreamSource
 
@@ -98,3 +98,27 @@ def test_broken_units_are_told_of_with_step_and_source(stream):
     assert {broken.source for broken in told} == {0}
     assert {broken.what.split(":")[0] for broken in told} == {"p/000003", "p/000008"}
     assert all(0 <= broken.step < 5 for broken in told)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_evaluation_batches_are_dealt_whole_and_as_many_to_each_rank(tmp_path, world):
+    dataset = picture_dataset(tmp_path / "p", 40)
+
+    def batches(rank, ranks):
+        found = evaluation_batches(
+            dataset, CLIP, micro_batch=MICRO, count=9, rank=rank, world=ranks
+        )
+        return list(found)
+
+    whole = batches(0, 1)
+    assert [len(batch) for batch in whole] == [2, 2, 2, 2, 1]
+    dealt = [batches(rank, world) for rank in range(world)]
+    assert {len(own) for own in dealt} == {-(-5 // world)}
+    real = sorted(
+        (batch for own in dealt for batch in own if not batch.padding),
+        key=lambda batch: batch.position_B[0].item(),
+    )
+    assert len(real) == 5
+    for ours, theirs in zip(real, whole, strict=True):
+        assert torch.equal(ours.position_B, theirs.position_B)
+        assert torch.equal(ours.pixels_BTCHW, theirs.pixels_BTCHW)

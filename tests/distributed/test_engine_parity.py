@@ -20,15 +20,22 @@ from toto.training.distributed import Ranks
 pytestmark = pytest.mark.distributed
 
 QUICKSTART_LR = 3e-3
-Case = tuple[int | str, str, float, str]
+Case = tuple[int, str, float, str]
 
 FP32: list[Case] = [(stage, "fp32", 3e-4, "llama") for stage in range(4)]
 FAST: list[Case] = [(stage, "fp32", QUICKSTART_LR, "llama") for stage in range(4)]
 BF16: list[Case] = [(stage, "bf16", 3e-4, "llama") for stage in range(4)]
 OTHERS: list[Case] = [(3, "fp32", 3e-4, "gpt2"), (3, "fp32", 3e-4, "mamba")]
+ALL = [*FP32, *FAST, *BF16, *OTHERS]
+# Of each stage, rate and precision something, on every number of ranks.
+SOME = {
+    1: [FP32[1], BF16[3]],
+    2: [*FP32, FAST[3], BF16[1], BF16[2]],
+    3: [FP32[0], FP32[3], FAST[2]],
+}
 
 
-def curves(ranks: Ranks, cases: list[Case]) -> dict[Case, tuple[list[float], float]]:
+def curves(ranks: Ranks, cases: list) -> dict[tuple, tuple[list[float], float]]:
     """Losses of 20 steps and the first gradient norm of each case."""
     found = {}
     for stage, precision, lr, backbone in cases:
@@ -46,14 +53,26 @@ def curves(ranks: Ranks, cases: list[Case]) -> dict[Case, tuple[list[float], flo
 def local():
     """The plain engine's curves, by precision, rate and backbone."""
     torch.set_num_threads(1)
-    kinds = {case[1:] for case in [*FP32, *FAST, *BF16, *OTHERS]}
+    kinds = {case[1:] for case in ALL}
     found = curves(Ranks(), [("local", *kind) for kind in sorted(kinds)])
     return {case[1:]: value for case, value in found.items()}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_losses_and_first_norms_agree(world, local):
-    found = same_on_all(on_ranks(world, curves, [*FP32, *FAST, *BF16, *OTHERS]))
+    assert_agreement(world, SOME[world], local)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_losses_and_first_norms_agree(world, local):
+    assert_agreement(world, ALL, local)
+
+
+def assert_agreement(world: int, cases: list[Case], local) -> None:
+    found = same_on_all(on_ranks(world, curves, cases))
+    assert set(found) == set(cases)
     for case, (losses, norm) in found.items():
         _, precision, lr, _ = case
         expected, expected_norm = local[case[1:]]

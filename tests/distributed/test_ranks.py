@@ -12,12 +12,16 @@ import pytest
 import torch
 from rank_processes import RankError, on_ranks, same_on_all
 from rich.console import Console
+from toy_pretraining import dealt, global_batch, toy_engine
 
 from toto.errors import RunError, UserError
 from toto.training.checkpoint import complete_checkpoints
-from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from toto.training.config import TrainingConfig
 from toto.training.distributed import Ranks
-from toto.training.metrics import read_lines
+from toto.training.loop import Description, train
+from toto.training.metrics import metric_values, read_lines
+from toto.training.progress import make_display
+from toto.training.rundir import open_run
 from toto.training.task import Mean
 
 pytestmark = pytest.mark.distributed
@@ -133,33 +137,16 @@ def reported_end(ranks: Ranks, how: str) -> None:
         raise AssertionError(text)
 
 
-def a_run(ranks: Ranks, path: Path, signalled: int | None) -> tuple[int, bool, str]:
-    """The toy's run; after 6 steps a signal to the rank `signalled` alone."""
-    from toy_training import TOKENS_PER_STEP, ToyTask, toy_batch, toy_batches
-
-    from toto.training.engine_local import LocalEngine
-    from toto.training.loop import Description, train
-    from toto.training.metrics import metric_values
-    from toto.training.progress import LineDisplay, SilentDisplay
-    from toto.training.rundir import open_run
-    from toto.training.schedule import WarmupCosine
-
-    schedule = WarmupCosine(ScheduleConfig(warmup_steps=3), peak=1e-2, steps=20)
-    engine = LocalEngine(
-        ToyTask(noise=0),
-        OptimizerConfig(lr=1e-2),
-        schedule,
-        device=torch.device("cpu"),
-        precision="fp32",
-    )
+def a_run(ranks: Ranks, path: Path, signalled: int) -> tuple[int, bool, str]:
+    """20 steps of the toy; in the seventh a signal to the rank `signalled` alone."""
+    engine = toy_engine(ranks, 1)
 
     def batches(start: int, stop: int):
-        for step, micro_batches in enumerate(toy_batches(start, stop), start=start):
+        for step in range(start, stop):
             if step == 6 and ranks.rank == signalled:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield micro_batches
+            yield dealt(step, ranks)
 
-    console = Console(file=(path.parent / f"said-{ranks.rank}").open("w"), width=200)
     result = train(
         engine,
         TrainingConfig(steps=20, log_every=2, eval_every=5, save_every=4, keep=2),
@@ -167,13 +154,14 @@ def a_run(ranks: Ranks, path: Path, signalled: int | None) -> tuple[int, bool, s
         run=ranks.from_first(lambda: open_run(path, resume=False, command="toto train toy")),
         batches=batches,
         evaluate=lambda: {
-            "toy": metric_values(ranks.total(engine.evaluate(toy_batch(10_000 + ranks.rank))))
+            "toy": metric_values(ranks.total(engine.evaluate(global_batch(99 + ranks.rank))))
         },
-        tokens_per_step=TOKENS_PER_STEP,
+        tokens_per_step=100,
         seed=1,
         description=Description({"name": "toy"}, None),
-        display=LineDisplay(console) if ranks.is_first else SilentDisplay(),
+        display=make_display(ranks, Console(quiet=True)),
     )
+    engine.close()
     return result.step, result.interrupted, result.checkpoint.name
 
 

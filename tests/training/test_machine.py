@@ -72,3 +72,18 @@ def test_versions_are_plain_and_complete():
     assert found["threads"] == torch.get_num_threads()
     always = {"toto", "torch", "python", "platform", "cpu", "gpu", "threads"}
     assert set(found) - {"deepspeed"} == always
+
+
+def test_the_engine_follows_from_the_number_of_ranks():
+    assert resolve_machine(TrainingConfig(steps=1))[0].engine == "local"
+    assert resolve_machine(TrainingConfig(steps=1), world=2)[0].engine == "deepspeed"
+    asked = TrainingConfig(steps=1, engine="deepspeed")
+    assert resolve_machine(asked)[0].engine == "deepspeed"
+    with pytest.raises(UserError, match=r"training\.engine: local is one process, and 2 ranks"):
+        resolve_machine(TrainingConfig(steps=1, engine="local"), world=2)
+
+
+def test_deepspeed_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="deepspeed is not installed: pip install deepspeed"):
+        resolve_machine(TrainingConfig(steps=1), world=2)

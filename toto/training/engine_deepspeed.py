@@ -13,11 +13,14 @@ import logging
 import math
 import os
 import warnings
-from contextlib import redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
+import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from toto.errors import UserError
@@ -29,7 +32,7 @@ from toto.training.optim import MOMENTS, build_optimizer, expected_slots
 from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch.nn import Parameter
 
@@ -89,7 +92,12 @@ class DeepSpeedEngine(Generic[B]):
         for parameter in self._parameters().values() if not self._parted else ():
             parameter.register_post_accumulate_grad_hook(self._reached.add)  # type: ignore[no-untyped-call]
         settings = deepspeed_settings(training, optimizer)
-        self._engine = _initialized(self._forward, self._adamw, settings, self._device)
+        with ExitStack() as resources:
+            if not dist.is_initialized():
+                resources.enter_context(_group_of_one(self._device))
+            self._engine = _initialized(self._forward, self._adamw, settings, self._device)
+            resources.callback(self._engine.destroy)
+            self._resources = resources.pop_all()
         self._tensors = _zero_tensors(stage, self._engine.optimizer, self._adamw)
         self._tensors.begin_slots(0.0)
 
@@ -181,7 +189,7 @@ class DeepSpeedEngine(Generic[B]):
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._engine.destroy()
+        self._resources.close()
 
     def _update(self) -> float:
         """The optimizer's step, unless the gradient is not finite; the gradient's norm."""
@@ -243,6 +251,19 @@ class _Forward(nn.Module):
         return output.loss, output.metrics
 
 
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    """What DeepSpeed needs where no launcher started this process."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        comm = importlib.import_module("deepspeed").comm
+        # DeepSpeed keeps groups of its own beside torch's, if it came as far as that.
+        (comm if comm.is_initialized() else dist).destroy_process_group()
+
+
 def _initialized(
     forward: nn.Module, adamw: torch.optim.AdamW, settings: dict[str, Any], device: torch.device
 ) -> Any:
@@ -267,6 +288,11 @@ def _initialized(
             engine, *_ = deepspeed.initialize(
                 model=forward, optimizer=adamw, config=settings, dist_init_required=False
             )
+    except (ValidationError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"training.deepspeed: DeepSpeed refuses its settings: {error}. `toto show RECIPE` "
+            "prints all that it is given; what toto does not set stands in training.deepspeed.extra"
+        ) from error
     finally:
         logger.setLevel(level)
     return engine

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from toto.errors import UserError
+from toto.training.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+from toto.training.deepspeed_settings import deepspeed_settings
+
+
+def settings(precision: str = "fp32", **deepspeed) -> dict:
+    config = DeepSpeedConfig(**deepspeed)
+    training = TrainingConfig(steps=1, micro_batch=3, precision=precision, deepspeed=config)
+    return deepspeed_settings(training, OptimizerConfig(grad_clip=0.5))
+
+
+def test_deepspeed_clips_and_sums_in_fp32_where_it_parts_the_gradients():
+    assert settings(zero_stage=0)["gradient_clipping"] == 0.0  # the engine does it
+    assert "data_types" not in settings(zero_stage=0)
+    for stage in (1, 2, 3):
+        found = settings(zero_stage=stage)
+        assert found["gradient_clipping"] == 0.5
+        assert found["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert found["zero_optimization"]["stage"] == stage
+
+
+def test_bf16_weights_are_those_of_parted_stages():
+    enabled = [settings("bf16", zero_stage=stage)["bf16"]["enabled"] for stage in range(4)]
+    assert enabled == [False, True, True, True]
+    assert settings("fp32", zero_stage=2)["bf16"] == {"enabled": False}
+    assert settings("auto", zero_stage=2)["bf16"] == {"enabled": "auto"}
+
+
+def test_sizes_and_offloading_reach_their_keys():
+    found = settings(
+        zero_stage=3,
+        overlap_comm=False,
+        bucket_elements=7,
+        prefetch_elements=8,
+        persistent_elements=9,
+        offload_optimizer=True,
+    )
+    assert found["train_micro_batch_size_per_gpu"] == 3
+    assert found["zero_optimization"] == {
+        "stage": 3,
+        "overlap_comm": False,
+        "reduce_bucket_size": 7,
+        "stage3_prefetch_bucket_size": 8,
+        "stage3_param_persistence_threshold": 9,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    }
+
+
+def test_extra_adds_at_any_depth_and_replaces_nothing():
+    extra = {"zero_optimization": {"round_robin_gradients": True}, "wall_clock_breakdown": True}
+    found = settings(zero_stage=2, extra=extra)
+    assert found["zero_optimization"]["round_robin_gradients"]
+    assert found["zero_optimization"]["stage"] == 2
+    assert found["wall_clock_breakdown"]
+    with pytest.raises(UserError, match=r"extra\.zero_optimization\.stage: toto sets stage to 2"):
+        settings(zero_stage=2, extra={"zero_optimization": {"stage": 3}})

@@ -26,7 +26,7 @@ __all__ = ["TrainingReport", "write_training_report"]
 
 UTILISATION = (
     " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
-    "peak that stands under Machine."
+    "device's peak; that of the last start stands under Machine."
 )
 
 

@@ -111,7 +111,7 @@ def _print_settings(plan: Plan, cluster: Cluster) -> None:
             f"  time: at {cluster.utilisation:.0%} of {rate / 1e12:g} TFLOP/s ({device.source}), "
             "recomputed products counted; without loading, tokenizing and evaluation"
         )
-    if not any(one.fits for one in plan.settings) and device.memory_gib is not None:
+    if all(one.fits is False for one in plan.settings):
         say("  nothing fits: lower training.micro_batch, or take more GPUs")
 
 

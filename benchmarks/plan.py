@@ -98,8 +98,8 @@ def cases(family: str, *, compiled: bool, device: str) -> list[Case]:
     """All rows of a family."""
     return [
         Case(size, precision, recompute, micro_batches, compiled, device)
-        for size, precision, recompute, micro_batches in product(
-            SIZES[family], ("fp32", "bf16"), (False, True), (1, 2)
+        for size, precision, (recompute, micro_batches) in product(
+            SIZES[family], ("fp32", "bf16"), ((False, 1), (True, 2))
         )
     ]
 

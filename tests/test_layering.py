@@ -29,7 +29,10 @@ RANKS = {
 }  # fmt: skip
 TORCH_FREE = [
     "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py",
-    "toto/tokenizers/official.py",
+    "toto/jobs/plan.py", "toto/analysis/devices.py", "toto/analysis/gpu_memory.py",
+    "toto/analysis/memory_terms.py", "toto/analysis/plan.py", "toto/analysis/plan_data.py",
+    "toto/backbones/memory.py", "toto/layers/chunks.py", "toto/tokenizers/official.py",
+    "toto/tokenizers/size.py",
 ]  # fmt: skip
 
 

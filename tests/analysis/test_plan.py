@@ -107,6 +107,27 @@ def test_zero_spreads_what_its_paper_says():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "stage", "column", "expected"),
+    [
+        ("bucket_elements=1000", 2, "buckets", 2 * 2 * 1000),
+        ("overlap_comm=false", 2, "buckets", 2 * 100_000_000),
+        ("offload_optimizer=true", 2, "optimizer", 0),
+        ("overlap_comm=false", 1, "buckets", 0),
+    ],
+)
+def test_deepspeeds_settings_count(change, stage, column, expected):
+    made = plan("recipes/pretrain_1b.yaml", f"training.deepspeed.{change}")
+    (found,) = (one for one in made.settings if one.setting == Setting(stage, False))
+    assert found.moment.column(column) == expected
+
+
+def test_checkpoints_that_are_kept_for_good_take_disk():
+    made = plan("recipes/pretrain_base.yaml", "training.keep_every=100000")
+    assert made.kept_checkpoints == 2 + 10
+    assert made.disk_bytes == 13 * 12 * made.size.total
+
+
 def test_one_process_is_offered_for_one_gpu_alone():
     alone = plan("recipes/pretrain_base.yaml", gpus="1")
     assert [one.setting for one in alone.settings][:2] == [Setting(None, False), Setting(0, False)]

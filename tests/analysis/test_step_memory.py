@@ -28,9 +28,11 @@ BACKBONES = {
     "llama, untied": LlamaConfig(
         width=64, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=128, tie_embeddings=False
     ),
+    "deep": LlamaConfig(width=192, num_layers=10, num_heads=4, ffn_dim=512),
     "gpt2": Gpt2Config(width=64, num_layers=3, num_heads=4, ffn_dim=256),
     "mamba": MambaConfig(width=64, num_layers=3),
 }
+SHALLOW = [name for name in BACKBONES if name != "deep"]
 
 
 def allocated(run) -> int:
@@ -63,10 +65,12 @@ def batch(num_codes: int) -> Batch:
 @pytest.mark.parametrize(
     ("name", "precision", "recompute", "num_codes", "micro_batches"),
     [
-        *product(BACKBONES, ["fp32", "bf16"], [False, True], [1000], [1]),
+        *product(SHALLOW, ["fp32", "bf16"], [False, True], [1000], [1]),
         ("llama", "fp32", False, 60, 1),
         ("llama", "bf16", False, 60, 2),
         ("gpt2", "fp32", True, 1000, 2),
+        ("deep", "fp32", True, 60, 1),
+        ("deep", "bf16", True, 60, 1),
     ],
 )
 def test_a_step_takes_what_is_predicted(name, precision, recompute, num_codes, micro_batches):

@@ -1,8 +1,9 @@
 """Memory of one GPU at the highest moment of a training step, by arithmetic. No torch here.
 
-Five moments of a step can be the highest: encoding, the loss, its backward pass, that of the last
-block, and the end, when every gradient is there. Each is a list of terms with the formula that
-they follow; `benchmarks/plan.py` puts the sum beside measured peaks.
+Six moments of a step can be the highest: encoding, the loss, its backward pass, those of the last
+and of the first block, and the end. On the way activations go and gradients come. Each moment is a
+list of terms with the formula that they follow; `benchmarks/plan.py` puts the sum beside measured
+peaks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from toto.analysis.memory_terms import (
     Term,
     block_backward,
     embedding_backward,
+    first_block,
     kept,
     loss_backward,
     loss_forward,
@@ -28,16 +30,14 @@ __all__ = ["Moment", "Setting", "Stage", "highest_moment"]
 
 Stage = Literal[0, 1, 2, 3]
 
-# In values. Whole gradients are summed in pieces of the first size (DeepSpeed 0.19.8,
-# runtime/engine.py); the others are options of zero_optimization.
+# In values: DeepSpeed 0.19.8 sums whole gradients in pieces of the first size
+# (runtime/engine.py), and lets go of gathered weights beyond the second (runtime/zero/config.py).
 WHOLE_BUCKET = 500_000_000
-REDUCE_BUCKET = 100_000_000
-PREFETCH = 50_000_000
 MAX_LIVE = 1_000_000_000
 
 LOCAL = "engine_local.py, AdamW"
 ZERO = "Rajbhandari et al. 2020, §5"
-DEEPSPEED = "DeepSpeed's zero_optimization"
+DEEPSPEED = "training.deepspeed"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
     copies = _copies(load, setting, blocks)
     kept_copies = _copies(load, setting, 0 if setting.recompute else blocks)
     block_copies = _copies(load, setting, 1 if setting.recompute else blocks)
+    back = block_backward(load, recompute=setting.recompute)
     activations = kept(load, recompute=setting.recompute)
     through = [*standing, *before]
     moments = {
@@ -95,7 +96,11 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
         ],
         "backward pass of the last block": [
             *standing, *(before or [readout_gradient(load)]), *activations, *block_copies,
-            *block_backward(load, recompute=setting.recompute),
+            *back,
+        ],
+        "backward pass of the first block": [
+            *standing, gradients, *first_block(load), *_copies(load, setting, 1),
+            *block_backward(load, recompute=False),
         ],
         "end of the backward pass": [
             *standing, gradients, *_whole_buckets(load, setting), *embedding_backward(load)
@@ -126,10 +131,17 @@ def _states(load: Load, setting: Setting) -> list[Term]:
         parts = load.gpus if setting.stage == 3 else 1
         formula = f"{size}·P/R" if setting.stage == 3 else f"{size}·P"
         weights = Term("weights", "weights", formula, size * params // parts, ZERO)
-        state = 3 * FP32 * params // load.gpus
-        optimizer = Term("optimizer", "fp32 weights, two moments", "12·P/R", state, ZERO)
+        optimizer = _parted_state(load)
     frozen = Term("tokenizer", "its weights", "4·its parameters", tokenizer, "tokenizers/size.py")
     return [weights, optimizer, frozen]
+
+
+def _parted_state(load: Load) -> Term:
+    what = "fp32 weights, two moments"
+    if load.deepspeed.offload_optimizer:
+        return Term("optimizer", f"{what}: in the CPU's memory", "0", 0, DEEPSPEED)
+    size = 3 * FP32 * load.size.total // load.gpus
+    return Term("optimizer", what, "12·P/R", size, ZERO)
 
 
 def _gradients(load: Load, setting: Setting) -> Term:
@@ -145,17 +157,20 @@ def _buckets(load: Load, setting: Setting) -> list[Term]:
     params, size = load.size.total, load.one.product_bytes
     if _whole(setting) or (setting.stage == 1 and load.one.precision == "bf16"):
         return []
-    # Stages 1 and 2 fill one bucket while the other is on its way.
-    times = 1 if setting.stage == 3 else 2
+    # While one bucket is on its way, stages 1 and 2 fill another.
+    config = load.deepspeed
+    times = 2 if config.overlap_comm and setting.stage != 3 else 1
+    values = config.bucket_elements
     bucket = Term(
-        "buckets", "gradients on their way", f"{times * size}·{REDUCE_BUCKET:,}",
-        times * size * REDUCE_BUCKET, DEEPSPEED,
+        "buckets", "gradients on their way", f"{times * size}·{values:,}",
+        times * size * values, DEEPSPEED,
     )  # fmt: skip
     if setting.stage != 3:
         return [bucket]
-    live = min(params, MAX_LIVE + PREFETCH)
-    gathered = f"{size}·min(P, {MAX_LIVE + PREFETCH:,})"
-    return [bucket, Term("buckets", "gathered weights", gathered, size * live, DEEPSPEED)]
+    most = MAX_LIVE + config.prefetch_elements
+    gathered = f"{size}·min(P, {most:,})"
+    live = size * min(params, most)
+    return [bucket, Term("buckets", "gathered weights", gathered, live, DEEPSPEED)]
 
 
 def _whole_buckets(load: Load, setting: Setting) -> list[Term]:

@@ -6,10 +6,11 @@ a row, and those of `toto.backbones.memory`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from toto.backbones.config import PATCH_MLP_RATIO
+from toto.training.config import DeepSpeedConfig
 
 if TYPE_CHECKING:
     from toto.backbones.config import BackboneConfig
@@ -24,6 +25,7 @@ __all__ = [
     "Term",
     "block_backward",
     "embedding_backward",
+    "first_block",
     "kept",
     "loss_backward",
     "loss_forward",
@@ -72,6 +74,7 @@ class Load:
         patch_dim: C of patch inputs; 0 for codes.
         target_dim: C of patch targets; 0 for codes.
         frozen: tokenizers.
+        deepspeed: sizes of its buffers.
     """
 
     size: ModelSize
@@ -84,6 +87,7 @@ class Load:
     patch_dim: int = 0
     target_dim: int = 0
     frozen: Frozen = Frozen()
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
     @property
     def rows(self) -> int:
@@ -133,6 +137,11 @@ def block_backward(load: Load, *, recompute: bool) -> list[Term]:
     """What the backward pass of the last block adds; with recomputation, its forward pass anew."""
     anew = load.block.inside if recompute else ()
     return [_activation(one) for one in (*load.block.working, *anew)]
+
+
+def first_block(load: Load) -> list[Term]:
+    """What the first block kept, or has made anew."""
+    return [_activation(one) for one in (load.block.entry, *load.block.inside)]
 
 
 def loss_forward(load: Load) -> list[Term]:

@@ -138,6 +138,7 @@ class Plan:
         micro_batches: of a step.
         settings: each way to run it, the fastest first.
         checkpoint_bytes: of one: weights and two moments in fp32.
+        kept_checkpoints: at the end: the newest, and those that are kept for good.
         disk_bytes: of those that are kept, and of the next one while it is written.
     """
 
@@ -150,6 +151,7 @@ class Plan:
     micro_batches: int
     settings: tuple[SettingPlan, ...]
     checkpoint_bytes: int
+    kept_checkpoints: int
     disk_bytes: int
 
     @classmethod
@@ -162,6 +164,8 @@ class Plan:
         compute = _compute(recipe, size)
         precision = _precision(recipe, cluster.device)
         checkpoint = 12 * size.total
+        for_good = 0 if training.keep_every is None else training.steps // training.keep_every
+        kept = min(training.keep + for_good, -(-training.steps // training.save_every))
         plan = cls(
             size=size,
             compute=compute,
@@ -174,7 +178,8 @@ class Plan:
             ),
             settings=(),
             checkpoint_bytes=checkpoint,
-            disk_bytes=(training.keep + 1) * checkpoint,
+            kept_checkpoints=kept,
+            disk_bytes=(kept + 1) * checkpoint,
         )
         return replace(plan, settings=plan._settings(recipe, cluster))
 
@@ -221,6 +226,7 @@ class Plan:
             patch_dim=recipe.tokenizer.patch_dim,
             target_dim=recipe.target.patch_dim,
             frozen=_frozen(recipe, cluster.device, self.micro_batch),
+            deepspeed=recipe.training.deepspeed,
         )
 
 

@@ -217,8 +217,8 @@ def mamba_block(config: MambaConfig, one: Pass) -> BlockMemory:
         block.each("what the scan gives", FP32, E=1),
         block.each("its product with silu(gate)", half, E=1),
     )
-    # On CUDA the recurrence goes in runs, beside a copy of the decays. By then what made the gate is
-    # gone, which weighs one E more in fp32.
+    # On CUDA the recurrence goes in runs, beside a copy of the decays. What made the gate is gone
+    # by then, which weighs one E more in fp32.
     buffers = 4 if one.device == "cpu" else 5
     buffered = buffers * state * (min(chunk, one.length) + 1)
     working = (

@@ -49,7 +49,7 @@ def print_plan(
     _print_settings(plan, cluster)
     _print_terms(plan)
     _print_data(recipe, source_needs(recipe))
-    _print_disk(recipe, plan)
+    _print_disk(plan)
 
 
 def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
@@ -111,7 +111,7 @@ def _print_settings(plan: Plan, cluster: Cluster) -> None:
             f"  time: at {cluster.utilisation:.0%} of {rate / 1e12:g} TFLOP/s ({device.source}), "
             "recomputed products counted; without loading, tokenizing and evaluation"
         )
-    if not any(one.fits for one in plan.settings) and device.memory_gib is not None:
+    if all(one.fits is False for one in plan.settings):
         say("  nothing fits: lower training.micro_batch, or take more GPUs")
 
 
@@ -175,10 +175,10 @@ def _print_data(recipe: TrainRecipe, needs: list[SourceNeed]) -> None:
         )
 
 
-def _print_disk(recipe: TrainRecipe, plan: Plan) -> None:
+def _print_disk(plan: Plan) -> None:
     say(
-        f"disk: {_gib(plan.disk_bytes)} GiB, {recipe.training.keep} checkpoints kept and one being "
-        f"written, {_gib(plan.checkpoint_bytes)} each (12 bytes a parameter)"
+        f"disk: {_gib(plan.disk_bytes)} GiB, {plan.kept_checkpoints} checkpoints kept and one "
+        f"being written, {_gib(plan.checkpoint_bytes)} each (12 bytes a parameter)"
     )
 
 

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
-from toto.errors import UserError
 from toto.training.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
-from toto.training.deepspeed_settings import deepspeed_settings
+from toto.training.deepspeed_settings import clashes, deepspeed_settings
 
 
 def settings(precision: str = "fp32", **deepspeed) -> dict:
@@ -56,5 +53,8 @@ def test_extra_adds_at_any_depth_and_replaces_nothing():
     assert found["zero_optimization"]["round_robin_gradients"]
     assert found["zero_optimization"]["stage"] == 2
     assert found["wall_clock_breakdown"]
-    with pytest.raises(UserError, match=r"extra\.zero_optimization\.stage: toto sets stage to 2"):
-        settings(zero_stage=2, extra={"zero_optimization": {"stage": 3}})
+    clashing = {"zero_optimization": {"stage": 3, "round_robin_gradients": True}, "bf16": 1}
+    training = TrainingConfig(steps=1, deepspeed=DeepSpeedConfig(extra=clashing))
+    assert clashes(training, OptimizerConfig()) == ["bf16", "zero_optimization.stage"]
+    training = TrainingConfig(steps=1, deepspeed=DeepSpeedConfig(extra=extra))
+    assert clashes(training, OptimizerConfig()) == []

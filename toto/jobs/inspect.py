@@ -56,7 +56,6 @@ def show_recipe(name: str, overrides: Sequence[str]) -> None:
 
     Raises:
         RecipeError: every mistake of the recipe.
-        UserError: `training.deepspeed.extra` sets what toto does.
     """
     recipe = read_recipe(name, overrides)
     say(dump_yaml(recipe.model_dump(mode="json")).rstrip())

@@ -195,9 +195,9 @@ def load_trained_tokenizer(found: FoundTokenizerRun) -> Tokenizer:
 
 
 def on_any_machine(training: TrainingConfig) -> TrainingConfig:
-    """The settings of a run that go with it to another machine: not its device, nor its bf16."""
+    """The settings of a run that go with it to another machine: not device, bf16 and engine."""
     precision = "auto" if training.precision == "bf16" else training.precision
-    return training.model_copy(update={"device": "auto", "precision": precision})
+    return training.model_copy(update={"device": "auto", "precision": precision, "engine": "auto"})
 
 
 def fingerprints_in(meta: CheckpointMeta) -> dict[str, str]:

@@ -16,6 +16,7 @@ from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.tasks.config import TokenizerTaskConfig, VqganTaskConfig
 from toto.tokenizers.config import TokenizerConfig
+from toto.training.deepspeed_settings import clashes
 
 __all__ = ["broken_rules"]
 
@@ -268,11 +269,21 @@ def _together_is_no_source(recipe: TokenizerRecipe) -> Iterator[Problem]:
         )
 
 
+def _extra_adds(recipe: Recipe) -> Iterator[Problem]:
+    for key in clashes(recipe.training, recipe.optimizer):
+        yield Problem(
+            f"training.deepspeed.extra.{key}",
+            "toto sets it itself",
+            "Leave it out; `toto show RECIPE` prints all that DeepSpeed is given",
+        )
+
+
 _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("tokenizer", "clip"), _grid_fits),
     (("tokenizer", "clip", "training"), _batch_fits),
     (("schedule", "training"), _warmup_ends),
     (("training",), _kept_steps_are_saved),
+    (("training", "optimizer"), _extra_adds),
     (("task",), _task_is_of_verb),
     (("data",), _datasets_differ),
 ]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from toto.errors import UserError
-
 if TYPE_CHECKING:
     from toto.training.config import OptimizerConfig, TrainingConfig
 
-__all__ = ["deepspeed_settings"]
+__all__ = ["clashes", "deepspeed_settings"]
 
 
 def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+    """What `deepspeed.initialize` gets: toto's settings, and those of `extra` beside them.
 
     DeepSpeed averages gradients over the ranks, and the engine weighs its losses so that their sum
     is what is wanted; it also says where a step ends, so that there is nothing to accumulate here.
@@ -22,39 +20,43 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
 
     Args:
         training: with precision `auto`, bf16 stays `auto`: for people to read, not for DeepSpeed.
+            Its `extra` has no `clashes`, which the reader of a recipe refuses.
         optimizer: whose clipping DeepSpeed does where it parts the gradients.
-
-    Raises:
-        UserError: `training.deepspeed.extra` sets what is set here already.
     """
+    return _merged(_own_settings(training, optimizer), training.deepspeed.extra)
+
+
+def clashes(training: TrainingConfig, optimizer: OptimizerConfig) -> list[str]:
+    """Dotted keys of `training.deepspeed.extra` that toto sets itself."""
+    return _shared_keys(_own_settings(training, optimizer), training.deepspeed.extra)
+
+
+def _own_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
     config = training.deepspeed
     stage = config.zero_stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": config.overlap_comm,
+        "reduce_bucket_size": config.bucket_elements,
+    }
+    if stage < 3:
+        zero["allgather_bucket_size"] = config.bucket_elements
+    else:
+        zero["stage3_prefetch_bucket_size"] = config.prefetch_elements
+        zero["stage3_param_persistence_threshold"] = config.persistent_elements
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.grad_clip if stage else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": config.overlap_comm,
-            "reduce_bucket_size": config.bucket_elements,
-        },
+        "zero_optimization": zero,
         "bf16": {"enabled": _bf16_weights(training)},
         "steps_per_print": None,
     }
-    if stage:
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if stage < 3:
-        settings["zero_optimization"]["allgather_bucket_size"] = config.bucket_elements
-    else:
-        settings["zero_optimization"] |= {
-            "stage3_prefetch_bucket_size": config.prefetch_elements,
-            "stage3_param_persistence_threshold": config.persistent_elements,
-        }
-    if config.offload_optimizer:
-        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return _merged(settings, config.extra, "training.deepspeed.extra")
+    return settings | ({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {})
 
 
 def _bf16_weights(training: TrainingConfig) -> bool | Literal["auto"]:
@@ -63,17 +65,23 @@ def _bf16_weights(training: TrainingConfig) -> bool | Literal["auto"]:
     return "auto" if training.precision == "auto" else training.precision == "bf16"
 
 
-def _merged(ours: dict[str, Any], extra: dict[str, Any], path: str) -> dict[str, Any]:
-    merged = dict(ours)
-    for key, value in extra.items():
-        here = f"{path}.{key}"
-        if key not in ours:
-            merged[key] = value
-        elif isinstance(ours[key], dict) and isinstance(value, dict):
-            merged[key] = _merged(ours[key], value, here)
-        else:
-            raise UserError(
-                f"{here}: toto sets {key} to {ours[key]!r} itself. Leave it out; what can be "
-                "chosen stands in training.deepspeed, training.micro_batch and optimizer.grad_clip"
-            )
-    return merged
+def _merged(ours: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(ours[key], extra[key]) for key in _sections(ours, extra)}
+    return extra | ours | both
+
+
+def _shared_keys(ours: dict[str, Any], extra: dict[str, Any]) -> list[str]:
+    sections = _sections(ours, extra)
+    inside = [
+        f"{section}.{key}"
+        for section in sections
+        for key in _shared_keys(ours[section], extra[section])
+    ]
+    return [key for key in extra if key in ours and key not in sections] + inside
+
+
+def _sections(ours: dict[str, Any], extra: dict[str, Any]) -> list[str]:
+    """What is a section of its own in both."""
+    return [
+        key for key in extra if isinstance(ours.get(key), dict) and isinstance(extra[key], dict)
+    ]

@@ -1,7 +1,7 @@
 """Predicted memory beside the measured peak of real training steps, a process each.
 
 A row is one model, precision and setting: a process of its own builds it with the engine of one
-process and takes steps. `tensors` is the most that torch's allocator has given out at once in a
+process and takes two steps. `tensors` is the most that torch's allocator has given out at once in a
 step, by its profiler (on a GPU: the allocator's own count), `process` the kernel's high-water mark
 of resident memory above what the process held before the model, libraries' buffers included. So
 that freed memory goes back to the kernel at once, glibc's threshold of mapped blocks is fixed
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LAYOUT = SequenceLayout(4, 16, 16)
 BATCH = 2
-STEPS = 1
+STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def cases(family: str, *, compiled: bool, device: str) -> list[Case]:
 def measure(case: Case) -> dict[str, int]:
     """Peak bytes of a step, of the tensors and of this process above what it held before."""
     import torch
-    from encode import peak_bytes, status_bytes
+    from memory import peak_bytes
 
     from toto.data.batch import Batch
     from toto.model import AutoregressiveModel
@@ -146,19 +146,19 @@ def measure(case: Case) -> dict[str, int]:
     # torch and oneDNN load what they need; a model of one block is small.
     tiny = engine(case.size.config.model_copy(update={"num_layers": 1}), 32)
     tiny.step(batches(32, 1, 1))
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else status_bytes("VmRSS")
-    trained = engine(case.size.config, case.size.codes)
     micro_batches = batches(case.size.codes, BATCH, LAYOUT.frames)
-    for _ in range(STEPS):
-        trained.step(micro_batches)
+    made = []
+
+    def train() -> None:
+        made.append(engine(case.size.config, case.size.codes))
+        for _ in range(STEPS):
+            made[0].step(micro_batches)
+
+    process = peak_bytes(train, device)
     if device.type == "cuda":
-        held = torch.cuda.memory_allocated() - before
-        peak = held + peak_bytes(lambda: trained.step(micro_batches), device)
-        return {"tensors": peak, "process": peak}
-    held = status_bytes("VmRSS") - before
-    process = held + peak_bytes(lambda: trained.step(micro_batches), device)
+        return {"tensors": process, "process": process}
     states = 3 * 4 * ModelSize.of(DvaeConfig(num_codes=case.size.codes), case.size.config).total
-    tensors = states + allocated(lambda: trained.step(micro_batches))
+    tensors = states + allocated(lambda: made[0].step(micro_batches))
     return {"tensors": tensors, "process": process}
 
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
         toy_train(tmp_path, toy_engine(), toy_settings(steps=5), resume=True)
 
 
-def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(tmp_path):
+def test_a_non_finite_loss_stops_and_the_steps_before_it_are_saved(tmp_path):
     def batches(start, stop):
         for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
             if step == 6:
@@ -206,7 +206,7 @@ def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(tmp_path):
 
     with pytest.raises(RunError, match="step 6: the loss is not finite"):
         toy_train(tmp_path, toy_engine(), toy_settings(), batches=batches)
-    assert find_checkpoint(tmp_path).name == "step-00000004"
+    assert find_checkpoint(tmp_path).name == "step-00000006"
 
 
 def test_another_thread_count_is_warned_about_once(tmp_path):

@@ -85,7 +85,7 @@ class Engine(Protocol[B_contra]):
         """One optimizer step on the mean over the targets of all ranks' micro-batches.
 
         Raises:
-            RunError: the loss or the gradient is not finite; the weights are as before.
+            NonFiniteError: the loss or the gradient is not; the weights are as before.
         """
 
     def evaluate(self, batch: B_contra) -> dict[str, Mean]:

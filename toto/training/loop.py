@@ -30,6 +30,7 @@ from toto.training.metrics import (
     metric_values,
     open_recorder,
 )
+from toto.training.nonfinite import NonFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,7 +114,8 @@ def train(
         seconds_at_peak: what a step would take at the device's peak; None: not known.
 
     Raises:
-        RunError: a loss or gradient that is not finite; a disk that is full.
+        RunError: a loss or gradient that is not finite, and then the steps before it are saved; a
+            disk that is full.
         UserError: the checkpoint is beyond `settings.steps`.
         CheckpointError: the checkpoint is broken or of another model.
     """
@@ -145,7 +147,13 @@ def train(
         stream = session.timed(batches(first, steps))
         for step, micro_batches in zip(range(first, steps), stream, strict=True):
             torch.manual_seed(step_seed(seed, step, ranks.rank))
-            session.record(engine.step(micro_batches))
+            try:
+                result = engine.step(micro_batches)
+            except NonFiniteError:
+                session.save()
+                checkpoints.drain()
+                raise
+            session.record(result)
             # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
             stopped = ranks.any(interrupt.requested or checkpoints.failed)
             if stopped:

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from toto.training.distributed import Ranks
     from toto.training.engine import StreamBatch
 
-__all__ = ["non_finite"]
+__all__ = ["NonFiniteError", "non_finite"]
+
+
+class NonFiniteError(RunError):
+    """A step was not taken, for its loss or gradient is not finite; all ranks raise it together."""
 
 
 def non_finite(
     step: int, micro_batches: Sequence[StreamBatch], losses: Sequence[float], ranks: Ranks
-) -> RunError:
+) -> NonFiniteError:
     """The error, the same on all ranks: it names the micro-batches whose loss is not finite.
 
     Where every loss is finite the gradient is to blame, and all samples of the step are named.
@@ -37,10 +41,10 @@ def non_finite(
     named = blamed or [of_all for _, of_all in found]
     positions = _ranges({p for positions, _ in named for p in positions})
     sources = _ranges({s for _, sources in named for s in sources})
-    return RunError(
+    return NonFiniteError(
         f"step {step}: the {what} is not finite. Samples: positions {positions} of the stream, "
         f"sources {sources} (counted from 0). The weights are still those before the step, and "
-        "the checkpoints stand. Lower optimizer.lr, lengthen schedule.warmup_steps, or set "
+        "a checkpoint holds them. Lower optimizer.lr, lengthen schedule.warmup_steps, or set "
         "training.precision to fp32; if one sample is to blame, look at it"
     )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from toto.cli import analysis, data, inspection, models, tokenizers, weights
 
 from toto.errors import TotoError
@@ -32,14 +30,13 @@ inspection.add_to(app)
 def main() -> None:
     """Entry point: what toto reports itself is one message without a traceback.
 
-    Exit codes: 0 done (a run that a signal stopped and saved too), 1 a run that had to stop,
-    2 the user's mistake.
+    Exit codes: 0 done (a run that Ctrl-C stopped and saved too), 1 a run that had to stop,
+    2 the user's mistake, 85 a run that a scheduler's signal stopped and saved: queue it again.
     """
     try:
         app()
     except TotoError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        for note in getattr(error, "__notes__", ()):
-            console.print(f"[bold red]besides:[/] {escape(note)}")
+        from toto.jobs.launcher import tell
+
+        tell(error)
         sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from toto.cli.options import (
     AnyRunsArgument,
+    GpusOption,
     ImportOption,
     OutputOption,
     RecipeArgument,
@@ -34,8 +35,13 @@ def train(
     overrides: SetOption = None,
     output: OutputOption = None,
     resume: ResumeOption = False,
+    gpus: GpusOption = None,
 ) -> None:
     """Train the model of a recipe."""
+    from toto.jobs.launcher import launched
+
+    if launched(gpus):
+        return
     from toto.jobs.train import start_training
 
     start_training(recipe, overrides or [], output=output, resume=resume)

@@ -45,6 +45,15 @@ LabelOption = Annotated[
         help="what tables and figures call each, in the order given; repeatable",
     ),
 ]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="train on N GPUs of this machine, or in N processes where it has none; over several "
+        "machines: docs/cluster.md",
+    ),
+]
 OutputOption = Annotated[
     str | None, typer.Option("--output", help="the run directory, instead of the recipe's")
 ]

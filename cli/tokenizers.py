@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from toto.cli.options import (
+    GpusOption,
     ImportOption,
     LabelOption,
     OutputOption,
@@ -35,8 +36,13 @@ def train(
     overrides: SetOption = None,
     output: OutputOption = None,
     resume: ResumeOption = False,
+    gpus: GpusOption = None,
 ) -> None:
     """Train the tokenizer of a recipe, and report PSNR and codebook use on held-out pictures."""
+    from toto.jobs.launcher import launched
+
+    if launched(gpus):
+        return
     from toto.jobs.train_tokenizer import start_tokenizer_training
 
     start_tokenizer_training(recipe, overrides or [], output=output, resume=resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = [
     "CheckpointError",
@@ -10,15 +11,28 @@ __all__ = [
     "Problem",
     "RecipeError",
     "RunError",
+    "StoppedError",
     "TotoError",
     "UserError",
+    "error_of_code",
+    "raised_by_all",
 ]
+
+E = TypeVar("E", bound="TotoError")
 
 
 class TotoError(Exception):
-    """Something that toto itself reports; printed without a traceback, exit code 1."""
+    """Something that toto itself reports; printed without a traceback, exit code 1.
+
+    Attributes:
+        exit_code: of the process.
+        label: what is printed before the message.
+        by_all: whether all ranks of a run raise it alike, so that the first alone prints it.
+    """
 
     exit_code = 1
+    label = "error"
+    by_all = False
 
 
 class RunError(TotoError):
@@ -37,6 +51,30 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete or of another model or tokenizer."""
+
+
+class StoppedError(TotoError):
+    """A scheduler wants the machine back, and the run is saved; exit code 85: queue me again.
+
+    No shell, signal or sysexits.h has that code.
+    """
+
+    exit_code = 85
+    label = "stopped"
+
+
+def error_of_code(exit_code: int, text: str) -> TotoError:
+    """The error that another process ended with, told by its exit code."""
+    kinds: dict[int, type[TotoError]] = {
+        kind.exit_code: kind for kind in (RunError, UserError, StoppedError)
+    }
+    return kinds[exit_code](text)
+
+
+def raised_by_all(error: E) -> E:
+    """Mark an error that every rank raises alike."""
+    error.by_all = True
+    return error
 
 
 @dataclass(frozen=True)

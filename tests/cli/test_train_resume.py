@@ -77,13 +77,16 @@ def test_ten_kills_with_changing_workers_leave_no_trace(tmp_path, tiny_datasets)
     assert metrics(tmp_path / "runs/killed") == metrics(tmp_path / "runs/whole"), kills
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_saves_and_exits_cleanly(tmp_path, tiny_datasets, workers):
+@pytest.mark.parametrize(("workers", "sign"), [(0, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_scheduler_s_signal_saves_and_asks_to_be_queued_again(
+    tmp_path, tiny_datasets, workers, sign
+):
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=400, save_every=400))
     process = start_toto("train", recipe, "--set", f"data.workers={workers}", cwd=tmp_path)
-    printed = kill_after(process, 5, signal.SIGTERM)
-    assert process.returncode == 0, printed
-    assert "stopped by a signal after step" in printed
+    printed = kill_after(process, 5, sign)
+    assert process.returncode == 85, printed
+    assert f"stopped by {sign.name} after step" in printed
+    assert "Exit code 85 asks the scheduler for the same command again" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
     assert len(list((tmp_path / "runs/tiny/checkpoints").glob("step-*"))) == 1
@@ -95,7 +98,7 @@ def test_a_tokenizer_that_was_stopped_leaves_no_weights_for_recipes(tmp_path, ti
     raw["tokenizer"] |= {"weights": None}
     process = start_toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
     printed = kill_after(process, 5, signal.SIGTERM)
-    assert process.returncode == 0, printed
+    assert process.returncode == 85, printed
     assert not (tmp_path / "runs/tiny/tokenizer.safetensors").exists()
 
 

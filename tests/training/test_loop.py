@@ -132,17 +132,18 @@ def test_the_noise_of_a_step_depends_on_seed_and_step_alone(tmp_path):
     assert digest(without.state()) != digest(with_noise.state())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_can_be_resumed(tmp_path, number):
     def batches(start, stop):
         for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
-            if step == 9:
+            if step == 9:  # of the scheduler, and passed on by a launcher
+                os.kill(os.getpid(), number)
                 os.kill(os.getpid(), number)
             yield micro_batches
 
     before = signal.getsignal(number)
     result = toy_train(tmp_path / "cut", toy_engine(), toy_settings(), batches=batches)
-    assert (result.step, result.interrupted) == (10, True)
+    assert (result.step, result.stopped_by) == (10, number)
     assert result.checkpoint.name == "step-00000010"
     assert signal.getsignal(number) is before
     # Step 10 is due for an evaluation; the resumed run makes it.
@@ -162,7 +163,9 @@ def usual_ctrl_c():
 
 
 @pytest.mark.usefixtures("usual_ctrl_c")
-def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("toto.training.interrupt.ECHO_SECONDS", 0.0)
+
     def batches(start, stop):
         for micro_batches in toy_batches(start, stop):
             signal.raise_signal(signal.SIGINT)
@@ -197,16 +200,37 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
         toy_train(tmp_path, toy_engine(), toy_settings(steps=5), resume=True)
 
 
-def test_a_non_finite_loss_stops_and_the_steps_before_it_are_saved(tmp_path):
+def test_a_non_finite_loss_stops_and_leaves_a_checkpoint_of_the_step_before(tmp_path):
     def batches(start, stop):
         for step, micro_batches in zip(range(start, stop), toy_batches(start, stop), strict=True):
             if step == 6:
                 micro_batches[0].x_BC[0, 0] = torch.inf
             yield micro_batches
 
-    with pytest.raises(RunError, match="step 6: the loss is not finite"):
+    with pytest.raises(RunError, match="step 6: the loss is not finite") as error:
         toy_train(tmp_path, toy_engine(), toy_settings(), batches=batches)
     assert find_checkpoint(tmp_path).name == "step-00000006"
+    saved = f"the steps before it are saved in {find_checkpoint(tmp_path)}"
+    assert error.value.__notes__[-1] == saved
+    resumed, whole = toy_engine(), toy_engine()
+    toy_train(tmp_path, resumed, toy_settings(), resume=True)
+    toy_train(tmp_path / "whole", whole, toy_settings())
+    assert digest(resumed.state()) == digest(whole.state())
+
+
+def test_a_non_finite_loss_is_told_though_the_disk_is_full(tmp_path, monkeypatch):
+    def write(self, unfinished, state):
+        raise OSError(28, "No space left on device")
+
+    def batches(start, stop):
+        for micro_batches in toy_batches(start, stop):
+            micro_batches[0].x_BC[0, 0] = torch.inf
+            yield micro_batches
+
+    monkeypatch.setattr("toto.training.checkpoint_writer.CheckpointWriter._write", write)
+    with pytest.raises(RunError, match="step 0: the loss is not finite") as error:
+        toy_train(tmp_path, toy_engine(), toy_settings(), batches=batches)
+    assert "No space left" in error.value.__notes__[0]
 
 
 def test_another_thread_count_is_warned_about_once(tmp_path):

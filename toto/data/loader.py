@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 # The allowed share of broken units is taken of at least so many drawn ones, so that an early
 # failure does not stop a run.
 MIN_DRAWN = 1_000
+ECHO_SECONDS = 1.0
 
 
 def collate(sequences: Sequence[DrawnSequence]) -> Batch:
@@ -289,13 +291,19 @@ def _unchanged(step: Any) -> Any:
 def _init_worker(worker: int) -> None:
     """One thread a worker; the signals of a whole process group are the run's to answer.
 
-    Ctrl-C is ignored, and so is the first SIGTERM: the run saves and then ends its workers, and
-    they end by themselves when it has died.
+    Ctrl-C and SIGUSR1 are ignored, and so is the first SIGTERM, which a scheduler and a launcher
+    may both send: the run saves and then ends its workers, and they end by themselves when it has
+    died.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
+    first: list[float] = []
 
+    def end(number: int, frame: FrameType | None) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] >= ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)

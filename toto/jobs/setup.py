@@ -23,6 +23,7 @@ from toto.recipe.schemas import Recipe
 from toto.recipe.yaml_reader import dump_yaml
 from toto.training.checkpoint import read_meta
 from toto.training.distributed import joined_ranks
+from toto.training.interrupt import stopped_before_training
 from toto.training.launch import find_launch
 from toto.training.lock import hold_run
 from toto.training.machine import code_fingerprint, resolve_machine, versions
@@ -104,6 +105,7 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
             there; the recipe differs from that of the run to be resumed, in a way that changes
             results; or the ranks differ.
         RunError: the ranks do not meet, or lose each other later.
+        StoppedError: a scheduler's signal outside of the steps.
     """
     launch = find_launch(os.environ)
     asked = recipe.training
@@ -113,6 +115,7 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
     recipe = recipe.model_copy(update={"training": training})
     timeout = timedelta(minutes=training.timeout_minutes)
     with (
+        stopped_before_training(),
         joined_ranks(launch, device=training.device, timeout=timeout) as ranks,
         ExitStack() as held,
     ):

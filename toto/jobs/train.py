@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
-from toto.errors import CheckpointError, DataError
+from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.export.hf import read_model
 from toto.jobs.console import console, progress_bar, say
 from toto.jobs.history import Asked, Origin, note_end, note_failure
@@ -31,6 +31,7 @@ from toto.tasks.next_token import NextTokenTask
 from toto.training.checkpoint import check_tensors, load_weights, read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
+from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
 from toto.training.progress import make_display
@@ -76,7 +77,7 @@ def start_training(
 
 
 def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = None) -> TrainResult:
-    """Train a recipe to its end, or to a signal.
+    """Train a recipe to its end, or to a Ctrl-C.
 
     Args:
         recipe: checked.
@@ -87,6 +88,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = Non
         UserError: data, run directory or checkpoint do not fit; each says how to mend it; or
             another process trains there.
         RunError: the run had to stop.
+        StoppedError: a scheduler's signal stopped it; all is saved.
     """
     with begun_run(recipe, resume=resume) as (settled, ranks, run):
         return _run(settled, ranks, run, asked)
@@ -200,6 +202,7 @@ def train_task(
         UserError: the data or tokenizers are not those of the run that is resumed, or not the same
             on all ranks.
         RunError: the run had to stop.
+        StoppedError: a scheduler's signal stopped it; all is saved.
     """
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
     stream.require_one_form()
@@ -252,6 +255,8 @@ def train_task(
     if ranks.is_first:
         note_end(run.path, step=result.step, interrupted=result.interrupted)
         _say_how_it_ended(recipe, run, stream, result)
+    if result.stopped_by in WARNINGS:
+        raise raised_by_all(stopped_error(result.stopped_by))
     return result
 
 
@@ -263,8 +268,9 @@ def _say_how_it_ended(
     )
     for line in describe_draws(drawn, recipe.layout.num_visual):
         say(f"  {line}")
-    if result.interrupted:
-        say(f"stopped by a signal after step {result.step}; saved {result.checkpoint}")
+    if result.stopped_by is not None:
+        name = result.stopped_by.name
+        say(f"stopped by {name} after step {result.step}; saved {result.checkpoint}")
         say("the same command with --resume goes on")
     else:
         say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")

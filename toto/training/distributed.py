@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from toto.errors import RunError, TotoError, UserError
+from toto.errors import RunError, TotoError, UserError, error_of_code, raised_by_all
 from toto.training.launch import ALONE
+from toto.training.roll_call import RollCall
 from toto.training.task import Mean, sum_metrics
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Ranks:
         rank: 0 to world - 1.
         world: number of ranks.
         patient: a gloo group that waits for longer than a step may take; None with one rank.
+        roll_call: tells who is gone; None with one rank.
 
     Raises:
         RunError: (every method) another rank has ended, or hangs for longer than the timeout.
@@ -51,18 +53,29 @@ class Ranks:
     rank: int = 0
     world: int = 1
     patient: dist.ProcessGroup | None = field(default=None, repr=False)
+    roll_call: RollCall | None = field(default=None, repr=False)
 
     @property
     def is_first(self) -> bool:
         """Whether this one writes the run's files and speaks to the user."""
         return self.rank == 0
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What torch says when another rank is gone becomes a RunError that names it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_lost(error):
+                raise
+            raise RunError(_lost_text(error, self.roll_call)) from error
+
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order; each can be pickled."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        with _lost_ranks():
+        with self.together():
             dist.all_gather_object(found, value)
         return found
 
@@ -79,13 +92,13 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> None:
         """Sum a tensor of the CPU or of the run's device over the ranks, in place."""
         if self.world > 1:
-            with _lost_ranks():
+            with self.together():
                 dist.all_reduce(tensor)
 
     def copy_first_(self, tensor: Tensor) -> None:
         """Fill a tensor of the CPU or of the run's device with that of the first rank, in place."""
         if self.world > 1:
-            with _lost_ranks():
+            with self.together():
                 dist.broadcast(tensor, src=0)
 
     def total(self, metrics: Mapping[str, Mean]) -> dict[str, Mean]:
@@ -140,24 +153,24 @@ class Ranks:
                 if theirs.get(name) != first.get(name)
             ]
         if lines:
-            raise UserError(
+            error = UserError(
                 "these ranks do not run what rank 0 runs:\n"
                 + "\n".join(lines)
                 + "\nGive every rank the same checkout, packages, recipe, overrides and data"
             )
+            raise raised_by_all(error)
 
     def _tell(self, *, value: object = None, error: tuple[int, str] | None = None) -> None:
-        with _lost_ranks():
+        with self.together():
             dist.broadcast_object_list([(value, error)], src=0, group=self.patient)
 
     def _heard(self) -> T:  # type: ignore[type-var]  # as the first rank's work has it
         heard: list[tuple[T, tuple[int, str] | None]] = [None]  # type: ignore[list-item]
-        with _lost_ranks():
+        with self.together():
             dist.broadcast_object_list(heard, src=0, group=self.patient)
         value, error = heard[0]
         if error is not None:
-            exit_code, text = error
-            raise (UserError if exit_code == UserError.exit_code else RunError)(text)
+            raise raised_by_all(error_of_code(*error))
         return value
 
 
@@ -179,7 +192,7 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
     if launch == ALONE:
         yield Ranks()
         return
-    with _lost_ranks():
+    with Ranks().together():
         store, _, _ = next(
             rendezvous(
                 f"tcp://{launch.address}:{launch.port}", launch.rank, launch.world, timeout=timeout
@@ -194,10 +207,11 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
             world_size=launch.world,
             timeout=timeout,
         )
+        roll_call = RollCall(store, launch.rank, launch.world)
     try:
-        with _lost_ranks():
+        with Ranks().together():
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield Ranks(launch.rank, launch.world, patient)
+        yield Ranks(launch.rank, launch.world, patient, roll_call)
     finally:
         dist.destroy_process_group()
 
@@ -225,14 +239,16 @@ def _require_same_device(store: Store, launch: Launch, device: str) -> None:
         )
 
 
-@contextmanager
-def _lost_ranks() -> Iterator[None]:
-    """What torch says when a rank is gone, as a RunError."""
-    try:
-        yield
-    except RuntimeError as error:  # gloo knows no other class; torch's DistError is one
-        raise RunError(
-            f"the other ranks cannot be reached: {error}. One of them ended or hung for longer "
-            "than training.timeout_minutes; its own message, if it had time for one, says why. "
-            "The checkpoints stand: go on with --resume"
-        ) from error
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether it comes from the network. Gloo has no class of its own: it names its file."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def _lost_text(error: RuntimeError, roll_call: RollCall | None) -> str:
+    missing = roll_call.missing() if roll_call is not None else []
+    who = f"{', '.join(missing)} cannot" if missing else "the other ranks cannot"
+    return (
+        f"{who} be reached: {str(error).splitlines()[0]}. It ended, or hung for longer than "
+        "training.timeout_minutes; its own message, if it had time for one, says why. "
+        "The checkpoints stand: go on with --resume"
+    )

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from toto.errors import UserError
+from toto.errors import RunError, UserError
 from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, verify
 from toto.training.checkpoint_background import open_writer
 from toto.training.engine import B, Engine, StepResult
-from toto.training.interrupt import Interrupt
+from toto.training.interrupt import WARNINGS, Interrupt
 from toto.training.machine import peak_memory, versions
 from toto.training.metrics import (
     EvalLine,
@@ -35,6 +35,7 @@ from toto.training.nonfinite import NonFiniteError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from signal import Signals
 
     from toto.training.checkpoint_writer import CheckpointWriter
     from toto.training.config import TrainingConfig
@@ -71,14 +72,19 @@ class TrainResult:
     Attributes:
         step: optimizer steps done.
         seconds: wall time of the run, interruptions left out.
-        interrupted: by Ctrl-C or SIGTERM; the checkpoint holds every step that was done.
-        checkpoint: the last one.
+        checkpoint: the last one; it holds every step that was done.
+        stopped_by: the signal that ended it before its last step; None without one.
     """
 
     step: int
     seconds: float
-    interrupted: bool
     checkpoint: Path
+    stopped_by: Signals | None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there are steps left to do."""
+        return self.stopped_by is not None
 
 
 def train(
@@ -114,8 +120,8 @@ def train(
         seconds_at_peak: what a step would take at the device's peak; None: not known.
 
     Raises:
-        RunError: a loss or gradient that is not finite, and then the steps before it are saved; a
-            disk that is full.
+        RunError: a loss or gradient that is not finite, after a checkpoint of the step before; a
+            disk that is full; ranks that are lost.
         UserError: the checkpoint is beyond `settings.steps`.
         CheckpointError: the checkpoint is broken or of another model.
     """
@@ -124,7 +130,8 @@ def train(
     first, steps = engine.steps_done, settings.steps
     recorder = open_recorder(ranks, run.metrics, first)
     checkpoints = open_writer(run.checkpoints, settings, ranks)
-    with Interrupt() as interrupt, recorder, display, checkpoints:
+    interrupt = Interrupt(aloud=ranks.is_first)
+    with ranks.together(), interrupt, recorder, display, checkpoints:
         session = _Session(
             engine=engine,
             settings=settings,
@@ -147,15 +154,9 @@ def train(
         stream = session.timed(batches(first, steps))
         for step, micro_batches in zip(range(first, steps), stream, strict=True):
             torch.manual_seed(step_seed(seed, step, ranks.rank))
-            try:
-                result = engine.step(micro_batches)
-            except NonFiniteError:
-                session.save()
-                checkpoints.drain()
-                raise
-            session.record(result)
+            session.record(session.step(micro_batches))
             # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
-            stopped = ranks.any(interrupt.requested or checkpoints.failed)
+            stopped = ranks.any(interrupt.heard is not None or checkpoints.failed)
             if stopped:
                 break
             # Saved first: an evaluation that is cut short is made by the resumed run.
@@ -163,12 +164,13 @@ def train(
                 session.save()
             if session.due(settings.eval_every):
                 session.evaluate()
-                stopped = ranks.any(interrupt.requested)
+                stopped = ranks.any(interrupt.heard is not None)
             if stopped:
                 break
         checkpoint = session.save()
         checkpoints.drain()
-    return TrainResult(engine.steps_done, session.seconds(), stopped, checkpoint)
+        stopped_by = _agreed(interrupt, ranks) if stopped else None
+    return TrainResult(engine.steps_done, session.seconds(), checkpoint, stopped_by)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -224,6 +226,26 @@ class _Session(Generic[B]):
         """Whether something that happens every so many steps, and at the end, happens now."""
         step = self._engine.steps_done
         return step % every == 0 or step == self._settings.steps
+
+    def step(self, micro_batches: Sequence[B]) -> StepResult:
+        """One step; one that is not finite leaves a checkpoint of the step before.
+
+        Raises:
+            NonFiniteError: the weights are as before.
+        """
+        try:
+            return self._engine.step(micro_batches)
+        except NonFiniteError as error:
+            for number in sorted(error.sources) if self._sources else ():
+                error.add_note(f"source {number} is {self._sources[number]}")
+            try:
+                path = self.save()
+                self._checkpoints.drain()
+            except RunError as failure:
+                error.add_note(str(failure))
+            else:
+                error.add_note(f"the steps before it are saved in {path}")
+            raise
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; measures the wait for each, and marks its arrival."""
@@ -309,6 +331,12 @@ class _Session(Generic[B]):
         self._saving += time.perf_counter() - begun
         self._saved = (step, path)
         return path
+
+
+def _agreed(interrupt: Interrupt, ranks: Ranks) -> Signals | None:
+    """The signal that stops the run, when it has reached a rank; a scheduler's before Ctrl-C."""
+    heard = [number for number in ranks.gather(interrupt.heard) if number is not None]
+    return max(heard, key=lambda number: number in WARNINGS, default=None)
 
 
 def _restore(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from toto.errors import RunError
+from toto.errors import RunError, raised_by_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,15 @@ __all__ = ["NonFiniteError", "non_finite"]
 
 
 class NonFiniteError(RunError):
-    """A step was not taken, for its loss or gradient is not finite; all ranks raise it together."""
+    """A loss or gradient that is NaN or infinite; all ranks raise it, before the step is taken.
+
+    Attributes:
+        sources: of the samples in question, counted from 0 as the stream does.
+    """
+
+    def __init__(self, text: str, sources: set[int]) -> None:
+        super().__init__(text)
+        self.sources = sources
 
 
 def non_finite(
@@ -39,14 +47,18 @@ def non_finite(
     blamed = [of_bad for of_bad, _ in found if of_bad[0]]
     what = "loss" if blamed else "gradient"
     named = blamed or [of_all for _, of_all in found]
+    ranks_blamed = _ranges({rank for rank, (of_bad, _) in enumerate(found) if of_bad[0]})
+    where = f" on rank {ranks_blamed}" if blamed and ranks.world > 1 else ""
     positions = _ranges({p for positions, _ in named for p in positions})
-    sources = _ranges({s for _, sources in named for s in sources})
-    return NonFiniteError(
-        f"step {step}: the {what} is not finite. Samples: positions {positions} of the stream, "
-        f"sources {sources} (counted from 0). The weights are still those before the step, and "
-        "a checkpoint holds them. Lower optimizer.lr, lengthen schedule.warmup_steps, or set "
-        "training.precision to fp32; if one sample is to blame, look at it"
+    sources = {s for _, sources in named for s in sources}
+    error = NonFiniteError(
+        f"step {step}: the {what} is not finite{where}. Samples: positions {positions} of the "
+        f"stream, sources {_ranges(sources)} (counted from 0). The weights are still those before "
+        "the step. Lower optimizer.lr, lengthen schedule.warmup_steps, or set training.precision "
+        "to fp32; if one sample is to blame, look at it",
+        sources,
     )
+    return raised_by_all(error)
 
 
 def _samples(batches: Sequence[StreamBatch]) -> tuple[list[int], list[int]]:

@@ -29,6 +29,8 @@ RANKS = {
 }  # fmt: skip
 TORCH_FREE = [
     "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py",
+    "toto/jobs/runs.py", "toto/jobs/history.py", "toto/jobs/commits.py", "toto/training/lock.py",
+    "toto/training/checkpoint_folder.py",
     "toto/jobs/plan.py", "toto/analysis/devices.py", "toto/analysis/gpu_memory.py",
     "toto/analysis/memory_terms.py", "toto/analysis/plan.py", "toto/analysis/plan_data.py",
     "toto/backbones/memory.py", "toto/layers/chunks.py", "toto/tokenizers/official.py",

@@ -14,6 +14,7 @@ TORCH_FREE = [
     ["list", "heads"],
     ["list", "tasks"],
     ["list", "recipes"],
+    ["runs"],
     ["weights", "list"],
     ["show", "quickstart"],
 ]

@@ -58,7 +58,7 @@ def _fastest_product(device: torch.device, dtype: torch.dtype, side: int) -> flo
     a = torch.ones(side, side, device=device, dtype=dtype)
     result = torch.empty_like(a)
     torch.mm(a, a, out=result)  # the first one also sets the library up
-    taken = []
+    taken: list[float] = []
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(taken) < PRODUCTS:
         _wait(device)

@@ -24,6 +24,7 @@ import logging
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -196,6 +197,7 @@ def measure(sides: list[Ours | DeepSpeed], step: Step, rounds: int) -> Iterator[
         for side in sides if number % 2 == 0 else sides[::-1]:
             least = max([LEAST_STEPS_BESIDE, *(turn.steps for turn in turns.values())])
             turns[side.name] = take_turn(side, step, least)
+            print(f"{number}: {side.name} {turns[side.name]}", file=sys.stderr, flush=True)
         yield turns
 
 

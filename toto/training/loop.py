@@ -236,8 +236,8 @@ class _Session(Generic[B]):
         try:
             return self._engine.step(micro_batches)
         except NonFiniteError as error:
-            names = enumerate(self._sources)
-            error.add_note("; ".join(f"source {i} is {n}" for i, n in names if i in error.sources))
+            for number in sorted(error.sources) if self._sources else ():
+                error.add_note(f"source {number} is {self._sources[number]}")
             try:
                 path = self.save()
                 self._checkpoints.drain()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from toto.training.launch import find_launch
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerProcess
 
 # Forked from a process that has imported the slow packages once.
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -58,8 +60,41 @@ def launched(world: int, function: Callable[..., Any], *args: object) -> list[An
     Raises:
         RankError: as `on_ranks`.
     """
+    ranks = started(world, function, *args)
+    try:
+        outcomes = [rank.outcome() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.process.join(timeout=5)
+            rank.process.kill()
+    failures = [text for ok, text in outcomes if not ok]
+    if failures:
+        raise RankError("\n".join(failures))
+    return [value for _, value in outcomes]
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """One of the processes that `started` starts."""
+
+    rank: int
+    process: ForkServerProcess
+    end: Connection
+
+    def outcome(self) -> tuple[bool, Any]:
+        """True and what the function returned, or False and its traceback, or how it ended."""
+        if not self.end.poll(LIMIT.total_seconds()):
+            return False, f"rank {self.rank} took longer than {LIMIT}"
+        try:
+            return self.end.recv()  # type: ignore[no-any-return]
+        except (EOFError, ConnectionResetError):
+            return False, f"rank {self.rank} died without a word"
+
+
+def started(world: int, function: Callable[..., Any], *args: object) -> list[RankProcess]:
+    """The processes of `launched`, not waited for."""
     port = str(free_port())
-    ends, processes = [], []
+    ranks = []
     for rank in range(world):
         ours, theirs = SERVER.Pipe(duplex=False)
         variables = {
@@ -72,32 +107,13 @@ def launched(world: int, function: Callable[..., Any], *args: object) -> list[An
         process = SERVER.Process(target=_rank_process, args=(variables, theirs, function, args))
         process.start()
         theirs.close()
-        ends.append(ours)
-        processes.append(process)
-    try:
-        outcomes = [_outcome(rank, end) for rank, end in enumerate(ends)]
-    finally:
-        for process in processes:
-            process.join(timeout=5)
-            process.kill()
-    failures = [text for ok, text in outcomes if not ok]
-    if failures:
-        raise RankError("\n".join(failures))
-    return [value for _, value in outcomes]
+        ranks.append(RankProcess(rank, process, ours))
+    return ranks
 
 
 def _joined(timeout: timedelta, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
     with joined_ranks(find_launch(os.environ), device="cpu", timeout=timeout) as ranks:
         return function(ranks, *args)
-
-
-def _outcome(rank: int, end: Connection) -> tuple[bool, Any]:
-    if not end.poll(LIMIT.total_seconds()):
-        return False, f"rank {rank} took longer than {LIMIT}"
-    try:
-        return end.recv()  # type: ignore[no-any-return]
-    except EOFError:
-        return False, f"rank {rank} died without a word"
 
 
 def _rank_process(
@@ -121,4 +137,13 @@ def same_on_all(values: list[Any]) -> Any:
     return values[0]
 
 
-__all__ = ["RankError", "Ranks", "free_port", "launched", "on_ranks", "same_on_all"]
+__all__ = [
+    "RankError",
+    "RankProcess",
+    "Ranks",
+    "free_port",
+    "launched",
+    "on_ranks",
+    "same_on_all",
+    "started",
+]

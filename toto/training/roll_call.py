@@ -45,7 +45,7 @@ class RollCall:
         # In a thread: of a store whose process is stopped, no call returns.
         asking = threading.Thread(target=lambda: found.extend(self._asked()), daemon=True)
         asking.start()
-        asking.join(3 * ANSWER_SECONDS)
+        asking.join(2 * ANSWER_SECONDS)
         if asking.is_alive():
             return ["rank 0, or the launcher, at which the ranks met"]
         return found

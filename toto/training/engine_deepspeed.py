@@ -95,7 +95,13 @@ class DeepSpeedEngine(Generic[B]):
         with ExitStack() as resources:
             if not dist.is_initialized():
                 resources.enter_context(_group_of_one(self._device))
+            strides = {p: p.stride() for p in self._parameters().values()}
+            for parameter in strides:  # DeepSpeed takes no channels-last weights
+                parameter.data = parameter.data.contiguous()
             self._engine = _initialized(self._forward, self._adamw, settings, self._device)
+            for parameter, stride in strides.items() if not self._parted else ():
+                laid_out = torch.empty_strided(parameter.shape, stride, device=self._device)
+                parameter.data = laid_out.copy_(parameter.data)
             resources.callback(self._engine.destroy)
             self._resources = resources.pop_all()
         self._tensors = _zero_tensors(stage, self._engine.optimizer, self._adamw)
@@ -186,7 +192,7 @@ class DeepSpeedEngine(Generic[B]):
     def compile(self) -> None:
         """See `Engine.compile`."""
         # As DeepSpeed's own `compile` does: marks for a profiler would break every graph.
-        importlib.import_module("deepspeed.utils.nvtx").enable_nvtx = False
+        importlib.import_module("deepspeed").utils.nvtx.enable_nvtx = False
         self._task.compile_blocks()
 
     def close(self) -> None:

@@ -143,8 +143,8 @@ def test_every_stage_stops_evaluates_and_refuses_as_the_local_engine_does():
         # 3 sequences fall to rank 0, 4 to rank 1, whose first micro-batch of 2 is bad.
         first = 2 * SEQUENCES + 3
         assert (
-            f"step 2: the loss is not finite. Samples: positions {first}-{first + 1} "
-            in (found["loss"])
+            f"step 2: the loss is not finite on rank 1. Samples: positions {first}-{first + 1} "
+            in found["loss"]
         )
         step = f"positions {2 * SEQUENCES}-{3 * SEQUENCES - 1} of the stream, sources 0-2 "
         assert "step 2: the gradient is not finite" in found["gradient"]

@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True, scope="session")
 def _baselines_need_few_tokens():
     """Tiny data would else be counted hundreds of times over at every `toto train`."""
-    with mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**12):
+    with mock.patch("toto.jobs.held_out.BASELINE_TOKENS", 2**12):
         yield
 
 

@@ -331,11 +331,11 @@ def test_recomputed_activations_train_the_same(trained, tmp_path, tiny_datasets)
 def test_baselines_of_a_small_source_are_counted_over_few_epochs(
     tmp_path, tiny_datasets, monkeypatch
 ):
-    monkeypatch.setattr("toto.jobs.train.BASELINE_TOKENS", 2**30)
+    monkeypatch.setattr("toto.jobs.held_out.BASELINE_TOKENS", 2**30)
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=2))
     counted = {}
     for epochs in (1, 3):
-        monkeypatch.setattr("toto.jobs.train.BASELINE_EPOCHS", epochs)
+        monkeypatch.setattr("toto.jobs.held_out.BASELINE_EPOCHS", epochs)
         done = toto("train", recipe, "--output", f"runs/{epochs}", cwd=tmp_path)
         (line,) = re.findall(r"counting tokens of videos: (\d+) of \1 batches", done.stdout)
         counted[epochs] = int(line)

@@ -72,7 +72,7 @@ def run(recipe: dict, resume: bool) -> str:
     """What the run says on this rank."""
     said = io.StringIO()
     # As the fixture of the whole suite has it, in processes that know no fixtures.
-    with redirect_stdout(said), mock.patch("toto.jobs.train.BASELINE_TOKENS", 2**12):
+    with redirect_stdout(said), mock.patch("toto.jobs.held_out.BASELINE_TOKENS", 2**12):
         run_training(check_recipe(recipe, "tiny"), resume=resume)
     return said.getvalue()
 

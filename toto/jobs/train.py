@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from toto.data.loader import evaluation_batches, training_batches
+from toto.data.loader import training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.export.hf import read_model
-from toto.jobs.console import console, progress_bar, say
+from toto.jobs.console import console, say
+from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
 from toto.jobs.history import Asked, Origin, note_end, note_failure
 from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
@@ -26,7 +23,6 @@ from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import build_model, fingerprints_in, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
-from toto.tasks.baselines import TokenBaselines
 from toto.tasks.next_token import NextTokenTask
 from toto.training.checkpoint import check_tensors, load_weights, read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
@@ -36,7 +32,6 @@ from toto.training.loop import Description, TrainResult, train
 from toto.training.metrics import Values, metric_values
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
-from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,20 +40,9 @@ if TYPE_CHECKING:
     from toto.training.distributed import Ranks
     from toto.training.engine import Engine
     from toto.training.rundir import RunDirectory
+    from toto.training.task import Task
 
-__all__ = [
-    "evaluated",
-    "run_training",
-    "running_engine",
-    "start_training",
-    "train_task",
-    "validation_batches",
-]
-
-# What the baselines of a source are fitted on: so many visual tokens, and of a small source no more
-# than so many epochs, each with other crops.
-BASELINE_TOKENS = 2**18
-BASELINE_EPOCHS = 64
+__all__ = ["run_training", "running_engine", "start_training", "train_task"]
 
 HF_PREFIX = "hf:"
 
@@ -123,13 +107,11 @@ def _trained(
     origin: Origin,
 ) -> TrainResult:
     held_out = {
-        source.name: [
-            _tokenized(task, batch) for batch in validation_batches(recipe, source, ranks)
-        ]
+        source.name: [tokenized(task, batch) for batch in validation_batches(recipe, source, ranks)]
         for source in sources
         if source.validation is not None
     }
-    baselines = _baseline_losses(recipe, task, sources, held_out, ranks)
+    baselines = baseline_losses(recipe, task, sources, held_out, ranks)
 
     def evaluate() -> dict[str, Values]:
         return {
@@ -308,98 +290,6 @@ def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> 
             f"{', '.join(changed)}: not the weights that {checkpoint} was trained with. A resumed "
             "run is the same run: put them back, or begin another run with --output"
         )
-
-
-def validation_batches(recipe: Recipe, source: Source, ranks: Ranks) -> list[Batch]:
-    """This rank's part of the held-out sequences of a source that every evaluation sees."""
-    assert source.validation is not None
-    return list(
-        evaluation_batches(
-            source.validation,
-            source.clip,
-            micro_batch=recipe.training.micro_batch,
-            count=recipe.training.eval_sequences,
-            rank=ranks.rank,
-            world=ranks.world,
-        )
-    )
-
-
-def evaluated(engine: Engine[Batch], batches: Sequence[Batch], ranks: Ranks) -> dict[str, Mean]:
-    """The metrics of all ranks' batches; this rank has as many as the others."""
-    return ranks.total(sum_metrics(engine.evaluate(batch) for batch in batches))
-
-
-def _tokenized(task: NextTokenTask, batch: Batch) -> Batch:
-    """The batch as codes, so that each evaluation does not tokenize anew; patches stay pixels."""
-    if task.tokenizer.config.output == "patches":
-        return batch
-    return replace(batch, pixels_BTCHW=None, codes_BTHW=_target_codes(task, batch))
-
-
-def _baseline_losses(
-    recipe: TrainRecipe,
-    task: NextTokenTask,
-    sources: Sequence[Source],
-    held_out: dict[str, list[Batch]],
-    ranks: Ranks,
-) -> dict[str, Values]:
-    """Unigram and copy-the-last-frame on each source's held-out data, fitted on its training data.
-
-    The first rank fits them. They do not change as the model learns. Patch targets have none: there
-    is nothing to count.
-    """
-    if recipe.target.output == "patches":
-        return {}
-    losses = {}
-    for source in sources:
-        if source.name not in held_out:
-            continue
-        fitted = ranks.from_first(partial(_fitted_baselines, recipe, task, source))
-        skip = recipe.mask.frames or 0
-        parts = [
-            fitted.losses(_target_codes(task, batch), skip_frames=skip)
-            for batch in held_out[source.name]
-            if not batch.padding
-        ]
-        losses[source.name] = metric_values(ranks.total(sum_metrics(parts)))
-    return losses
-
-
-def _fitted_baselines(recipe: TrainRecipe, task: NextTokenTask, source: Source) -> TokenBaselines:
-    training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
-    return TokenBaselines.fit(training, recipe.target.codebook_size)
-
-
-def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
-    """What the baselines of a source are fitted on: decoding and encoding it may take a while."""
-    stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
-    size = recipe.training.micro_batch
-    sequences = min(
-        BASELINE_TOKENS / recipe.layout.num_visual,
-        BASELINE_EPOCHS * stream.sources[0].sequences_per_epoch,
-    )
-    steps = math.ceil(sequences / size)
-    batches = training_batches(
-        stream,
-        batch_sequences=size,
-        micro_batch=size,
-        workers=0,
-        start_step=0,
-        stop_step=steps,
-        max_broken=recipe.data.max_broken,
-    )
-    with progress_bar(f"baselines: counting tokens of {source.name}", "batches") as progress:
-        for done, (batch,) in enumerate(batches, start=1):
-            yield batch
-            progress(done, steps)
-
-
-def _target_codes(task: NextTokenTask, batch: Batch) -> Tensor:
-    """`codes_BTHW` that the model shall predict, on the CPU."""
-    device = next(task.model.parameters()).device
-    _, codes_BTHW = task.tokens(batch.to(device))
-    return codes_BTHW.cpu()
 
 
 def _fingerprints(task: NextTokenTask) -> dict[str, str]:

@@ -10,10 +10,11 @@ import torch
 from toto.analysis.tokenizer_runs import CODE_COUNTS
 from toto.data.config import TOGETHER
 from toto.jobs.console import say
+from toto.jobs.held_out import evaluated, validation_batches
 from toto.jobs.history import Asked, Origin
 from toto.jobs.setup import begun_run, read_recipe_for
 from toto.jobs.sources import open_sources
-from toto.jobs.train import evaluated, running_engine, train_task, validation_batches
+from toto.jobs.train import running_engine, train_task
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
 from toto.tokenizers.quality import codebook_stats

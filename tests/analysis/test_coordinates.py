@@ -30,10 +30,12 @@ def test_activations_are_flat_in_width_under_mup_and_not_without(name, tmp_path)
         measured = check_coordinates(config, WIDTHS, lr=0.01, steps=3)
         assert [one.name for one in measured] == ["layer 0", "layer 1", "layer 2", "logits"]
         assert all(len(one.sizes) == 4 for one in measured)
-        # After the steps: under µP the first logits of a wide model are small by design.
+        # After the steps: under µP the first logits of a model m times as wide are small by design,
+        # as 1 / √m.
         slopes[base] = [slope(WIDTHS, one.sizes[-1]) for one in measured]
         draw_coordinates(tmp_path / "c.png", WIDTHS, {"measured": measured})
-    assert max(abs(one) for one in slopes[64]) < 0.4, slopes
+    assert max(slopes[64]) < 0.3, slopes
+    assert min(slopes[64]) > -0.5, slopes
     assert max(slopes[None]) > 1.0, slopes
     assert slopes[None][-1] > 0.4, slopes
 

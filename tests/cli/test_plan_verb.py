@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,9 @@ def test_sources_that_are_here_have_epochs_and_token_shards(tmp_path, tiny_datas
 
 def test_a_backbone_that_nobody_counted_is_planned_without_memory(tmp_path, tiny_datasets):
     plugin = Path(__file__).parents[1] / "plugins/parts.py"
+    shutil.copy(plugin, tmp_path)  # under its own path another test may have imported it already
     recipe = tiny_recipe(tiny_datasets) | {
-        "imports": [str(plugin)],
+        "imports": ["parts.py"],
         "backbone": {"name": "running_mean", "width": 8, "num_layers": 2},
     }
     done = toto("plan", write_recipe(tmp_path, recipe), "--device", "h100", cwd=tmp_path)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -40,14 +40,20 @@ def test_looking_imports_no_torch(arguments):
 
 
 def test_help_takes_under_half_a_second():
+    """Of computing: the wall's clock would count whatever else the machine does."""
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        start = _seconds_of_children()
         subprocess.run(
             [sys.executable, "-m", "toto.cli", "--help"], check=True, capture_output=True
         )
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_seconds_of_children() - start)
     assert min(seconds) < 0.5
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_users_mistake_ends_with_code_2_and_no_traceback(tmp_path):

@@ -14,6 +14,7 @@ import math
 import os
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -98,7 +99,8 @@ class DeepSpeedEngine(Generic[B]):
             strides = {p: p.stride() for p in self._parameters().values()}
             for parameter in strides:  # DeepSpeed takes no channels-last weights
                 parameter.data = parameter.data.contiguous()
-            self._engine = _initialized(self._forward, self._adamw, settings, self._device)
+            timeout = timedelta(minutes=training.timeout_minutes)
+            self._engine = _initialized(self._forward, self._adamw, settings, self._device, timeout)
             for parameter, stride in strides.items() if not self._parted else ():
                 laid_out = torch.empty_strided(parameter.shape, stride, device=self._device)
                 parameter.data = laid_out.copy_(parameter.data)
@@ -273,9 +275,13 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 
 
 def _initialized(
-    forward: nn.Module, adamw: torch.optim.AdamW, settings: dict[str, Any], device: torch.device
+    forward: nn.Module,
+    adamw: torch.optim.AdamW,
+    settings: dict[str, Any],
+    device: torch.device,
+    timeout: timedelta,
 ) -> Any:
-    """DeepSpeed's engine."""
+    """DeepSpeed's engine, whose ranks wait so long for each other."""
     os.environ["DS_ACCELERATOR"] = device.type  # read when it is imported
     # It takes the GPU from a variable that srun does not set; the ranks have chosen theirs.
     gpu = torch.cuda.current_device() if device.type == "cuda" else 0
@@ -286,6 +292,9 @@ def _initialized(
     # Else it compiles C++ at the first start, and a start that is killed leaves a lock that the
     # next ones wait for without end. Gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Else it makes its own copy of the world's group, which waits for torch's 30 minutes.
+    groups = importlib.import_module("deepspeed.utils.groups")
+    groups._WORLD_GROUP = dist.new_group(timeout=timeout)
     # From inside DeepSpeed; torch 2.13 has new names for what it calls.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
     logger = logging.getLogger("DeepSpeed")

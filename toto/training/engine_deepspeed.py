@@ -293,7 +293,7 @@ def _initialized(
     # next ones wait for without end. Gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Else it makes its own copy of the world's group, which waits for torch's 30 minutes.
-    groups = importlib.import_module("deepspeed.utils.groups")
+    groups: Any = importlib.import_module("deepspeed.utils.groups")
     groups._WORLD_GROUP = dist.new_group(timeout=timeout)
     # From inside DeepSpeed; torch 2.13 has new names for what it calls.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -79,10 +78,9 @@ STEPS = 60
 
 # Starts two real ranks as srun does, with SLURM's variables; at the first turn all are warned.
 SRUN = """
-import json, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 
-options = [word for word in sys.argv[1:] if word.startswith("-")]
 words = sys.argv[1:]
 while words[0].startswith("-"):
     words.pop(0)
@@ -145,23 +143,36 @@ def slurm(folder) -> Path:
     return folder
 
 
-def test_a_job_that_is_warned_saves_queues_itself_and_goes_on(slurm):
-    arguments = ("my_recipe.yaml", "--set", f"training.steps={STEPS}")
-    warned = submitted(slurm, 0, *arguments)
+ARGUMENTS = ("my_recipe.yaml", "--set", f"training.steps={STEPS}")
+
+
+def first_turn(folder: Path) -> None:
+    """A job whose ranks are warned, save, and ask for another turn."""
+    warned = submitted(folder, 0, *ARGUMENTS)
     assert warned.returncode == 85, warned.stdout + warned.stderr
     assert ranks_said(warned.stdout) == "2"
     assert "stopped by SIGUSR1 after step" in warned.stdout
     assert warned.stderr.count("stopped: SIGUSR1") == 1
     assert "requeue: runs/base is saved" in warned.stdout
-    again = submitted(slurm, 1, *arguments)
+    (requeued,) = (folder / "scontrol.txt").read_text().splitlines()
+    assert re.fullmatch(r"requeue \d+", requeued)
+
+
+def test_a_job_that_is_warned_saves_queues_itself_and_is_resumed(slurm):
+    first_turn(slurm)
+    write_program(slurm / "bin/srun", "import sys\nprint(*sys.argv[1:])")
+    said = submitted(slurm, 1, *ARGUMENTS).stdout
+    words = shlex.join(ARGUMENTS)
+    assert said == f"--cpus-per-task=1 --wait=120 toto train {words} --output runs/base --resume\n"
+
+
+@pytest.mark.slow
+def test_a_job_that_was_warned_goes_on(slurm):
+    first_turn(slurm)
+    again = submitted(slurm, 1, *ARGUMENTS)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resuming from runs/base/checkpoints/step-" in again.stdout
     assert [line["step"] for line in train_lines(slurm / "runs/base")] == list(range(1, STEPS + 1))
-    started = [json.loads(line) for line in (slurm / "srun.jsonl").read_text().splitlines()]
-    whole = ["train", *arguments, "--output", "runs/base"]
-    assert started == [whole, [*whole, "--resume"]]
-    (requeued,) = (slurm / "scontrol.txt").read_text().splitlines()
-    assert re.fullmatch(r"requeue \d+", requeued)
 
 
 def test_a_mistake_of_all_ranks_is_printed_once_and_the_job_ends(slurm):

@@ -66,12 +66,17 @@ def finetune(
     overrides: SetOption = None,
     output: OutputOption = None,
     resume: ResumeOption = False,
+    gpus: GpusOption = None,
     imports: ImportOption = None,
 ) -> None:
     """Go on training a model, at another resolution or RoPE base; next-token loss only for now.
 
     With --resume and no RUN, the newest fine-tuning goes on.
     """
+    from toto.jobs.launcher import launched
+
+    if launched(gpus):
+        return
     from toto.jobs.finetune import FinetuneRequest, start_finetuning
 
     request = FinetuneRequest(

@@ -5,6 +5,7 @@ For now the loss is the next token's alone; probes beside it come with labelled 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from toto.recipe.overrides import apply_override
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
+from toto.training.launch import find_launch
 
 __all__ = ["FinetuneRequest", "finetune_recipe", "start_finetuning"]
 
@@ -53,9 +55,9 @@ def start_finetuning(request: FinetuneRequest) -> None:
     trained = resolve_run(request.run)
     recipe = finetune_recipe(trained.recipe, str(trained.checkpoint), request)
     layout = recipe.layout
-    say(f"fine-tuning {trained.checkpoint}, step {trained.meta.step}")
-    say("next-token loss only, no probes: labelled fine-tuning is not there yet")
-    say(
+    _say(f"fine-tuning {trained.checkpoint}, step {trained.meta.step}")
+    _say("next-token loss only, no probes: labelled fine-tuning is not there yet")
+    _say(
         f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
         f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
     )
@@ -66,9 +68,15 @@ def start_finetuning(request: FinetuneRequest) -> None:
 def _resumed(request: FinetuneRequest) -> FinetuneRequest:
     """A bare `--resume` means the newest fine-tuning, and RUN is what that one began from."""
     newest = newest_finetuning()
-    say(f"going on with the newest fine-tuning: {newest.checkpoint}")
+    _say(f"going on with the newest fine-tuning: {newest.checkpoint}")
     output = request.output or str(newest.run)
     return replace(request, run=newest.recipe.init_from, output=output)
+
+
+def _say(text: str) -> None:
+    """On the first rank alone; the ranks have not met yet."""
+    if find_launch(os.environ).rank == 0:
+        say(text)
 
 
 def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequest) -> TrainRecipe:

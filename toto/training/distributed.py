@@ -221,7 +221,8 @@ def _choose_gpu(launch: Launch) -> None:
     if launch.local_rank >= available:
         raise UserError(
             f"rank {launch.rank} is number {launch.local_rank} (from 0) on {socket.gethostname()}, "
-            f"where torch finds {available} GPUs. Start as many ranks a machine as it has GPUs"
+            f"where torch finds {available} GPUs. Start as many ranks a machine as it has GPUs; "
+            "under srun leave out --gpus-per-task and --gpu-bind, so that each rank sees them all"
         )
     torch.cuda.set_device(launch.local_rank)
 

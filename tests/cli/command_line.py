@@ -20,43 +20,6 @@ from toto.recipe.yaml_reader import dump_yaml
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def tiny_recipe(data_root: Path, **training) -> dict:
-    return {
-        "verb": "train",
-        "seed": 3,
-        "tokenizer": {
-            "name": "dvae",
-            "weights": "random:0",
-            "num_codes": 32,
-            "width": 8,
-            "blocks_per_group": 1,
-            "decoder_stem": 8,
-        },
-        "backbone": {"name": "llama", "preset": "tiny", "num_layers": 1},
-        "clip": {"frames": 4, "stride": 2, "resolution": 32},
-        "data": {
-            "root": str(data_root),
-            "sources": {
-                "videos": {"path": "videos-train", "validation": "videos-val", "weight": 3},
-                "pictures": {"path": "pictures", "weight": 1},
-            },
-        },
-        "schedule": {"warmup_steps": 1},
-        "training": {
-            "steps": 8,
-            "batch_tokens": 4 * 4 * 16,
-            "micro_batch": 2,
-            "precision": "fp32",
-            "compile": False,
-            "log_every": 1,
-            "eval_every": 4,
-            "eval_sequences": 4,
-            "save_every": 3,
-        }
-        | training,
-    }
-
-
 def write_recipe(folder: Path, recipe: dict, name: str = "tiny.yaml") -> Path:
     path = folder / name
     path.write_text(dump_yaml(recipe))

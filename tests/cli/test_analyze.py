@@ -9,8 +9,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
 from PIL import Image
+from tiny_runs import tiny_recipe
 
 from toto.data.index import Dataset
 from toto.data.manifest import TokenInfo

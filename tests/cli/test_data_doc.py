@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import yaml
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 DOC = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 FOLDERS = {

@@ -7,7 +7,8 @@ import re
 import shutil
 
 import pytest
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.data.index import Dataset
 from toto.jobs.realised import FailureLog

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
 from PIL import Image
+from tiny_runs import tiny_recipe
 
 from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264

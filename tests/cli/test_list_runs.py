@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from command_line import ENVIRONMENT, start_toto, tiny_recipe, toto, toto_process, write_recipe
+from command_line import ENVIRONMENT, start_toto, toto, toto_process, write_recipe
+from tiny_runs import tiny_recipe
 
 import toto as package
 from toto.errors import RunError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 import toto as library
 from toto.errors import CheckpointError, UserError

@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 
 import torch
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 DOC = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
 SMALLER = ["--widths", "32,64", "--steps", "1"]

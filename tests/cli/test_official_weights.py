@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
 from flaky_server import serving
+from tiny_runs import tiny_recipe
 
 from toto.data import fetch
 from toto.tokenizers.config import DvaeConfig, VqganConfig

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ENVIRONMENT, tiny_recipe, toto, toto_process, write_recipe
+from command_line import ENVIRONMENT, toto, toto_process, write_recipe
+from tiny_runs import tiny_recipe
 
 PACKAGE = Path(__file__).parents[2] / "examples/own_tokenizer"
 SOURCE = (PACKAGE / "mosaic_tokenizer.py").read_text()

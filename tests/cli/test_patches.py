@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 import torch
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.tokenizers.config import DvaeConfig
 from toto.tokenizers.weights import save_weights

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ENVIRONMENT, tiny_recipe, toto, write_recipe
+from command_line import ENVIRONMENT, toto, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.analysis.devices import DEVICES
 

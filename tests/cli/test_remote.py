@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
 from flaky_server import serving
+from tiny_runs import tiny_recipe
 
 from toto.data.index import Dataset
 

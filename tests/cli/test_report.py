@@ -6,7 +6,8 @@ import json
 import shutil
 
 import pytest
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.recipe.yaml_reader import read_yaml
 

@@ -7,7 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
 
 DOC = (Path(__file__).parents[2] / "docs/runs.md").read_text(encoding="utf-8")
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from command_line import tiny_recipe, toto, write_recipe
+from command_line import toto, write_recipe
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_runs import tiny_recipe
 
 from toto.data.clips import read_clip
 from toto.data.config import ClipConfig

@@ -11,12 +11,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import start_toto, tiny_recipe, toto, toto_process, write_recipe
+from command_line import start_toto, toto, toto_process, write_recipe
+from tiny_runs import TIMES, tiny_recipe
 
 from toto.errors import RunError
 from toto.recipe.reader import check_recipe
-
-TIMES = ("seconds", "tokens_per_s", "data_wait", "utilisation", "memory", "save_seconds")
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from command_line import tiny_recipe, toto, toto_process, write_recipe
+from command_line import toto, toto_process, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.data.index import Dataset
 from toto.errors import CheckpointError, RunError

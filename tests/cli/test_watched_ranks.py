@@ -7,7 +7,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from command_line import ENVIRONMENT, tiny_recipe, toto, toto_process, write_recipe
+from command_line import ENVIRONMENT, toto, toto_process, write_recipe
+from tiny_runs import tiny_recipe
 
 from toto.jobs.history import read_history
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rank_processes import RankError, launched
 from safetensors.torch import load_file
+from tiny_runs import TIMES, tiny_recipe
 
 from toto.errors import UserError
 from toto.jobs.train import run_training
@@ -23,49 +24,19 @@ from toto.training.checkpoint import complete_checkpoints
 
 pytestmark = pytest.mark.distributed
 
-TIMES = ("seconds", "tokens_per_s", "data_wait", "utilisation", "memory", "save_seconds")
 
-
-def tiny_recipe(data_root: Path, output: Path, *, stage: int = 1, lr: float = 3e-4) -> dict:
+def ranks_recipe(data_root: Path, output: Path, *, stage: int = 1, lr: float = 3e-4) -> dict:
     """5 sequences a step, which no number of ranks but 1 and 5 divides."""
-    return {
-        "verb": "train",
-        "name": "tiny",
-        "output": str(output),
-        "seed": 3,
-        "tokenizer": {
-            "name": "dvae",
-            "weights": "random:0",
-            "num_codes": 32,
-            "width": 8,
-            "blocks_per_group": 1,
-            "decoder_stem": 8,
-        },
-        "backbone": {"name": "llama", "preset": "tiny", "num_layers": 1},
-        "clip": {"frames": 4, "stride": 2, "resolution": 32},
-        "data": {
-            "root": str(data_root),
-            "sources": {
-                "videos": {"path": "videos-train", "validation": "videos-val", "weight": 3},
-                "pictures": {"path": "pictures", "weight": 1},
-            },
-        },
-        "optimizer": {"lr": lr},
-        "schedule": {"warmup_steps": 1},
-        "training": {
-            "steps": 6,
-            "batch_tokens": 5 * 4 * 16,
-            "micro_batch": 2,
-            "precision": "fp32",
-            "compile": False,
-            "log_every": 1,
-            "eval_every": 3,
-            "eval_sequences": 5,
-            "save_every": 3,
-            "timeout_minutes": 0.5,
-            "deepspeed": {"zero_stage": stage},
-        },
-    }
+    recipe = tiny_recipe(
+        data_root,
+        steps=6,
+        batch_tokens=5 * 4 * 16,
+        eval_every=3,
+        eval_sequences=5,
+        timeout_minutes=0.5,
+        deepspeed={"zero_stage": stage},
+    )
+    return recipe | {"name": "tiny", "output": str(output), "optimizer": {"lr": lr}}
 
 
 def run(recipe: dict, resume: bool) -> str:
@@ -103,12 +74,12 @@ def assert_same_curves(found: list[dict], expected: list[dict]) -> None:
 def two_ranks(tmp_path_factory, tiny_datasets):
     """The directory of a run of two ranks at stage 3, and what each said."""
     path = tmp_path_factory.mktemp("ranks") / "two"
-    return path, launched(2, run, tiny_recipe(tiny_datasets, path, stage=3), False)
+    return path, launched(2, run, ranks_recipe(tiny_datasets, path, stage=3), False)
 
 
 def test_two_ranks_train_as_one_process(tmp_path, tiny_datasets, two_ranks):
     torch.set_num_threads(1)
-    run(tiny_recipe(tiny_datasets, tmp_path / "one"), False)
+    run(ranks_recipe(tiny_datasets, tmp_path / "one"), False)
     expected = lines(tmp_path / "one")
     assert [line["step"] for line in expected if line["kind"] == "eval"] == [3, 6]
     assert {"unigram", "copy"} <= set(expected[3]["sources"]["videos"])
@@ -128,7 +99,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(
     shutil.copytree(path, tmp_path / "run")
     *_, last = complete_checkpoints(tmp_path / "run/checkpoints")
     shutil.rmtree(last)
-    recipe = tiny_recipe(tiny_datasets, tmp_path / "run", stage=1)
+    recipe = ranks_recipe(tiny_datasets, tmp_path / "run", stage=1)
     said = launched(world, run, recipe, True)
     assert f"resuming from {tmp_path}/run/checkpoints/step-00000003" in said[0]
     assert f"ranks 2 before, {world} now" in said[0]
@@ -144,8 +115,8 @@ def refused(recipe: dict, changed: dict) -> str:
 
 
 def test_a_rank_with_another_recipe_is_refused_before_anything_is_written(tmp_path, tiny_datasets):
-    recipe = tiny_recipe(tiny_datasets, tmp_path / "run")
-    changed = tiny_recipe(tiny_datasets, tmp_path / "run", lr=1e-3)
+    recipe = ranks_recipe(tiny_datasets, tmp_path / "run")
+    changed = ranks_recipe(tiny_datasets, tmp_path / "run", lr=1e-3)
     first, second = launched(2, refused, recipe, changed)
     assert first == second
     assert "rank 1 on " in first
@@ -157,13 +128,13 @@ def test_a_mistake_that_the_first_rank_finds_ends_all_with_its_message(tmp_path,
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").touch()
     with pytest.raises(RankError) as error:
-        launched(2, run, tiny_recipe(tiny_datasets, tmp_path / "run"), False)
+        launched(2, run, ranks_recipe(tiny_datasets, tmp_path / "run"), False)
     assert str(error.value).count(f"UserError: {tmp_path / 'run'} exists already") == 2
 
 
 def tokenizer_recipe(data_root: Path, output: Path) -> dict:
     """A VQGAN whose step has no noise, and whose discriminator takes no part yet."""
-    recipe = tiny_recipe(data_root, output, stage=0)
+    recipe = ranks_recipe(data_root, output, stage=0)
     del recipe["backbone"]
     return recipe | {
         "verb": "tokenizer",

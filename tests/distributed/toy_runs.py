@@ -7,56 +7,31 @@ import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+from tiny_runs import TIMES, tiny_recipe
+
 from toto.jobs.train import run_training
 from toto.recipe.reader import check_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What a line of metrics.jsonl says of the machine rather than of the model.
-TIMES = ("seconds", "tokens_per_s", "data_wait", "utilisation", "memory", "save_seconds")
 PATIENCE_SECONDS = 240  # for a machine that others use too
 
 
 def toy_recipe(data_root: Path, output: Path, *, precision: str = "fp32", **training: Any) -> dict:
     """A recipe of 16 steps that saves at every second one; without validation, which takes long."""
-    return {
-        "verb": "train",
-        "name": "toy",
-        "output": str(output),
-        "seed": 3,
-        "tokenizer": {
-            "name": "dvae",
-            "weights": "random:0",
-            "num_codes": 32,
-            "width": 8,
-            "blocks_per_group": 1,
-            "decoder_stem": 8,
-        },
-        "backbone": {"name": "llama", "preset": "tiny", "num_layers": 1},
-        "clip": {"frames": 4, "stride": 2, "resolution": 32},
-        "data": {
-            "root": str(data_root),
-            "workers": 0,
-            "sources": {
-                "videos": {"path": "videos-train", "weight": 3},
-                "pictures": {"path": "pictures", "weight": 1},
-            },
-        },
-        "schedule": {"warmup_steps": 1},
-        "training": {
-            "steps": 16,
-            "batch_tokens": 5 * 4 * 16,
-            "micro_batch": 2,
-            "precision": precision,
-            "compile": False,
-            "device": "cpu",
-            "log_every": 1,
-            "save_every": 2,
-            "eval_every": 1_000,
-        }
-        | training,
+    shorter = {
+        "steps": 16,
+        "batch_tokens": 5 * 4 * 16,
+        "precision": precision,
+        "device": "cpu",
+        "save_every": 2,
+        "eval_every": 1_000,
     }
+    recipe = tiny_recipe(data_root, **(shorter | training))
+    recipe["data"]["workers"] = 0
+    del recipe["data"]["sources"]["videos"]["validation"]
+    return recipe | {"name": "toy", "output": str(output)}
 
 
 def train_rank(raw: dict, said: Path, resume: bool) -> int:

@@ -16,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Statistics and figures.")
     group.command("ngrams")(ngrams)
     group.command("coordinates")(coordinates)
+    group.command("token-loss")(token_loss)
     app.add_typer(group, name="analyze")
 
 
@@ -65,3 +66,27 @@ def coordinates(
     except ValueError:
         raise UserError(f"--widths {widths}: write numbers with commas, 64,128,256") from None
     analyze_coordinates(backbone, out, widths=numbers, lr=lr, steps=steps, imports=imports or [])
+
+
+def token_loss(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory or checkpoint")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="a packed dataset, or its tokens by the run's own")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="the folder of the results, instead of RUN/token_loss"),
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="spread over the data; all unless given")
+    ] = None,
+    imports: ImportOption = None,
+) -> None:
+    """Measure the loss at each position of a sequence and in each frame (Figure 10).
+
+    Writes OUT/token_loss.json, OUT/token_loss.csv (every position) and OUT/token_loss.png, with
+    what copying the last frame and the unigram lose beside the model.
+    """
+    from toto.jobs.token_loss import analyze_token_loss
+
+    analyze_token_loss(run, data, out=out, sequences=sequences, imports=imports or [])

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from toto.analysis.coordinates import Coordinates
     from toto.analysis.ngrams import NgramStatistics
+    from toto.analysis.token_loss import PositionLosses
 
-__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams"]
+__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams", "draw_token_loss"]
 
 LIGHT = {
     INK: "#1a2027",
@@ -40,6 +41,7 @@ LIGHT_STYLE = {key: LIGHT.get(value, value) for key, value in STYLE.items()}
 PANEL = (4.6, 3.6)  # inches, and a line of the legend below it
 LEGEND_LINE = 0.2
 LEGEND_LETTERS = 150  # that fit beside each other above three panels
+WIDE = (9.2, 4.0)
 DPI = 150
 
 
@@ -113,6 +115,46 @@ def draw_coordinates(
             low, high = axes.get_ylim()
             beyond = max(1.0, 10 * low / high) ** 0.5
             axes.set_ylim(low / beyond, high * beyond)
+
+
+def draw_token_loss(path: Path, series: Mapping[str, PositionLosses], unit: str) -> None:
+    """The loss at each position, thin, and the mean of each frame as level lines.
+
+    Args:
+        path: the .png file.
+        series: label → losses, the model first: of it alone the positions are drawn.
+        unit: of the losses.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    with _png(path, WIDE) as figure:
+        axes = figure.subplots()
+        model = next(iter(series.values()))
+        frames, per_frame = len(model.mean_THW), model.mean_THW[0].numel()
+        axes.plot(
+            model.mean_THW.flatten().numpy(),
+            color=LIGHT[SERIES[0]],
+            alpha=0.45,
+            linewidth=0.8,
+            label="model at each position",
+        )
+        edges = np.arange(frames + 1) * per_frame
+        for number, (label, losses) in enumerate(series.items()):
+            color, line = look(number)
+            axes.stairs(
+                losses.by_frame(),
+                edges,
+                baseline=None,
+                color=LIGHT[color],
+                linestyle=line,
+                linewidth=1.8,
+                label=f"{label}, by frame",
+            )
+        axes.set(xlabel="visual token of the sequence", ylabel=f"loss ({unit})")
+        axes.set(xlim=(0, edges[-1]), ylim=(0, None))
+        axes.set_xticks(edges[:: max(1, frames // 8)])
+        figure.legend(loc="outside upper left", ncols=1 + len(series))
 
 
 def _draw_sorted(axes: Axes, number: int, statistics: NgramStatistics) -> Line2D:

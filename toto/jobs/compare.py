@@ -12,7 +12,7 @@ from toto.analysis.comparison import ComparedRun, Comparison, read_losses, write
 from toto.errors import UserError
 from toto.jobs.console import say
 from toto.jobs.history import last_start
-from toto.jobs.report import COMMANDS, LOSS_UNITS
+from toto.jobs.report import COMMANDS
 from toto.jobs.setup import RECIPE_FILE, leaves
 from toto.jobs.trained import import_all
 from toto.recipe.derived import derived_numbers
@@ -88,7 +88,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _unit(recipe: Recipe) -> str:
-    return LOSS_UNITS[recipe.target.output] if isinstance(recipe, TrainRecipe) else "task's loss"
+    return recipe.loss_unit if isinstance(recipe, TrainRecipe) else "task's loss"
 
 
 def _target(recipe: Recipe) -> str:

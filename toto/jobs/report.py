@@ -40,14 +40,13 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["COMMANDS", "LOSS_UNITS", "start_report"]
+__all__ = ["COMMANDS", "start_report"]
 
 PICTURES_PER_SOURCE = 4
 TOKENIZER_PICTURES_PER_SOURCE = 8
 COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
 VERSIONS = ("toto", "torch", "deepspeed", "python")
 MACHINE = ("platform", "cpu", "gpu", "threads", "ranks")
-LOSS_UNITS = {"codes": "nats/token", "patches": "squared error"}
 Pictures = npt.NDArray[np.uint8]
 NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
 
@@ -86,7 +85,7 @@ def _report_training(found: FoundRun, out: Path) -> None:
         recipe=_recipe_text(recipe),
         sources=_data_sources(found),
         reconstructions=_reconstructions(found),
-        loss_unit=LOSS_UNITS[recipe.target.output],
+        loss_unit=recipe.loss_unit,
         samples_video=recipe.tokenizer.output == "codes",
         facts={
             "parameters": f"{parameters / 1e6:.2f} M",

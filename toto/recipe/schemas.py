@@ -72,6 +72,11 @@ class TrainRecipe(Recipe):
         return self.target_tokenizer or self.tokenizer
 
     @property
+    def loss_unit(self) -> str:
+        """What the loss is measured in: cross-entropy of codes, or the error of patches."""
+        return "nats/token" if self.target.output == "codes" else "squared error"
+
+    @property
     def target_resolution(self) -> int:
         """Side in pixels of the crop as `target` takes it: there its grid is that of the inputs.
 

@@ -22,7 +22,7 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
-    for command in (train, finetune, probe, generate, report):
+    for command in (train, finetune, probe, ablate, generate, report):
         app.command()(command)
     group = typer.Typer(no_args_is_help=True, help="Models in the formats of other libraries.")
     group.command("hf")(export_hf)
@@ -122,6 +122,31 @@ def probe(
     )
 
 
+def ablate(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="tokenizers, resolution, pooling or architecture")
+    ],
+    small: Annotated[
+        bool, typer.Option("--small", help="the small recipes, on Tiny-ImageNet")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RECIPE", help="this recipe of the table alone; repeatable"),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="print the table as it is, and run nothing")
+    ] = False,
+    gpus: GpusOption = None,
+) -> None:
+    """Train and probe what one of the paper's tables needs, and print it: paper, ours, gap, cost.
+
+    What is done already is left alone, and what was begun goes on.
+    """
+    from toto.jobs.ablate import ablate as run_ablation
+
+    run_ablation(table, small=small, only=only or [], gpus=gpus, show=show)
+
+
 def generate(
     run: RunArgument = None,
     prompts: Annotated[
@@ -211,6 +236,13 @@ def report(
             "the folder that they share",
         ),
     ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="instead the paper's tables and figures, with what ./runs has of each",
+        ),
+    ] = False,
     imports: ImportOption = None,
 ) -> None:
     """Write RUN/report.html, of a model's run or a tokenizer's; or compare several runs.
@@ -219,6 +251,9 @@ def report(
     curves, reconstructions and the use of its codes; of several runs with their losses against
     tokens and the settings in which they differ.
     """
+    if paper:
+        _report_paper(runs, out)
+        return
     if runs is not None and len(runs) > 1:
         from toto.jobs.compare import compare_runs
 
@@ -227,6 +262,15 @@ def report(
     from toto.jobs.report import start_report
 
     start_report(runs[0] if runs else None, out=out, imports=imports or [])
+
+
+def _report_paper(runs: list[str] | None, out: Path | None) -> None:
+    from toto.errors import UserError
+    from toto.jobs.paper import report_paper
+
+    if runs:
+        raise UserError("--paper looks at all runs under ./runs. Leave the RUN out")
+    report_paper(out)
 
 
 def export_hf(

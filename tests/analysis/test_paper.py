@@ -1,0 +1,118 @@
+"""The paper's tables as data, filled from runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from toto.analysis.paper import ablation, paper
+from toto.analysis.paper_report import gather, write_paper_page
+from toto.analysis.reproduced import filled, recipe_of, table_cells
+from toto.errors import UserError
+from toto.recipe.reader import read_recipe
+
+
+def write_run(folder, accuracy, *, head="average", tokens=2_000_000):
+    """The records of a probed run of two logged steps at 1,000 tokens a second."""
+    (folder / "probe").mkdir(parents=True)
+    line = {
+        "kind": "train", "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1000.0, "data_wait": 0.0,
+    }  # fmt: skip
+    lines = [
+        line | {"step": step, "tokens": step * tokens // 2, "loss": 4.0 / step} for step in (1, 2)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    rows = [
+        {
+            "layer": layer, "head": head, "lr": 0.001, "accuracy": accuracy - abs(layer - 1) / 100,
+            "low": 0.1, "high": 0.9, "loss": 1.0, "chance": 0.01,
+        }
+        for layer in range(3)
+    ]  # fmt: skip
+    (folder / "probe/results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def named(name):
+    return next(entry for entry in paper() if entry.name == name)
+
+
+def test_every_table_and_figure_of_the_paper_is_there_once():
+    names = [entry.name for entry in paper()]
+    assert sorted(names) == sorted(
+        [f"Table {n}" for n in range(1, 17)] + [f"Figure {n}" for n in range(1, 15)]
+    )
+
+
+@pytest.mark.parametrize(
+    "name", sorted({row.recipe for entry in paper() for row in entry.rows if row.recipe})
+)
+def test_every_recipe_it_names_comes_along(name):
+    assert read_recipe(name).verb == "train"
+
+
+@pytest.mark.parametrize("word", ["tokenizers", "pooling", "architecture"])
+def test_every_ablation_has_small_recipes(word):
+    for row in ablation(word).rows:
+        read_recipe(recipe_of(row, small=True))
+
+
+def test_an_unknown_ablation_names_those_that_are():
+    with pytest.raises(UserError, match="tokenizers, resolution, pooling, architecture"):
+        ablation("tokens")
+
+
+def test_a_row_says_gap_layer_run_and_cost(tmp_path):
+    write_run(tmp_path / "arch_mamba", 0.397)
+    entry = ablation("architecture")
+    head, cells = table_cells(entry, filled(entry, tmp_path, small=False), small=False)
+    assert head == ["", "top-1, %: paper", "ours", "gap", "of", "run", "cost"]
+    assert cells[0] == ["GPT-2, 280m", "48.5", "not run", "", "", "", ""]
+    assert cells[1] == [
+        "Mamba, 290m", "40.7", "39.7", "-1", "average, 10.0 to 90.0, layer 1",
+        str(tmp_path / "arch_mamba"), "2.0 M tokens, 0.56 h",
+    ]  # fmt: skip
+
+
+def test_another_pooling_than_the_papers_fills_no_row_of_its_size(tmp_path):
+    write_run(tmp_path / "arch_mamba", 0.4, head="attention")
+    write_run(tmp_path / "arch_mamba_small", 0.4, head="attention")
+    entry = ablation("architecture")
+    assert [one.ours for one in filled(entry, tmp_path, small=False)] == [(None,)] * 3
+    small = filled(entry, tmp_path, small=True)
+    assert small[1].ours[0].value == pytest.approx(40)
+    assert small[1].ours[0].note.startswith("attention, ")
+    head, _ = table_cells(entry, small, small=True)
+    assert "gap" not in head, "small runs are of other data"
+
+
+def test_poolings_are_rows_of_one_run(tmp_path):
+    write_run(tmp_path / "ablation_dvae16", 0.5, head="attention")
+    rows = filled(ablation("pooling"), tmp_path, small=False)
+    assert rows[0].ours == (None,)
+    assert rows[1].ours[0].value == pytest.approx(50)
+
+
+def test_parameters_and_compute_need_no_run(tmp_path):
+    for table in ("Table 1", "Table 15"):
+        for one in filled(named(table), tmp_path, small=False):
+            assert one.ours[0].value == pytest.approx(one.row.paper[0], rel=0.05)
+    first, second, *_ = filled(ablation("resolution"), tmp_path, small=False)
+    assert first.ours[0].value == pytest.approx(1.42, abs=0.005)
+    assert second.ours[0].value == pytest.approx(5.68, abs=0.005)
+
+
+def test_the_page_shows_what_there_is_and_says_what_there_is_not(tmp_path):
+    write_run(tmp_path / "ablation_dvae16", 0.5)
+    write_run(tmp_path / "arch_llama_small", 0.075)
+    entries = [gather(entry, tmp_path) for entry in paper()]
+    states = {entry.name: entry.state for entry in entries}
+    assert states["Table 1"] == states["Table 15"] == "reproduced"
+    assert states["Table 3"] == states["Table 5"] == "in part"
+    assert states["Table 6"] == "small only"
+    assert states["Table 16"] == "not run"
+    assert states["Figure 6"] == "not in toto"
+    write_paper_page(tmp_path / "paper.html", entries, tmp_path)
+    page = (tmp_path / "paper.html").read_text()
+    assert "toto ablate architecture" in page
+    assert page.count("Not in toto:") == list(states.values()).count("not in toto")

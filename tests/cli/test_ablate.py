@@ -1,0 +1,103 @@
+"""toto ablate and toto report --paper, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from command_line import toto
+from toto.jobs import ablate
+
+from toto.jobs.runs import RunState
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The commands that would be run; each training ends well, unless its name is in `stopped`."""
+    commands, done, stopped = [], set(), set()
+
+    class Finished:
+        def __init__(self, words, **_):
+            commands.append(words[3:])
+            name = words[4]
+            if words[3] == "train" and name not in stopped:
+                done.add(name)
+
+        def wait(self):
+            return 0
+
+    def state(run):
+        return RunState(run=str(run), state="done" if run.name in done else "stopped", checkpoint=3)
+
+    monkeypatch.setattr(subprocess, "Popen", Finished)
+    monkeypatch.setattr(ablate, "look_at", state)
+    monkeypatch.setattr(ablate, "_done", lambda run: run.name in done)
+    return commands, done, stopped
+
+
+def test_what_is_missing_is_trained_and_probed_in_the_order_of_the_table(tmp_path, steps):
+    commands, done, _ = steps
+    done.add("arch_mamba_small")
+    (tmp_path / "runs/arch_mamba_small/probe").mkdir(parents=True)
+    (tmp_path / "runs/arch_mamba_small/probe/summary.json").write_text('{"step": 3}')
+    (tmp_path / "runs/arch_llama_small").mkdir()
+    printed = toto("ablate", "architecture", "--small", "--gpus", 2, cwd=tmp_path).stdout
+    assert [words[:2] for words in commands] == [
+        ["train", "arch_gpt2_small"],
+        ["probe", "runs/arch_gpt2_small"],
+        ["train", "arch_llama_small"],
+        ["probe", "runs/arch_llama_small"],
+    ]
+    assert commands[0][2:] == ["--gpus", "2"]
+    assert commands[2][2:] == ["--resume", "--gpus", "2"]
+    assert "$ toto train arch_llama_small --resume --gpus 2" in printed
+    record = json.loads((tmp_path / "runs/ablate-architecture-small.json").read_text())
+    assert [row["paper"]["top-1, %"] for row in record] == [48.5, 40.7, 53.2]
+
+
+def test_a_stopped_training_stops_the_table(tmp_path, steps):
+    commands, _, stopped = steps
+    stopped.add("arch_gpt2_small")
+    printed = toto("ablate", "architecture", "--small", cwd=tmp_path).stdout
+    assert commands == [["train", "arch_gpt2_small"]]
+    assert "stopped at arch_gpt2_small; the same command goes on" in printed
+
+
+def test_one_row_alone(tmp_path, steps):
+    commands, _, _ = steps
+    only = ("--only", "arch_mamba_small")
+    toto("ablate", "architecture", "--small", *only, cwd=tmp_path)
+    assert [words[1] for words in commands] == ["arch_mamba_small", "runs/arch_mamba_small"]
+
+
+def test_the_mistake_of_a_step_ends_the_command_as_its_own(tmp_path):
+    # Nothing is faked: the data of the recipe are not there.
+    only = ("--only", "arch_llama_small")
+    done = toto("ablate", "architecture", "--small", *only, cwd=tmp_path, code=2)
+    assert "`toto train arch_llama_small` failed; what it said stands above" in done.stderr
+
+
+def test_showing_runs_nothing(tmp_path, steps):
+    printed = toto("ablate", "tokenizers", "--show", cwd=tmp_path).stdout
+    assert steps[0] == []
+    assert printed.count("not run") == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tokens"], "There are tokenizers, resolution, pooling, architecture"),
+        (["pooling", "--only", "arch_llama"], "not of Table 5. It has ablation_dvae16"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, words, message):
+    assert message in toto("ablate", *words, cwd=tmp_path, code=2).stderr
+
+
+def test_the_page_of_the_paper_is_written_without_any_run(tmp_path):
+    done = toto("report", "--paper", cwd=tmp_path)
+    assert "runs/paper.html: 30 tables and figures" in done.stdout
+    assert "Table 13" in (tmp_path / "runs/paper.html").read_text()
+    refused = toto("report", "runs/x", "--paper", cwd=tmp_path, code=2)
+    assert "Leave the RUN out" in refused.stderr

@@ -1,0 +1,102 @@
+"""The paper's tables and figures as data: what it reports, and what of toto gives ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, model_validator
+
+from toto.errors import UserError
+from toto.recipe.yaml_reader import parse_value
+from toto.registry import Config
+
+__all__ = ["Entry", "Measure", "Row", "ablation", "paper"]
+
+FILE = Path(__file__).with_name("paper.yaml")
+Measure = Literal["probe", "loss", "parameters", "compute"]
+
+
+class Row(Config):
+    """One row of a table.
+
+    Attributes:
+        label: as the paper calls it, in words.
+        paper: its numbers, one a column.
+        recipe: that gives ours; None of what the paper compares with, or what toto lacks yet.
+        after: the recipe of the run that this one goes on from.
+        preset: of LLaMA, whose parameters are ours; nothing is trained.
+        pool: the pooling of this row's probe, where the table has several.
+    """
+
+    label: str
+    paper: tuple[float, ...]
+    recipe: str | None = None
+    after: str | None = None
+    preset: str | None = None
+    pool: str | None = None
+
+
+class Entry(Config):
+    """A table or a figure.
+
+    Attributes:
+        name: "Table 3".
+        title: what it shows.
+        ablation: the word after `toto ablate` that fills it.
+        columns: what the numbers are, with unit.
+        measures: what gives ours in each column; none where toto does not fill the table.
+        pool: the pooling of the paper's probes.
+        rows: of the table.
+        runs: whose losses the figure compares.
+        picture: where a figure of ours is found under the folder of runs, a pattern.
+        command: that gives it.
+        why_not: why toto does not give it.
+    """
+
+    name: str
+    title: str
+    ablation: str | None = None
+    columns: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    pool: str | None = None
+    rows: tuple[Row, ...] = ()
+    runs: tuple[str, ...] = ()
+    picture: str | None = None
+    command: str | None = None
+    why_not: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Entry:
+        if len(self.measures) not in (0, len(self.columns)):
+            raise ValueError(f"{self.name}: a measure for each column, or none")
+        for row in self.rows:
+            if len(row.paper) != len(self.columns):
+                raise ValueError(f"{self.name}, {row.label}: a number for each column")
+        if sum(x is not None for x in (self.ablation, self.command, self.why_not)) != 1:
+            raise ValueError(f"{self.name}: one of ablation, command, why_not")
+        return self
+
+    def how(self) -> str | None:
+        """The command that gives it."""
+        return f"toto ablate {self.ablation}" if self.ablation else self.command
+
+
+ENTRIES = TypeAdapter(tuple[Entry, ...])
+
+
+def paper() -> tuple[Entry, ...]:
+    """All tables and figures, in the order of the paper."""
+    return ENTRIES.validate_python(parse_value(FILE.read_text(encoding="utf-8")))
+
+
+def ablation(word: str) -> Entry:
+    """The table that `toto ablate WORD` fills.
+
+    Raises:
+        UserError: there is none; the message names those that are.
+    """
+    entries = {entry.ablation: entry for entry in paper() if entry.ablation}
+    if word not in entries:
+        raise UserError(f"no ablation {word!r}. There are {', '.join(map(str, entries))}")
+    return entries[word]

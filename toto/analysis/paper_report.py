@@ -1,0 +1,122 @@
+"""One page: every table and figure of the paper, and what this installation has of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from toto.analysis.page import data_uri, write_page
+from toto.analysis.reproduced import SMALL_NOTE, filled, table_cells
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toto.analysis.paper import Entry
+    from toto.analysis.reproduced import Filled
+
+__all__ = ["PaperEntry", "gather", "write_paper_page"]
+
+State = Literal["reproduced", "in part", "small only", "not run", "not in toto"]
+MAX_PICTURES = 3
+LEAD = (
+    "An Empirical Study of Autoregressive Pre-training from Videos (arXiv 2501.05453). Ours are "
+    "the numbers of the runs under {runs}; what was not run says by which command it would be. The "
+    "gap is ours less the paper's."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Head and cells, and a remark above them."""
+
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of ours, as a data URI."""
+
+    path: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class PaperEntry:
+    """A table or figure as the page shows it; `command` gives it, or `why_not` says why none."""
+
+    name: str
+    title: str
+    state: State
+    tables: list[Table]
+    pictures: list[Picture]
+    command: str | None
+    why_not: str | None
+
+
+def write_paper_page(out: Path, entries: list[PaperEntry], runs: Path) -> None:
+    """Write the page; an older one is replaced by a complete one.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    write_page(
+        out,
+        "paper_report.html",
+        {
+            "content": {"name": "Toto, reproduced", "facts": {}},
+            "lead": LEAD.format(runs=f"{runs}/"),
+            "summary_head": ["", "what", "here"],
+            "summary": [[one.name, one.title, one.state] for one in entries],
+            "entries": entries,
+        },
+    )
+
+
+def gather(entry: Entry, runs: Path) -> PaperEntry:
+    """What the runs in a folder give of a table or a figure.
+
+    Raises:
+        DataError: a record of a run that cannot be read.
+    """
+    rows = filled(entry, runs, small=False)
+    tables = [Table(*table_cells(entry, rows, small=False))] if rows else []
+    small = filled(entry, runs, small=True) if entry.ablation else []
+    if any(one.run for one in small):
+        tables.append(Table(*table_cells(entry, small, small=True), note=SMALL_NOTE))
+    pictures = _pictures(entry, runs)
+    return PaperEntry(
+        name=entry.name,
+        title=entry.title,
+        state=_state(entry, rows, small, pictures),
+        tables=tables,
+        pictures=pictures,
+        command=entry.how(),
+        why_not=entry.why_not,
+    )
+
+
+def _state(entry: Entry, rows: list[Filled], small: list[Filled], pictures: list[Picture]) -> State:
+    if entry.why_not:
+        return "not in toto"
+    wanted = [one for one in rows if one.row.recipe or one.row.preset]
+    whole = [one for one in wanted if None not in one.ours]
+    if pictures or (wanted and len(whole) == len(wanted)):
+        return "reproduced"
+    if any(ours is not None for one in wanted for ours in one.ours):
+        return "in part"
+    if any(ours is not None for one in small for ours in one.ours):
+        return "small only"
+    return "not run"
+
+
+def _pictures(entry: Entry, runs: Path) -> list[Picture]:
+    """The newest ones."""
+    if entry.picture is None:
+        return []
+    found = sorted(runs.glob(entry.picture), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [
+        Picture(str(path), data_uri(path.read_bytes(), path.suffix))
+        for path in found[:MAX_PICTURES]
+    ]

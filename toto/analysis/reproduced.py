@@ -1,0 +1,203 @@
+"""What the runs of this installation say of the paper's numbers, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toto.analysis.plan import table4_macs
+from toto.analysis.records import METRICS
+from toto.analysis.runs import peaks, read_run
+from toto.backbones.config import LlamaConfig
+from toto.model_size import ModelSize
+from toto.recipe.reader import read_recipe
+from toto.recipe.schemas import TrainRecipe
+from toto.tokenizers.config import VqganConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from toto.analysis.paper import Entry, Measure, Row
+    from toto.analysis.runs import RunRecord
+
+__all__ = ["SMALL_NOTE", "Filled", "Ours", "filled", "recipe_of", "table_cells"]
+
+SMALL = "_small"
+SMALL_NOTE = (
+    "small: other data, size and schedule than the paper's; only the rows can be compared with "
+    "each other"
+)
+NOT_RUN = "not run"
+TABLE_15_TOKENIZER = VqganConfig(num_codes=1024)
+LAST_SHARE = 0.02  # of the logged steps, whose mean loss is that at the end: as comparison.py's
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One number of ours.
+
+    Attributes:
+        value: in the unit of the column.
+        note: what belongs to it: the interval, the layer.
+    """
+
+    value: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A row with what was found.
+
+    Attributes:
+        row: of the paper.
+        ours: one a column; None where it was not run.
+        run: the run that was read, or None.
+        cost: tokens and time of its training, in words.
+    """
+
+    row: Row
+    ours: tuple[Ours | None, ...]
+    run: Path | None
+    cost: str
+
+
+def recipe_of(row: Row, *, small: bool) -> str | None:
+    """The recipe of a row, at the paper's size or small; its run has the same name."""
+    if row.recipe is None:
+        return None
+    return f"{row.recipe}{SMALL}" if small else row.recipe
+
+
+def filled(entry: Entry, runs: Path, *, small: bool) -> list[Filled]:
+    """A table with what the runs in a folder say.
+
+    Raises:
+        DataError: a record of a run that cannot be read.
+        RecipeError: a recipe that cannot be read.
+    """
+    return [_fill(entry, row, runs, small=small) for row in entry.rows]
+
+
+def table_cells(
+    entry: Entry, rows: Sequence[Filled], *, small: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: of each column paper, ours and, not of small runs, the gap; run and cost.
+
+    A column that nothing stands in is left out.
+    """
+    names = ["ours, small"] if small else ["ours", "gap"]
+    head = [""]
+    for column in entry.columns:
+        head += [f"{column}: paper", *names]
+    head += ["of", "run", "cost"]
+    cells = [_cells(one, small=small) for one in rows]
+    told = [place for place in range(len(head)) if any(row[place] for row in cells)]
+    return [head[place] for place in told], [[row[place] for place in told] for row in cells]
+
+
+def _cells(one: Filled, *, small: bool) -> list[str]:
+    cells, notes = [one.row.label], []
+    for number, ours in zip(one.row.paper, one.ours, strict=True):
+        if ours is None:
+            shown = [NOT_RUN if one.row.recipe or one.row.preset else "", ""]
+        else:
+            shown = [f"{ours.value:.4g}", f"{ours.value - number:+.3g}"]
+            notes.append(ours.note)
+        cells += [f"{number:g}", *shown[: 1 if small else 2]]
+    return [*cells, "; ".join(filter(None, notes)), str(one.run or ""), one.cost]
+
+
+def _fill(entry: Entry, row: Row, runs: Path, *, small: bool) -> Filled:
+    name = recipe_of(row, small=small)
+    if not entry.measures or (name is None and row.preset is None):
+        return Filled(row, (None,) * len(entry.columns), None, "")
+    folder = None if name is None or not (runs / name / METRICS).is_file() else runs / name
+    record = None if folder is None else read_run(folder)
+    asked = _Asked(row, name, row.pool or entry.pool, small, record)
+    ours = tuple(MEASURES[measure](asked) for measure in entry.measures)
+    return Filled(row, ours, folder, _cost(record))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a measure is taken of."""
+
+    row: Row
+    recipe: str | None
+    pool: str | None
+    small: bool
+    record: RunRecord | None
+
+
+def _probe(asked: _Asked) -> Ours | None:
+    """The best layer's accuracy in per cent, with the pooling of the paper's number.
+
+    A small run may have been probed with another one: the best is taken then, and named.
+    """
+    if asked.record is None:
+        return None
+    found = peaks(asked.record.probes)
+    rows = [row for row in found if row.head == asked.pool]
+    if not rows and asked.small and asked.row.pool is None:
+        rows = found
+    if not rows:
+        return None
+    row = rows[0]
+    interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+    return Ours(100 * row.accuracy, f"{row.head}, {interval}, layer {row.layer}")
+
+
+def _loss(asked: _Asked) -> Ours | None:
+    if asked.record is None or not asked.record.train:
+        return None
+    lines = asked.record.train
+    last = lines[-max(round(LAST_SHARE * len(lines)), 1) :]
+    return Ours(sum(line.loss for line in last) / len(last), f"step {lines[-1].step:,}")
+
+
+def _parameters(asked: _Asked) -> Ours | None:
+    """From the recipe or the preset alone: nothing has to be trained."""
+    if asked.recipe is not None:
+        return Ours(_size(asked.recipe)[0] / 1e6)
+    backbone = LlamaConfig.model_validate({"preset": asked.row.preset})
+    return Ours(ModelSize.of(TABLE_15_TOKENIZER, backbone).total / 1e6)
+
+
+def _compute(asked: _Asked) -> Ours | None:
+    """As the paper counts it, of the whole way to the row; from the recipes alone."""
+    assert asked.recipe is not None
+    names = [asked.recipe]
+    if asked.row.after is not None:
+        names.append(asked.row.after + (SMALL if asked.small else ""))
+    return Ours(sum(table4_macs(*_size(name)) for name in names) / 1e17)
+
+
+def _size(name: str) -> tuple[int, int]:
+    """Parameters, and the visual tokens of the run."""
+    recipe = read_recipe(name)
+    assert isinstance(recipe, TrainRecipe)
+    size = ModelSize.of(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
+    sequences = recipe.training.steps * recipe.batch_sequences
+    return size.total, sequences * recipe.layout.num_visual
+
+
+MEASURES: dict[Measure, Callable[[_Asked], Ours | None]] = {
+    "probe": _probe,
+    "loss": _loss,
+    "parameters": _parameters,
+    "compute": _compute,
+}
+
+
+def _cost(record: RunRecord | None) -> str:
+    """Tokens, and the hours of its training steps at their logged speed."""
+    if record is None or not record.train:
+        return ""
+    lines = record.train
+    before = [0, *(line.tokens for line in lines[:-1])]
+    seconds = sum(
+        (line.tokens - seen) / line.tokens_per_s for line, seen in zip(lines, before, strict=True)
+    )
+    return f"{lines[-1].tokens / 1e6:,.1f} M tokens, {seconds / 3600:.2g} h"

@@ -1,0 +1,163 @@
+"""`toto ablate`: the runs of one of the paper's tables, and the table with what came out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from toto.analysis.paper import ablation
+from toto.analysis.reproduced import SMALL_NOTE, Filled, filled, recipe_of, table_cells
+from toto.errors import RunError, UserError, error_of_code
+from toto.files import disk_errors, write_atomic
+from toto.jobs.console import say, say_table
+from toto.jobs.runs import RUNS, look_at
+from toto.recipe.reader import read_recipe
+from toto.training.interrupt import WARNINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import FrameType
+
+    from toto.analysis.paper import Entry
+
+__all__ = ["ablate"]
+
+# How the tables of docs/records are probed: minutes on a laptop, beside hours.
+SMALL_PROBE = (
+    "--pool", "average", "--pool", "attention", "--set", "max_samples=10000", "--set", "epochs=5",
+    "--set", "batch_size=64", "--set", "learning_rates=[0.003]",
+)  # fmt: skip
+FULL_PROBE = ("--pool", "average", "--pool", "attention")
+
+
+def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, show: bool) -> None:
+    """Train or resume what a table needs, probe it, and print the table.
+
+    Each step is a command of its own, printed before it runs; what is done already is left alone,
+    so that the same command goes on after anything that ended it.
+
+    Args:
+        word: tokenizers, resolution, pooling, architecture.
+        small: the small recipes, on Tiny-ImageNet, instead of the paper's.
+        only: recipes of the table to run; all unless given.
+        gpus: ranks of each training.
+        show: print what there is, and run nothing.
+
+    Raises:
+        UserError: no such table, a recipe that is not of it, or the mistake of a step.
+        RunError: a step failed.
+        StoppedError: a scheduler's signal stopped a training; all is saved.
+    """
+    entry = ablation(word)
+    recipes = _recipes(entry, small=small)
+    unknown = [name for name in only if name not in recipes]
+    if unknown:
+        raise UserError(
+            f"--only {', '.join(unknown)}: not of {entry.name}. It has {', '.join(recipes)}"
+        )
+    for name in recipes:
+        read_recipe(name)
+    if not show:
+        for name in only or recipes:
+            if not _run_row(name, SMALL_PROBE if small else FULL_PROBE, gpus):
+                say(f"stopped at {name}; the same command goes on")
+                return
+    rows = filled(entry, RUNS, small=small)
+    _write(entry, rows, small=small)
+    _print(entry, rows, small=small)
+
+
+def _recipes(entry: Entry, *, small: bool) -> list[str]:
+    names = (recipe_of(row, small=small) for row in entry.rows)
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _run_row(name: str, probe: Sequence[str], gpus: int | None) -> bool:
+    """Train and probe what is not yet; False if the user stopped the training."""
+    run = RUNS / name
+    if not _done(run):
+        words = ["train", name]
+        if run.is_dir() and look_at(run).checkpoint is not None:
+            words.append("--resume")
+        _toto([*words, *([] if gpus is None else ["--gpus", str(gpus)])])
+        if not _done(run):
+            return False
+    if not _probed(run):
+        _toto(["probe", str(run), *probe])
+    return True
+
+
+def _done(run: Path) -> bool:
+    return run.is_dir() and look_at(run).state == "done"
+
+
+def _probed(run: Path) -> bool:
+    """Whether its newest checkpoint has been probed."""
+    path = run / "probe" / "summary.json"
+    if not path.is_file():
+        return False
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return bool(summary["step"] == look_at(run).checkpoint)
+
+
+def _toto(words: Sequence[str]) -> None:
+    """One step, as the user could type it; this process ends as the step does."""
+    say(f"$ toto {shlex.join(words)}")
+    # A session of its own: a terminal's Ctrl-C comes from here, and once.
+    process = subprocess.Popen([sys.executable, "-m", "toto.cli", *words], start_new_session=True)
+    with _forwarded_signals(process):
+        code = process.wait()
+    if code == 0:
+        return
+    if code < 0:
+        raise RunError(f"`toto {shlex.join(words)}` was ended by {signal.Signals(-code).name}")
+    if code == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    raise error_of_code(code, f"`toto {shlex.join(words)}` failed; what it said stands above")
+
+
+@contextmanager
+def _forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, *WARNINGS)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _write(entry: Entry, rows: Sequence[Filled], *, small: bool) -> None:
+    """The table as a file, for other programs: runs/ablate-WORD[-small].json."""
+    record = [
+        {
+            "label": one.row.label,
+            "paper": dict(zip(entry.columns, one.row.paper, strict=True)),
+            "ours": {
+                column: None if ours is None else {"value": ours.value, "note": ours.note}
+                for column, ours in zip(entry.columns, one.ours, strict=True)
+            },
+            "run": None if one.run is None else str(one.run),
+            "cost": one.cost,
+        }
+        for one in rows
+    ]
+    path = RUNS / f"ablate-{entry.ablation}{'-small' if small else ''}.json"
+    with disk_errors(path):
+        RUNS.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print(entry: Entry, rows: Sequence[Filled], *, small: bool) -> None:
+    say(f"{entry.name}. {entry.title}")
+    say_table(*table_cells(entry, rows, small=small), num_words=1)
+    if small:
+        say(SMALL_NOTE)

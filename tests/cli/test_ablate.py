@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 from command_line import toto
-from toto.jobs import ablate
 
+from toto.jobs import ablate
 from toto.jobs.runs import RunState
 
 

@@ -73,7 +73,7 @@ class Gate:
         self.inside -= 1
 
 
-SAVE_FILE = module.save_file
+SAVE_FILE, WRITE_ATOMIC = module.save_file, module.write_atomic
 
 
 @pytest.fixture
@@ -234,6 +234,24 @@ def test_steps_that_are_kept_for_good(tmp_path, kind):
     assert kept == [4, 8, 10, 11]
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_one_who_reads_an_old_checkpoint_over_nfs_stops_no_run(tmp_path, monkeypatch, kind):
+    """There a file that is open is renamed instead of removed, so that its folder stays."""
+    with monkeypatch.context() as nfs:
+        nfs.setattr(os, "rmdir", lambda *arguments, **options: fail_as(errno.ENOTEMPTY))
+        with kind(folder=tmp_path, keep=1) as writer:
+            for step in (1, 2, 3):
+                writer.save(state_of(step), toy_meta(step))
+        assert (tmp_path / "step-00000002.old.partial").is_dir()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000003"]
+    with kind(folder=tmp_path, keep=1):
+        assert {path.name for path in tmp_path.iterdir()} == {"latest", "step-00000003"}
+
+
+def fail_as(number):
+    raise OSError(number, os.strerror(number))
+
+
 # Ranks.
 
 
@@ -338,6 +356,22 @@ def test_a_rank_that_fails_tells_the_others(tmp_path, monkeypatch, kind, failing
     assert ranks_save(make_ranks(kind, tmp_path, 3), (2,)) == [None] * 3
     assert digest(load_state(find_checkpoint(tmp_path))) == digest(state_of(2))
     assert not list(tmp_path.rglob("*partial*"))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_checkpoint_that_is_not_named_the_latest_fails_on_all_ranks(tmp_path, monkeypatch, kind):
+    """Else the others go on to the next one, and wait there for a rank 0 that has ended."""
+
+    def write_atomic(path, text):
+        if path.name == "latest":
+            raise FULL
+        WRITE_ATOMIC(path, text)
+
+    monkeypatch.setattr(module, "write_atomic", write_atomic)
+    for message in ranks_save(make_ranks(kind, tmp_path, 2), (1,)):
+        assert message is not None
+        assert "the checkpoint of step 1 could not be saved" in message
+        assert "No space left on device" in message
 
 
 def test_a_rank_that_ends_by_an_error_does_not_wait_long_for_the_others(tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ __all__ = [
 MODEL_FILE = "model.safetensors"
 LATEST = "latest"
 NAMES_SHOWN = 5
+OLD = f".old{PARTIAL}"
 
 
 class FileRecord(Config):
@@ -141,16 +142,20 @@ def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half written in a `checkpoints/` folder."""
     for leftover in folder.glob(f"*{PARTIAL}"):
         if leftover.is_dir():
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=leftover.name.endswith(OLD))
         else:
             leftover.unlink()
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint; at no moment does half of one look whole."""
-    going = checkpoint.with_name(f"{checkpoint.name}.old{PARTIAL}")
+    """Remove a checkpoint; at no moment does half of one look whole.
+
+    NFS does not let go of a file that another process reads: what stays has the name of something
+    half, and `remove_partial` tries again when the run goes on.
+    """
+    going = checkpoint.with_name(checkpoint.name + OLD)
     checkpoint.rename(going)
-    shutil.rmtree(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def read_meta(checkpoint: Path) -> CheckpointMeta:

@@ -178,14 +178,15 @@ class CheckpointWriter:
                 discard(old)
 
     def _wait_for(self, target: Path) -> None:
-        """Until rank 0 has published it.
+        """Until rank 0 has published it, `latest` included.
 
         Raises:
             RunError: rank 0 has given it up.
         """
 
         def outcome() -> str | None:
-            return "" if target.exists() else _refusal(target)
+            published = target.exists() and _newest(self.folder) == target.name
+            return "" if published else _refusal(target)
 
         # Rank 0 itself may wait that long for others.
         if refusal := self._wait(outcome, 2 * self.timeout, "rank 0 did not publish it"):
@@ -269,6 +270,12 @@ def _done_file(unfinished: Path, rank: int) -> Path:
 
 def _unfinished(target: Path) -> Path:
     return target.with_name(target.name + PARTIAL)
+
+
+def _newest(folder: Path) -> str | None:
+    """The name in `latest`; None before the first checkpoint."""
+    file = folder / LATEST
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
 
 
 def _failure_file(target: Path) -> Path:

@@ -189,38 +189,15 @@ def train_task(
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
     stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
-    ranks.require_same({f"data.sources.{name}": found for name, found in data.items()})
-    ranks.require_same(fingerprints)
-    if run.checkpoint is not None:
-        _refuse_other_data(data, run.checkpoint)
-        _refuse_other_tokenizers(fingerprints, run.checkpoint)
-
-    def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
-        failures = FailureLog(run.path, stream.names, ranks.rank)
-        yield from training_batches(
-            stream,
-            batch_sequences=recipe.batch_sequences,
-            micro_batch=recipe.training.micro_batch,
-            workers=recipe.data.workers,
-            start_step=start_step,
-            stop_step=stop_step,
-            max_broken=recipe.data.max_broken,
-            rank=ranks.rank,
-            world=ranks.world,
-            on_broken=failures.add,
-        )
-
-    peak, seconds_at_peak = ranks.from_first(lambda: _peak(recipe, ranks.world))
-    ranks.from_first(lambda: record_run(recipe, ranks, run, origin=origin, peak=peak))
-    first = 0 if run.checkpoint is None else read_meta(run.checkpoint).step
-    ranks.from_first(lambda: FailureLog.cut_back(run.path, first))
+    _require_same_inputs(data, fingerprints, ranks, run)
+    seconds_at_peak = ranks.from_first(lambda: _begun(recipe, ranks, run, origin))
     with note_failure(run.path) if ranks.is_first else nullcontext():
         result = train(
             engine,
             recipe.training,
             ranks=ranks,
             run=run,
-            batches=batches,
+            batches=_batches(recipe, stream, ranks, run),
             evaluate=evaluate,
             tokens_per_step=recipe.batch_sequences * recipe.layout.num_visual,
             seed=recipe.seed,
@@ -240,6 +217,38 @@ def train_task(
     if result.stopped_by in WARNINGS:
         raise raised_by_all(stopped_error(result.stopped_by))
     return result
+
+
+def _batches(
+    recipe: Recipe, stream: Stream, ranks: Ranks, run: RunDirectory
+) -> Callable[[int, int], Iterator[Sequence[Batch]]]:
+    """(first step, stop step) → this rank's micro-batches; what is undecodable goes to the log."""
+    failures = FailureLog(run.path, stream.names, ranks.rank)
+
+    def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
+        return training_batches(
+            stream,
+            batch_sequences=recipe.batch_sequences,
+            micro_batch=recipe.training.micro_batch,
+            workers=recipe.data.workers,
+            start_step=start_step,
+            stop_step=stop_step,
+            max_broken=recipe.data.max_broken,
+            rank=ranks.rank,
+            world=ranks.world,
+            on_broken=failures.add,
+        )
+
+    return batches
+
+
+def _begun(recipe: Recipe, ranks: Ranks, run: RunDirectory, origin: Origin) -> float | None:
+    """Write down that the run begins or goes on; the seconds of a step at the device's peak."""
+    peak, seconds_at_peak = _peak(recipe, ranks.world)
+    record_run(recipe, ranks, run, origin=origin, peak=peak)
+    first = 0 if run.checkpoint is None else read_meta(run.checkpoint).step
+    FailureLog.cut_back(run.path, first)
+    return seconds_at_peak
 
 
 def _say_how_it_ended(
@@ -270,6 +279,17 @@ def _peak(recipe: Recipe, world: int) -> tuple[Peak | None, float | None]:
     peak = device_peak(torch.device(training.device), training.precision)
     say(f"  peak: {peak.flops:.3g} FLOP/s, {peak.origin}")
     return peak, 2 * macs / (peak.flops * world)
+
+
+def _require_same_inputs(
+    data: dict[str, str], fingerprints: dict[str, str], ranks: Ranks, run: RunDirectory
+) -> None:
+    """Refuse ranks, or a run to go on with, that have other data or tokenizers than these."""
+    ranks.require_same({f"data.sources.{name}": found for name, found in data.items()})
+    ranks.require_same(fingerprints)
+    if run.checkpoint is not None:
+        _refuse_other_data(data, run.checkpoint)
+        _refuse_other_tokenizers(fingerprints, run.checkpoint)
 
 
 def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:

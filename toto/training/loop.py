@@ -148,25 +148,9 @@ def train(
             seconds_at_peak=seconds_at_peak,
         )
         display.begin(first, steps)
-        stopped = False
         if not evaluated and first and session.due(settings.eval_every):
             session.evaluate()
-        stream = session.timed(batches(first, steps))
-        for step, micro_batches in zip(range(first, steps), stream, strict=True):
-            torch.manual_seed(step_seed(seed, step, ranks.rank))
-            session.record(session.step(micro_batches))
-            # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
-            stopped = ranks.any(interrupt.heard is not None or checkpoints.failed)
-            if stopped:
-                break
-            # Saved first: an evaluation that is cut short is made by the resumed run.
-            if session.due(settings.save_every):
-                session.save()
-            if session.due(settings.eval_every):
-                session.evaluate()
-                stopped = ranks.any(interrupt.heard is not None)
-            if stopped:
-                break
+        stopped = session.take_steps(batches(first, steps), interrupt, seed)
         checkpoint = session.save()
         checkpoints.drain()
         stopped_by = _agreed(interrupt, ranks) if stopped else None
@@ -227,7 +211,29 @@ class _Session(Generic[B]):
         step = self._engine.steps_done
         return step % every == 0 or step == self._settings.steps
 
-    def step(self, micro_batches: Sequence[B]) -> StepResult:
+    def take_steps(self, batches: Iterable[Sequence[B]], interrupt: Interrupt, seed: int) -> bool:
+        """The steps that are left, each with what is due after it.
+
+        Returns:
+            Whether a signal, or a checkpoint that could not be saved, stopped them before the end.
+        """
+        steps = range(self._engine.steps_done, self._settings.steps)
+        for step, micro_batches in zip(steps, self._timed(batches), strict=True):
+            torch.manual_seed(step_seed(seed, step, self._ranks.rank))
+            self._record(self._step(micro_batches))
+            # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
+            if self._ranks.any(interrupt.heard is not None or self._checkpoints.failed):
+                return True
+            # Saved first: an evaluation that is cut short is made by the resumed run.
+            if self.due(self._settings.save_every):
+                self.save()
+            if self.due(self._settings.eval_every):
+                self.evaluate()
+                if self._ranks.any(interrupt.heard is not None):
+                    return True
+        return False
+
+    def _step(self, micro_batches: Sequence[B]) -> StepResult:
         """One step; one that is not finite leaves a checkpoint of the step before.
 
         Raises:
@@ -247,7 +253,7 @@ class _Session(Generic[B]):
                 error.add_note(f"the steps before it are saved in {path}")
             raise
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+    def _timed(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; measures the wait for each, and marks its arrival."""
         iterator = iter(batches)
         while True:
@@ -260,7 +266,7 @@ class _Session(Generic[B]):
             self._got = time.perf_counter()
             yield batch
 
-    def record(self, result: StepResult) -> None:
+    def _record(self, result: StepResult) -> None:
         """Show the step that ends now, and write it down where that is due."""
         self._worked += time.perf_counter() - self._got
         self._interval += 1

@@ -112,6 +112,9 @@ def test_where_the_file_system_knows_no_locks_the_run_goes_on_and_says_so(tmp_pa
     monkeypatch.setattr(files.fcntl, "lockf", refuse)
     with hold_run(tmp_path, COMMAND) as alone:
         assert not alone
+        assert (holder_of(tmp_path).pid, holder_of(tmp_path).command) == (os.getpid(), COMMAND)
+    assert holder_of(tmp_path) is None, "`toto runs` would call it running for ever"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_refuses_is_a_run_error(tmp_path):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from toto.errors import UserError
-from toto.files import NO_LOCKS, claim, claimant, disk_errors
+from toto.files import NO_LOCKS, claim, claimant, disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,8 @@ def hold_run(folder: Path, command: str) -> Iterator[bool]:
         command: what the user typed; told to whom is refused.
 
     Yields:
-        Whether the others are kept out: False where the file system knows no locks.
+        Whether the others are kept out: False where the file system knows no locks. RUN/run.lock
+        stands there likewise, but a kill leaves it.
 
     Raises:
         UserError: another process trains there; the message says which.
@@ -77,8 +78,18 @@ def _claimed(held: ExitStack, folder: Path, text: str) -> bool:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            held.enter_context(_marked(folder / LOCK_FILE, text))
             return False
     return True
+
+
+@contextmanager
+def _marked(path: Path, text: str) -> Iterator[None]:
+    write_atomic(path, text)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _parsed(text: str) -> Holder:

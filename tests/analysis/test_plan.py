@@ -124,8 +124,21 @@ def test_deepspeeds_settings_count(change, stage, column, expected):
 
 def test_checkpoints_that_are_kept_for_good_take_disk():
     made = plan("recipes/pretrain_base.yaml", "training.keep_every=100000")
-    assert made.kept_checkpoints == 2 + 10
-    assert made.disk_bytes == 13 * 12 * made.size.total
+    assert made.kept_checkpoints == 2 + 9  # the last of the ten is one of the newest, too
+    assert made.disk_bytes == 12 * 12 * made.size.total
+
+
+@pytest.mark.parametrize("steps", [3, 4, 19, 20, 21, 40, 41])
+@pytest.mark.parametrize("keep", [1, 2, 5])
+@pytest.mark.parametrize("keep_every", ["null", 4, 8, 20])
+def test_kept_checkpoints_are_those_that_the_last_save_leaves(steps, keep, keep_every):
+    settings = {"steps": steps, "keep": keep, "keep_every": keep_every, "save_every": 4}
+    overrides = [f"training.{name}={value}" for name, value in settings.items()]
+    made = plan("recipes/quickstart.yaml", *overrides, "schedule.warmup_steps=0")
+    saved = sorted({*range(4, steps, 4), steps})
+    for_good = () if keep_every == "null" else range(0, steps, keep_every)
+    kept = {step for step in saved if step in for_good or step in saved[-keep:]}
+    assert made.kept_checkpoints == len(kept)
 
 
 def test_one_process_is_offered_for_one_gpu_alone():

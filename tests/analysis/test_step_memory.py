@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from itertools import accumulate, product
 
 import pytest
@@ -18,7 +20,9 @@ from toto.model_size import ModelSize
 from toto.sequence import SequenceLayout
 from toto.tasks.next_token import NextTokenTask
 from toto.tokenizers.config import DvaeConfig, PatchConfig
-from toto.training.config import OptimizerConfig
+from toto.training.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+from toto.training.distributed import Ranks
+from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 
 BATCH, LAYOUT = 2, SequenceLayout(1, 16, 16)
@@ -76,10 +80,17 @@ def batch(num_codes: int) -> Batch:
 def test_a_step_takes_what_is_predicted(name, precision, recompute, num_codes, micro_batches):
     backbone, tokenizer = BACKBONES[name], DvaeConfig(num_codes=num_codes)
     setting = Setting(None, recompute)
+    load = load_of(tokenizer, backbone, precision, micro_batches)
+    batches = [batch(num_codes) for _ in range(micro_batches)]
+    found = measured(tokenizer, backbone, setting, precision, batches)
+    assert highest_moment(load, setting).bytes == pytest.approx(found, rel=0.05)
+
+
+def load_of(tokenizer, backbone, precision: str, micro_batches: int) -> Load:
     one = Pass(BATCH, LAYOUT.length, precision, "cpu", compiled=False)
     block = backbone.block_memory(one)
     assert block is not None
-    load = Load(
+    return Load(
         size=ModelSize.of(tokenizer, backbone),
         backbone=backbone,
         block=block,
@@ -87,6 +98,30 @@ def test_a_step_takes_what_is_predicted(name, precision, recompute, num_codes, m
         targets=LAYOUT.length,
         micro_batches=micro_batches,
     )
-    batches = [batch(num_codes) for _ in range(micro_batches)]
-    found = measured(tokenizer, backbone, setting, precision, batches)
-    assert highest_moment(load, setting).bytes == pytest.approx(found, rel=0.05)
+
+
+def test_stage_1_in_bf16_holds_gradients_twice_and_sends_them_all_at_once():
+    """On one rank, where nothing is parted, of a model beside whose states the rest is small."""
+    torch.set_num_threads(1)
+    backbone, tokenizer = BACKBONES["deep"], DvaeConfig(num_codes=60)
+    small = DeepSpeedConfig(zero_stage=1, bucket_elements=10_000)
+    training = TrainingConfig(
+        steps=1, precision="bf16", device="cpu", engine="deepspeed", deepspeed=small
+    )
+    ids = torch.arange(1)
+    batches = [Batch(None, torch.randint(60, (1, 1, 2, 2)), ids.bool(), ids, ids, ids)]
+    made = []
+
+    def train() -> None:
+        task = NextTokenTask(AutoregressiveModel(tokenizer, backbone), CODES.build())
+        optimizer, ranks = OptimizerConfig(), Ranks()
+        made.append(DeepSpeedEngine(task, training, optimizer, lambda _: 1e-4, ranks=ranks))
+        made[0].step(batches)
+
+    gc.collect()  # what others have left must not be let go of within
+    found = allocated(train)
+    made[0].close()
+    load = replace(load_of(tokenizer, backbone, "bf16", micro_batches=1), deepspeed=small)
+    highest = highest_moment(load, Setting(1, recompute=True))
+    assert highest.name == "summing of the gradients"
+    assert highest.bytes == pytest.approx(found, rel=0.05)

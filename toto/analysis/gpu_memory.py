@@ -1,9 +1,9 @@
 """Memory of one GPU at the highest moment of a training step, by arithmetic. No torch here.
 
-Six moments of a step can be the highest: encoding, the loss, its backward pass, those of the last
-and of the first block, and the end. On the way activations go and gradients come. Each moment is a
-list of terms with the formula that they follow; `benchmarks/plan.py` puts the sum beside measured
-peaks.
+Eight moments of a step can be the highest: encoding, the loss, its backward pass, those of the last
+and of the first block and their end, the summing of the gradients and the optimizer's step. On the
+way activations go and gradients come. Each moment is a list of terms with the formula that they
+follow; `benchmarks/plan.py` puts the sum beside measured peaks.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ __all__ = ["Moment", "Setting", "Stage", "highest_moment"]
 
 Stage = Literal[0, 1, 2, 3]
 
-# In values: DeepSpeed 0.19.8 sums whole gradients in pieces of the first size
-# (runtime/engine.py), and lets go of gathered weights beyond the second (runtime/zero/config.py).
+# In values: DeepSpeed 0.19.8 sums whole gradients in pieces of the first size, where they are not
+# one tensor (runtime/engine.py), and lets go of gathered weights beyond the second
+# (runtime/zero/config.py).
 WHOLE_BUCKET = 500_000_000
 MAX_LIVE = 1_000_000_000
 
 LOCAL = "engine_local.py, AdamW"
 ZERO = "Rajbhandari et al. 2020, §5"
 DEEPSPEED = "training.deepspeed"
+BF16_OPTIMIZER = "DeepSpeed's bf16_optimizer.py"
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,11 @@ class Moment:
 def highest_moment(load: Load, setting: Setting) -> Moment:
     """The moment of a step in which the most memory is taken."""
     gradients = _gradients(load, setting)
-    # Whole gradients are made by the first backward pass of a step, and gone after it.
-    before = [] if _whole(setting) and load.micro_batches == 1 else [gradients]
+    late = _product_gradients(load, setting)
+    # What the first backward pass of a step makes stays until its end.
+    before = [] if _whole(setting) else [gradients]
+    if load.micro_batches > 1:
+        before = [gradients, *late]
     standing = [*_states(load, setting), *_buckets(load, setting)]
     # Autocast copies a matrix once a forward pass; recomputed blocks do not keep theirs.
     blocks = load.backbone.num_layers
@@ -99,12 +104,16 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
             *back,
         ],
         "backward pass of the first block": [
-            *standing, gradients, *first_block(load), *_copies(load, setting, 1),
+            *standing, gradients, *late, *first_block(load), *_copies(load, setting, 1),
             *block_backward(load, recompute=False),
         ],
         "end of the backward pass": [
-            *standing, gradients, *_whole_buckets(load, setting), *embedding_backward(load)
+            *standing, gradients, *late, *embedding_backward(load)
         ],
+        "summing of the gradients": [
+            *standing, gradients, *late, *_whole_buckets(load, setting)
+        ],
+        "step of the optimizer": [*standing, gradients, *_joined_gradients(load, setting)],
     }  # fmt: skip
     found = [Moment(name, tuple(terms)) for name, terms in moments.items()]
     return max(found, key=lambda moment: moment.bytes)
@@ -152,10 +161,33 @@ def _gradients(load: Load, setting: Setting) -> Term:
     return Term("gradients", "gradients", formula, FP32 * load.size.total // parts, source)
 
 
+def _sums_apart(load: Load, setting: Setting) -> bool:
+    """Whether fp32 sums of gradients stand beside the bf16 gradients of all weights."""
+    here = not load.deepspeed.offload_optimizer
+    return setting.stage == 1 and load.one.precision == "bf16" and here
+
+
+def _product_gradients(load: Load, setting: Setting) -> list[Term]:
+    """Gradients as the backward pass makes them, which are added to the sums after it."""
+    if not _sums_apart(load, setting):
+        return []
+    return [Term("gradients", "bf16 gradients", "2·P", 2 * load.size.total, BF16_OPTIMIZER)]
+
+
+def _joined_gradients(load: Load, setting: Setting) -> list[Term]:
+    """This rank's part, copied into one tensor; the other engines hold it so all along."""
+    if _whole(setting) or setting.stage == 3 or _sums_apart(load, setting):
+        return []
+    size = FP32 * load.size.total // load.gpus
+    return [
+        Term("gradients", "a rank's part, joined", "4·P/R", size, "DeepSpeed's stage_1_and_2.py")
+    ]
+
+
 def _buckets(load: Load, setting: Setting) -> list[Term]:
     """What communication takes during the backward pass."""
     params, size = load.size.total, load.one.product_bytes
-    if _whole(setting) or (setting.stage == 1 and load.one.precision == "bf16"):
+    if _whole(setting) or _sums_apart(load, setting):
         return []
     # While one bucket is on its way, stages 1 and 2 fill another.
     config = load.deepspeed
@@ -175,7 +207,11 @@ def _buckets(load: Load, setting: Setting) -> list[Term]:
 
 def _whole_buckets(load: Load, setting: Setting) -> list[Term]:
     """Gradients that are summed whole, after the backward pass, go through copies."""
-    if load.gpus == 1 or _buckets(load, setting):
+    if _sums_apart(load, setting):
+        # The sums of all matrices but the embedding are one tensor, and go in bf16.
+        size = (FP32 + 2) * load.size.total
+        return [Term("buckets", "gradients on their way", "6·P", size, BF16_OPTIMIZER)]
+    if setting.stage != 0:
         return []
     values = min(load.size.total, WHOLE_BUCKET)
     formula = f"4·min(P, {WHOLE_BUCKET:,})"

@@ -16,6 +16,7 @@ from toto.model_size import ModelSize
 
 if TYPE_CHECKING:
     from toto.recipe.schemas import TrainRecipe
+    from toto.training.config import TrainingConfig
 
 __all__ = ["Cluster", "Compute", "Plan", "SettingPlan", "parse_gpus", "table4_macs"]
 
@@ -164,8 +165,7 @@ class Plan:
         compute = _compute(recipe, size)
         precision = _precision(recipe, cluster.device)
         checkpoint = 12 * size.total
-        for_good = 0 if training.keep_every is None else training.steps // training.keep_every
-        kept = min(training.keep + for_good, -(-training.steps // training.save_every))
+        kept = _kept_checkpoints(training)
         plan = cls(
             size=size,
             compute=compute,
@@ -239,6 +239,17 @@ def _compute(recipe: TrainRecipe, size: ModelSize) -> Compute:
         table4=table4_macs(size.total, sequences * recipe.layout.num_visual),
         figure9=size.total * sequences / 1e6,
     )
+
+
+def _kept_checkpoints(training: TrainingConfig) -> int:
+    """How many the last save leaves: one is made every `save_every` steps and at the end."""
+    saved = -(-training.steps // training.save_every)
+    newest = min(training.keep, saved)
+    if training.keep_every is None:
+        return newest
+    # The rules of a recipe have keep_every a multiple of save_every.
+    before = (training.steps - 1) // training.save_every - (newest - 1)
+    return newest + before * training.save_every // training.keep_every
 
 
 def _precision(recipe: TrainRecipe, device: Device) -> Literal["fp32", "bf16"]:

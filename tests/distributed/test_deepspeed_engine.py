@@ -188,6 +188,75 @@ def test_one_process_that_no_launcher_started_runs_deepspeed_too():
         assert [r.num_targets for r in found] == [r.num_targets for r in expected]
 
 
+def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps():
+    torch.set_num_threads(1)
+    found = []
+    for offload in (False, True):
+        training, optimizer = toy_settings(2)
+        deepspeed = training.deepspeed.model_copy(update={"offload_optimizer": offload})
+        training = training.model_copy(update={"deepspeed": deepspeed})
+        engine = DeepSpeedEngine(toy_task(), training, optimizer, lambda step: 1e-3, ranks=Ranks())
+        found.append([result.loss for result in take_steps(engine, Ranks(), 0, 3)])
+        engine.close()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def reached_by_one_rank(ranks: Ranks) -> tuple[bool, list[float]]:
+    """Whether a parameter that only the second rank's loss depends on moved, and where to."""
+    task = toy_task()
+    engine = toy_engine(ranks, 0, task=task)
+    norm = next(p for p in task.model.parameters() if p.ndim == 1)
+    before, losses = norm.detach().clone(), task.model.losses
+
+    def without_norm(*arguments):
+        norm.requires_grad_(ranks.rank == 1)
+        losses_BL = losses(*arguments)
+        norm.requires_grad_(True)
+        return losses_BL
+
+    task.model.losses = without_norm
+    take_steps(engine, ranks, 0, 2)
+    after = norm.detach().clone()
+    engine.close()
+    return not torch.equal(before, after), after.tolist()
+
+
+def test_weights_stay_the_same_on_all_ranks_where_a_parameter_is_used_on_one():
+    moved, _ = same_on_all(on_ranks(2, reached_by_one_rank))
+    assert moved
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            {"wall_clock_breakdwn": True, "nonsense": 1},
+            r"has no setting nonsense, wall_clock_breakdwn \(did you mean wall_clock_breakdown\?\)",
+        ),
+        ({"elasticity": {"enabled": True}}, r"DeepSpeed refuses its settings: Elastic training"),
+    ],
+)
+def test_settings_that_deepspeed_does_not_look_at_or_has_no_more_are_refused(extra, message):
+    training, optimizer = toy_settings(1, extra=extra)
+    with pytest.raises(UserError, match=message):
+        DeepSpeedEngine(toy_task(), training, optimizer, lambda step: 1e-3, ranks=Ranks())
+    assert not torch.distributed.is_initialized()
+
+
+def test_settings_that_deepspeed_looks_at_are_let_through():
+    extra = {
+        "wall_clock_breakdown": False,
+        "zero_optimization": {"round_robin_gradients": True},
+        "activation_checkpointing": {"profile": False},
+        "comms_logger": {"enabled": False},
+        "flops_profiler": {"enabled": False},
+        "aio": {"thread_count": 1},
+        "communication_data_type": "fp32",
+    }
+    training, optimizer = toy_settings(1, extra=extra)
+    DeepSpeedEngine(toy_task(), training, optimizer, lambda step: 1e-3, ranks=Ranks()).close()
+
+
 def test_what_deepspeed_does_not_know_it_refuses_and_a_task_may_need_whole_weights():
     training, optimizer = toy_settings(1, extra={"zero_optimization": {"stagee": 2}})
     with pytest.raises(UserError, match=r"training\.deepspeed: DeepSpeed refuses(.|\n)*stagee"):

@@ -75,6 +75,18 @@ ERRORS = [
     ({"training": {"precision": "fp16"}}, "training.precision", "does not fit", "Change"),
     ({"schedule": {"warmup_steps": 9}}, "schedule.warmup_steps", "run of 4", "fewer"),
     ({"training": {"keep_every": 501}}, "training.keep_every", "no multiple of", "Take 1000"),
+    (
+        {"training": {"deepspeed": {"extra": {"scheduler": {"type": "WarmupLR"}}}}},
+        "training.deepspeed.extra.scheduler",
+        "toto sees to it itself",
+        "Leave it out",
+    ),
+    (
+        {"training": {"deepspeed": {"zero_stage": 0, "offload_optimizer": True}}},
+        "training.deepspeed.offload_optimizer",
+        "at zero_stage 0 the optimizer's state stays on the GPU",
+        "Take zero_stage 1, 2 or 3",
+    ),
     ({"clip": {"resolution": 20}}, "clip.resolution", "no multiple of 8 px", "Change it"),
     ({"task": {"name": "dvae"}}, "task.name", "no task of `verb: train`", "toto list tasks"),
     (

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from toto.training.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 from toto.training.deepspeed_settings import clashes, deepspeed_settings
 
@@ -23,8 +25,8 @@ def test_deepspeed_clips_and_sums_in_fp32_where_it_parts_the_gradients():
 def test_bf16_weights_are_those_of_parted_stages():
     enabled = [settings("bf16", zero_stage=stage)["bf16"]["enabled"] for stage in range(4)]
     assert enabled == [False, True, True, True]
-    assert settings("fp32", zero_stage=2)["bf16"] == {"enabled": False}
-    assert settings("auto", zero_stage=2)["bf16"] == {"enabled": "auto"}
+    assert settings("fp32", zero_stage=2)["bf16"]["enabled"] is False
+    assert settings("auto", zero_stage=2)["bf16"]["enabled"] == "auto"
 
 
 def test_sizes_and_offloading_reach_their_keys():
@@ -58,3 +60,18 @@ def test_extra_adds_at_any_depth_and_replaces_nothing():
     assert clashes(training, OptimizerConfig()) == ["bf16", "zero_optimization.stage"]
     training = TrainingConfig(steps=1, deepspeed=DeepSpeedConfig(extra=extra))
     assert clashes(training, OptimizerConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler"),
+        ({"optimizer": {"type": "SGD"}}, "optimizer"),
+        ({"fp16": {"enabled": True}}, "fp16"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow"),
+    ],
+)
+def test_what_deepspeed_would_ignore_or_do_besides_clashes(extra, key):
+    training = TrainingConfig(steps=1, deepspeed=DeepSpeedConfig(extra=extra))
+    assert clashes(training, OptimizerConfig()) == [key]

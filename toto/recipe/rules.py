@@ -273,8 +273,18 @@ def _extra_adds(recipe: Recipe) -> Iterator[Problem]:
     for key in clashes(recipe.training, recipe.optimizer):
         yield Problem(
             f"training.deepspeed.extra.{key}",
-            "toto sets it itself",
+            "toto sees to it itself",
             "Leave it out; `toto show RECIPE` prints all that DeepSpeed is given",
+        )
+
+
+def _offloaded_state_is_parted(recipe: Recipe) -> Iterator[Problem]:
+    deepspeed = recipe.training.deepspeed
+    if deepspeed.offload_optimizer and deepspeed.zero_stage == 0:
+        yield Problem(
+            "training.deepspeed.offload_optimizer",
+            "at zero_stage 0 the optimizer's state stays on the GPU",
+            "Take zero_stage 1, 2 or 3, or leave it out",
         )
 
 
@@ -284,6 +294,7 @@ _RULES: list[tuple[tuple[str, ...], Rule[Recipe]]] = [
     (("schedule", "training"), _warmup_ends),
     (("training",), _kept_steps_are_saved),
     (("training", "optimizer"), _extra_adds),
+    (("training",), _offloaded_state_is_parted),
     (("task",), _task_is_of_verb),
     (("data",), _datasets_differ),
 ]

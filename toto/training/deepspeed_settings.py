@@ -9,6 +9,16 @@ if TYPE_CHECKING:
 
 __all__ = ["clashes", "deepspeed_settings"]
 
+# What the engine does itself. DeepSpeed would ignore these or do them besides.
+DONE_BY_TOTO = (
+    "fp16",
+    "managed_gradient_accumulation",
+    "optimizer",
+    "scheduler",
+    "torch_autocast",
+    "train_batch_size",
+)
+
 
 def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: toto's settings, and those of `extra` beside them.
@@ -27,8 +37,10 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
 
 
 def clashes(training: TrainingConfig, optimizer: OptimizerConfig) -> list[str]:
-    """Dotted keys of `training.deepspeed.extra` that toto sets itself."""
-    return _shared_keys(_own_settings(training, optimizer), training.deepspeed.extra)
+    """Dotted keys of `training.deepspeed.extra` that toto sets, or does what they are for."""
+    extra = training.deepspeed.extra
+    done = [key for key in extra if key in DONE_BY_TOTO]
+    return done + _shared_keys(_own_settings(training, optimizer), extra)
 
 
 def _own_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
@@ -53,7 +65,8 @@ def _own_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
-        "bf16": {"enabled": _bf16_weights(training)},
+        "bf16": {"enabled": _bf16_weights(training), "check_grad_overflow": True},
+        "gradient_allreduce_op": "mean",
         "steps_per_print": None,
     }
     return settings | ({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {})

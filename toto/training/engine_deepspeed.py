@@ -13,8 +13,10 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import KeysView
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -25,6 +27,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from toto.errors import UserError
+from toto.registry import nearest
 from toto.training.checkpoint import check_tensors, unshared_tensors
 from toto.training.deepspeed_settings import deepspeed_settings
 from toto.training.engine import B, EngineState, StepResult
@@ -59,7 +62,7 @@ class DeepSpeedEngine(Generic[B]):
         ranks: this process and the others, which make the same engine.
 
     Raises:
-        UserError: DeepSpeed refuses its settings, or the task cannot be parted.
+        UserError: DeepSpeed refuses its settings or ignores one, or the task cannot be parted.
     """
 
     def __init__(
@@ -100,11 +103,13 @@ class DeepSpeedEngine(Generic[B]):
             for parameter in strides:  # DeepSpeed takes no channels-last weights
                 parameter.data = parameter.data.contiguous()
             timeout = timedelta(minutes=training.timeout_minutes)
-            self._engine = _initialized(self._forward, self._adamw, settings, self._device, timeout)
+            asked = _Asked(settings)
+            self._engine = _initialized(self._forward, self._adamw, asked, self._device, timeout)
+            resources.callback(self._engine.destroy)
+            _refuse_unread(training.deepspeed.extra, asked.names)
             for parameter, stride in strides.items() if not self._parted else ():
                 laid_out = torch.empty_strided(parameter.shape, stride, device=self._device)
                 parameter.data = laid_out.copy_(parameter.data)
-            resources.callback(self._engine.destroy)
             self._resources = resources.pop_all()
         self._tensors = _zero_tensors(stage, self._engine.optimizer, self._adamw)
         self._tensors.begin_slots(0.0)
@@ -132,8 +137,8 @@ class DeepSpeedEngine(Generic[B]):
             if count:
                 metrics.append(found)
         loss_parts = torch.stack(losses).tolist()
-        loss = self._ranks.sum([sum(loss_parts)])[0]
-        grad_norm = self._update() if math.isfinite(loss) else math.nan
+        loss, *reached = self._ranks.sum([sum(loss_parts), *self._own_reached()])
+        grad_norm = self._update(reached) if math.isfinite(loss) else math.nan
         if not math.isfinite(grad_norm):
             raise non_finite(self._steps_done, micro_batches, loss_parts, self._ranks)
         self._steps_done += 1
@@ -201,22 +206,33 @@ class DeepSpeedEngine(Generic[B]):
         """See `Engine.close`."""
         self._resources.close()
 
-    def _update(self) -> float:
-        """The optimizer's step, unless the gradient is not finite; the gradient's norm."""
+    def _own_reached(self) -> list[float]:
+        """At stage 0, for each parameter whether this rank's backward passes have reached it."""
+        if self._parted:
+            return []
+        flags = [float(parameter in self._reached) for parameter in self._parameters().values()]
+        self._reached.clear()
+        return flags
+
+    def _update(self, reached: Sequence[float]) -> float:
+        """The optimizer's step, unless the gradient is not finite; the gradient's norm.
+
+        Args:
+            reached: the sum of `_own_reached` over the ranks.
+        """
         if not self._parted:
-            return self._update_whole()
+            return self._update_whole(reached)
         self._engine.step()
         if not self._engine.was_step_applied():
             return math.nan
         return float(self._engine.get_global_grad_norm())
 
-    def _update_whole(self) -> float:
+    def _update_whole(self, reached: Sequence[float]) -> float:
         """At stage 0 gradients are whole and torch's own, and so is all that is done to them."""
         parameters = list(self._parameters().values())
-        for parameter in parameters:
-            if parameter not in self._reached:
+        for parameter, ranks in zip(parameters, reached, strict=True):
+            if not ranks:
                 parameter.grad = None  # DeepSpeed made it zero, and AdamW would let it decay
-        self._reached.clear()
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm = norm.item()
         if math.isfinite(grad_norm):
@@ -274,10 +290,58 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
         (comm if comm.is_initialized() else dist).destroy_process_group()
 
 
+class _Asked(dict[str, Any]):
+    """DeepSpeed's settings; `names` are those that it has looked for, be they there or not.
+
+    Its own top-level settings have no schema: what it does not look for it ignores. It looks in a
+    shallow copy, which shares `names`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.names: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own would not ask us
+        return KeysView(self)
+
+
+def _refuse_unread(extra: dict[str, Any], names: set[str]) -> None:
+    """What DeepSpeed has not looked for would do nothing.
+
+    Args:
+        extra: see `DeepSpeedConfig`.
+        names: that it has looked for.
+
+    Raises:
+        UserError: see `DeepSpeedEngine`.
+    """
+    unread = sorted(extra.keys() - names)
+    if not unread:
+        return
+    guesses = ((name, nearest(name, sorted(names))) for name in unread)
+    listed = [f"{name} (did you mean {guess}?)" if guess else name for name, guess in guesses]
+    raise UserError(
+        f"training.deepspeed.extra: DeepSpeed {version('deepspeed')} has no setting "
+        f"{', '.join(listed)}. It would do nothing: correct it, or leave it out"
+    )
+
+
 def _initialized(
     forward: nn.Module,
     adamw: torch.optim.AdamW,
-    settings: dict[str, Any],
+    settings: _Asked,
     device: torch.device,
     timeout: timedelta,
 ) -> Any:
@@ -292,6 +356,7 @@ def _initialized(
     # Else it compiles C++ at the first start, and a start that is killed leaves a lock that the
     # next ones wait for without end. Gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config: Any = importlib.import_module("deepspeed.runtime.config")
     # Else it makes its own copy of the world's group, which waits for torch's 30 minutes.
     groups: Any = importlib.import_module("deepspeed.utils.groups")
     groups._WORLD_GROUP = dist.new_group(timeout=timeout)
@@ -305,7 +370,7 @@ def _initialized(
             engine, *_ = deepspeed.initialize(
                 model=forward, optimizer=adamw, config=settings, dist_init_required=False
             )
-    except (ValidationError, ValueError, AssertionError) as error:
+    except (ValidationError, ValueError, AssertionError, config.DeepSpeedConfigError) as error:
         raise UserError(
             f"training.deepspeed: DeepSpeed refuses its settings: {error}. `toto show RECIPE` "
             "prints all that it is given; what toto does not set stands in training.deepspeed.extra"

@@ -208,9 +208,10 @@ def _buckets(load: Load, setting: Setting) -> list[Term]:
 def _whole_buckets(load: Load, setting: Setting) -> list[Term]:
     """Gradients that are summed whole, after the backward pass, go through copies."""
     if _sums_apart(load, setting):
-        # The sums of all matrices but the embedding are one tensor, and go in bf16.
-        size = (FP32 + 2) * load.size.total
-        return [Term("buckets", "gradients on their way", "6·P", size, BF16_OPTIMIZER)]
+        # They go in bf16. Nearly all are one tensor, which is joined to the rest if it is small.
+        each = 2 if load.size.total > WHOLE_BUCKET else FP32 + 2
+        size = each * load.size.total
+        return [Term("buckets", "gradients on their way", f"{each}·P", size, BF16_OPTIMIZER)]
     if setting.stage != 0:
         return []
     values = min(load.size.total, WHOLE_BUCKET)

@@ -39,10 +39,14 @@ class DeepSpeedConfig(Config):
         "2 the gradients too, 3 the weights too",
     )
     overlap_comm: bool = Field(
-        True, description="send gradients while the backward pass computes the next ones"
+        True,
+        description="send gradients while the backward pass computes the next ones; DeepSpeed does "
+        "not at stage 0, nor at 1 in bf16",
     )
     bucket_elements: PositiveInt = Field(
-        100_000_000, description="elements sent together; each bucket needs memory"
+        100_000_000,
+        description="elements sent together; each bucket needs memory. Gradients go in larger ones "
+        "at stage 0, and at 1 in bf16",
     )
     prefetch_elements: NonNegativeInt = Field(
         50_000_000, description="stage 3: elements of weights fetched ahead"

@@ -26,7 +26,9 @@ def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> 
     DeepSpeed averages gradients over the ranks, and the engine weighs its losses so that their sum
     is what is wanted; it also says where a step ends, so that there is nothing to accumulate here.
     Precision bf16 with parted weights means bf16 weights, fp32 ones in the optimizer and fp32
-    sums of gradients. At stage 0 the weights are fp32, and autocast alone makes it bf16.
+    sums of a rank's gradients, which the ranks send each other in bf16 unless `extra` has
+    `communication_data_type: fp32`. At stage 0 the weights are fp32, and autocast alone makes it
+    bf16.
 
     Args:
         training: with precision `auto`, bf16 stays `auto`: for people to read, not for DeepSpeed.

@@ -46,12 +46,36 @@ def test_a_plan_of_the_papers_base_model(tmp_path):
         "ranks: 64; of a step each takes 4 sequences at most, micro-batches: 1 of 4",
         "as the paper counts the run: 4.9e+17 in Table 4",
         "at 40% of 989.4 TFLOP/s",
+        "the recipe has ZeRO 1; for another line `toto train` takes --set training.deepspeed.zero",
+        "terms of ZeRO 1, at the backward pass of the loss",
+        "  P parameters, R GPUs, n blocks,",
         "disk: 4.01 GiB, 2 checkpoints kept and one being written",
     ):
         assert line in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("  ZeRO")]
     assert len(rows) == 8
     assert all(" yes " in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        ([], "one process"),
+        (["--set", "training.recompute=true"], "one process, recompute"),
+        (["--set", "training.engine=deepspeed"], "ZeRO 1"),
+        (["--gpus", "2", "--set", "training.deepspeed.zero_stage=3"], "ZeRO 3"),
+    ],
+)
+def test_the_setting_of_the_recipe_is_named_and_laid_open(arguments, setting, tmp_path):
+    done = toto("plan", "quickstart", *arguments, cwd=tmp_path)
+    assert f"the recipe has {setting}; " in done.stdout
+    assert f"terms of {setting}, at the " in done.stdout
+
+
+def test_ranks_without_sequences_are_told(tmp_path):
+    done = toto("plan", "quickstart", "--gpus", "6", cwd=tmp_path)
+    assert "2 of the ranks have nothing to do: a step has fewer sequences" in done.stdout
+    assert "nothing to do" not in toto("plan", "quickstart", "--gpus", "4", cwd=tmp_path).stdout
 
 
 def test_what_does_not_fit_is_said_with_a_mend(tmp_path):

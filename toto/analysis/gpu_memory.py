@@ -141,7 +141,9 @@ def _states(load: Load, setting: Setting) -> list[Term]:
         formula = f"{size}·P/R" if setting.stage == 3 else f"{size}·P"
         weights = Term("weights", "weights", formula, size * params // parts, ZERO)
         optimizer = _parted_state(load)
-    frozen = Term("tokenizer", "its weights", "4·its parameters", tokenizer, "tokenizers/size.py")
+    frozen = Term(
+        "tokenizer", "tokenizer's weights", "4·its parameters", tokenizer, "tokenizers/size.py"
+    )
     return [weights, optimizer, frozen]
 
 

@@ -138,6 +138,7 @@ class Plan:
         micro_batch: of those at once.
         micro_batches: of a step.
         settings: each way to run it, the fastest first.
+        chosen: that of the recipe.
         checkpoint_bytes: of one: weights and two moments in fp32.
         kept_checkpoints: at the end: the newest, and those that are kept for good.
         disk_bytes: of those that are kept, and of the next one while it is written.
@@ -151,6 +152,7 @@ class Plan:
     micro_batch: int
     micro_batches: int
     settings: tuple[SettingPlan, ...]
+    chosen: Setting
     checkpoint_bytes: int
     kept_checkpoints: int
     disk_bytes: int
@@ -177,6 +179,7 @@ class Plan:
                 recipe.batch_sequences, training.micro_batch, world=cluster.gpus
             ),
             settings=(),
+            chosen=_chosen(recipe, cluster),
             checkpoint_bytes=checkpoint,
             kept_checkpoints=kept,
             disk_bytes=(kept + 1) * checkpoint,
@@ -228,6 +231,13 @@ class Plan:
             frozen=_frozen(recipe, cluster.device, self.micro_batch),
             deepspeed=recipe.training.deepspeed,
         )
+
+
+def _chosen(recipe: TrainRecipe, cluster: Cluster) -> Setting:
+    """As `toto train` chooses: one process is the local engine's, unless the recipe says else."""
+    training = recipe.training
+    local = cluster.gpus == 1 and training.engine != "deepspeed"
+    return Setting(None if local else training.deepspeed.zero_stage, training.recompute)
 
 
 def _compute(recipe: TrainRecipe, size: ModelSize) -> Compute:

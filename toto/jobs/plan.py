@@ -20,6 +20,11 @@ __all__ = ["print_plan"]
 
 DAY = 86_400
 UNKNOWN = "?"
+# docs/plan.md has those of Mamba's blocks, too.
+LETTERS = (
+    "P parameters, R GPUs, n blocks, B sequences of a micro-batch, L positions, D width, N heads, "
+    "M values of all key heads, F hidden values, S rows of the readout, V logits of a row"
+)
 
 
 def print_plan(
@@ -54,10 +59,9 @@ def print_plan(
 
 def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
     compiled = "compiled" if recipe.training.compile else "eager"
-    say(
-        f"{recipe.name} on {cluster.nodes} × {cluster.per_node} {cluster.device.title}, "
-        f"{plan.precision}, {compiled}"
-    )
+    machines = f"{cluster.nodes} × {cluster.per_node} {cluster.device.title}"
+    where = cluster.device.title if cluster.gpus == 1 else machines
+    say(f"{recipe.name} on {where}, {plan.precision}, {compiled}")
     for what, value in describe(recipe):
         if what != "compute":
             say(f"  {what}: {value}")
@@ -65,6 +69,9 @@ def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
         f"  ranks: {cluster.gpus}; of a step each takes {plan.share} sequences at most, "
         f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
     )
+    idle = cluster.gpus - plan.sequences_a_step
+    if idle > 0:
+        say(f"  {idle} of the ranks have nothing to do: a step has fewer sequences than ranks")
     compute, length = plan.compute, recipe.layout.num_visual
     say("multiply-accumulates")
     say_table(
@@ -109,10 +116,20 @@ def _print_settings(plan: Plan, cluster: Cluster) -> None:
     else:
         say(
             f"  time: at {cluster.utilisation:.0%} of {rate / 1e12:g} TFLOP/s ({device.source}), "
-            "recomputed products counted; without loading, tokenizing and evaluation"
+            "recomputed products counted; without loading, tokenizing, evaluation, and what GPUs "
+            "send each other"
         )
+    say(f"  the recipe has {plan.chosen}; {_how_to_change(cluster)}")
     if all(one.fits is False for one in plan.settings):
         say("  nothing fits: lower training.micro_batch, or take more GPUs")
+
+
+def _how_to_change(cluster: Cluster) -> str:
+    engine = " --set training.engine=deepspeed" if cluster.gpus == 1 else ""
+    return (
+        f"for another line `toto train` takes{engine} --set training.deepspeed.zero_stage=0 to 3, "
+        "--set training.recompute=true"
+    )
 
 
 def _setting_cells(one: SettingPlan, plan: Plan, cluster: Cluster) -> list[str]:
@@ -130,12 +147,10 @@ def _setting_cells(one: SettingPlan, plan: Plan, cluster: Cluster) -> list[str]:
 
 
 def _print_terms(plan: Plan) -> None:
-    """The terms of the first setting that fits, or of the smallest."""
-    counted = [one for one in plan.settings if one.moment is not None]
-    if not counted:
+    """What the setting of the recipe consists of."""
+    (shown,) = (one for one in plan.settings if one.setting == plan.chosen)
+    if shown.moment is None:
         return
-    shown = next((one for one in counted if one.fits), min(counted, key=_bytes))
-    assert shown.moment is not None
     say(f"terms of {shown.setting}, at the {shown.moment.name}")
     say_table(
         ["  term", "GiB", "formula", "source"],
@@ -144,11 +159,7 @@ def _print_terms(plan: Plan) -> None:
             for term in shown.moment.terms
         ],
     )
-
-
-def _bytes(one: SettingPlan) -> int:
-    assert one.moment is not None
-    return one.moment.bytes
+    say(f"  {LETTERS}")
 
 
 def _print_data(recipe: TrainRecipe, needs: list[SourceNeed]) -> None:

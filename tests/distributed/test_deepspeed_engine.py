@@ -18,8 +18,11 @@ from toy_pretraining import (
 )
 
 from toto.errors import CheckpointError, RunError, UserError
+from toto.tasks.config import DvaeTaskConfig
+from toto.tasks.dvae import DvaeTask
 from toto.tasks.vqgan import DeadCodes
 from toto.tokenizers.codebook import Codebook
+from toto.tokenizers.config import DvaeConfig
 from toto.training.distributed import Ranks
 from toto.training.engine import EngineState
 from toto.training.engine_deepspeed import DeepSpeedEngine
@@ -257,6 +260,22 @@ def test_settings_that_deepspeed_looks_at_are_let_through():
     DeepSpeedEngine(toy_task(), training, optimizer, lambda step: 1e-3, ranks=Ranks()).close()
 
 
+def test_weights_with_channels_last_keep_their_order_and_values():
+    """1 × 1 kernels among them: torch calls them contiguous in either order."""
+    torch.set_num_threads(1)
+    tiny = DvaeConfig(weights="random:0", width=8, num_codes=32, blocks_per_group=1, decoder_stem=8)
+    training, optimizer = toy_settings(0)
+    task = DvaeTask(tiny.build(), DvaeTaskConfig())
+    before = {name: tensor.clone() for name, tensor in task.trainable.state_dict().items()}
+    strides = {name: tensor.stride() for name, tensor in task.trainable.state_dict().items()}
+    assert any(tensor.ndim == 4 and tensor.stride(-1) != 1 for tensor in before.values())
+    engine = DeepSpeedEngine(task, training, optimizer, lambda step: 1e-3, ranks=Ranks())
+    after = task.trainable.state_dict()
+    engine.close()
+    assert {name: tensor.stride() for name, tensor in after.items()} == strides
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
 def test_what_deepspeed_does_not_know_it_refuses_and_a_task_may_need_whole_weights():
     training, optimizer = toy_settings(1, extra={"zero_optimization": {"stagee": 2}})
     with pytest.raises(UserError, match=r"training\.deepspeed: DeepSpeed refuses(.|\n)*stagee"):
@@ -269,5 +288,5 @@ def test_what_deepspeed_does_not_know_it_refuses_and_a_task_may_need_whole_weigh
     task = toy_task()
     task.__class__ = Whole
     training, optimizer = toy_settings(1)
-    with pytest.raises(UserError, match=r"zero_stage is 1, and Whole reads or sets(.|\n)*write 0"):
+    with pytest.raises(UserError, match=r"zero_stage: 1 parts .* Whole needs .* Write 0"):
         DeepSpeedEngine(task, training, optimizer, lambda step: 1e-3, ranks=Ranks())

@@ -158,6 +158,11 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
     say(f"  machine: {several}{training.device}, {training.precision}, {compiled}")
     if training.engine == "deepspeed":
         say(f"  engine: DeepSpeed, ZeRO {training.deepspeed.zero_stage}")
+    idle = ranks.world - recipe.batch_sequences
+    if idle > 0:
+        say(
+            f"  note: a step has {recipe.batch_sequences} sequences: {idle} ranks have nothing to do"
+        )
     for note in notes:
         say(f"  note: {note}")
     if run.checkpoint is not None:

@@ -77,8 +77,9 @@ class DeepSpeedEngine(Generic[B]):
         stage = training.deepspeed.zero_stage
         if stage and not task.can_be_parted:
             raise UserError(
-                f"training.deepspeed.zero_stage is {stage}, and {type(task).__name__} reads or "
-                "sets weights beside their modules, so that each rank must have them whole: write 0"
+                f"training.deepspeed.zero_stage: {stage} parts the training among the ranks, and "
+                f"{type(task).__name__} needs all weights whole on each, as the training of every "
+                "tokenizer does. Write 0 in the recipe, or --set training.deepspeed.zero_stage=0"
             )
         task.meet(ranks)
         self._device = torch.device(training.device)
@@ -101,7 +102,7 @@ class DeepSpeedEngine(Generic[B]):
                 resources.enter_context(_group_of_one(self._device))
             strides = {p: p.stride() for p in self._parameters().values()}
             for parameter in strides:  # DeepSpeed takes no channels-last weights
-                parameter.data = parameter.data.contiguous()
+                parameter.data = _row_major(parameter.data)
             timeout = timedelta(minutes=training.timeout_minutes)
             asked = _Asked(settings)
             self._engine = _initialized(self._forward, self._adamw, asked, self._device, timeout)
@@ -363,6 +364,7 @@ def _initialized(
     # From inside DeepSpeed; torch 2.13 has new names for what it calls.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
+    logger.addFilter(_is_news)
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of every optimizer but its own
     try:
@@ -378,6 +380,16 @@ def _initialized(
     finally:
         logger.setLevel(level)
     return engine
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    """A copy with the last axis together; that of a 1 × 1 kernel passes for it in any order."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """No: it says that a gradient is not finite, which the error of the step says with more."""
+    return "OVERFLOW" not in record.getMessage()
 
 
 def _zero_tensors(stage: int, wrapped: Any, adamw: torch.optim.AdamW) -> ZeroTensors:

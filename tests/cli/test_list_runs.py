@@ -134,15 +134,22 @@ def test_a_signal_stops_it(tmp_path, tiny_datasets):
 
 def test_an_error_is_told(tmp_path, tiny_datasets, monkeypatch):
     def fail(*arguments, **settings):
-        raise RunError("no luck")
+        raise RunError("no luck. Try again")
 
     monkeypatch.setattr("toto.jobs.train.train", fail)
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets))
     toto("train", recipe, cwd=tmp_path, code=1)
     state = look_at(tmp_path / "runs/tiny")
-    assert (state.state, state.error, state.resumable) == ("failed", "RunError: no luck", False)
+    assert (state.state, state.error, state.resumable) == (
+        "failed",
+        "RunError: no luck. Try again",
+        False,
+    )
     assert "runs/tiny: failed (RunError: no luck); `toto train" in printed(tmp_path)
-    assert "--resume` goes on from the beginning" in printed(tmp_path)
+    assert "--resume` goes on from the beginning\n" in printed(tmp_path)
+    history = tmp_path / "runs/tiny/history.jsonl"
+    history.write_text(history.read_text().replace('"ranks": 1', '"ranks": 2'))
+    assert "--resume` goes on from the beginning, it ran on 2 ranks\n" in printed(tmp_path)
 
 
 def test_a_run_without_history_and_one_whose_history_is_broken(finished, tmp_path):

@@ -112,7 +112,7 @@ end(RunError("rank 2 cannot be reached"))
     assert "--resume" in str(error)
 
 
-def test_a_crash_is_named_and_stopped_ranks_are_woken_to_end(tmp_path, monkeypatch):
+def test_a_crash_is_named_and_stopped_ranks_are_woken_to_end(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(launcher, "NOTICE_SECONDS", 0.3)
     body = """
 if rank == 1:
@@ -122,6 +122,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
     begun = time.monotonic()
     assert str(ended(body, tmp_path)).startswith("rank 1 ended with exit code 1")
+    assert capfd.readouterr().err == "rank 1 has failed; the others are told to end, by SIGTERM\n"
     assert time.monotonic() - begun < 5
 
 

@@ -126,7 +126,9 @@ def test_a_rank_that_ends_or_hangs_ends_the_others(how):
     begun = time.monotonic()
     with pytest.raises(RankError) as error:
         on_ranks(2, reported_end, how, timeout=timedelta(seconds=3))
-    assert "cannot be reached" in str(error.value)
+    assert "rank 1 on " in str(error.value)
+    assert "cannot be reached: " in str(error.value)
+    assert "pair.cc" not in str(error.value).partition("cannot be reached")[2].partition(" It ")[0]
     assert "--resume" in str(error.value)
     assert time.monotonic() - begun < 15
 

@@ -129,7 +129,7 @@ class _Ranks:
                     self._processes.append(process)
                 failed = self._first_failures()
                 if failed:
-                    self._end_others()
+                    self._end_others(next(iter(failed)))
             finally:
                 for process in self._processes:
                     process.kill()
@@ -167,14 +167,20 @@ class _Ranks:
                 return failed
             time.sleep(POLL_SECONDS)
 
-    def _end_others(self) -> None:
-        for number, seconds in ((None, NOTICE_SECONDS), (signal.SIGTERM, SAVE_SECONDS)):
-            if number is not None:
-                self._send(number)
-                self._send(signal.SIGCONT)  # one that is stopped would not hear it
-            until = time.monotonic() + seconds
-            while self._alive() and time.monotonic() < until:
-                time.sleep(POLL_SECONDS)
+    def _end_others(self, first: int) -> None:
+        if self._ended_within(NOTICE_SECONDS):
+            return
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(f"rank {first} has failed; the others are told to end, by SIGTERM")
+        self._send(signal.SIGTERM)
+        self._send(signal.SIGCONT)  # one that is stopped would not hear it
+        self._ended_within(SAVE_SECONDS)
+
+    def _ended_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self._alive() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        return not self._alive()
 
     def _cause(self, failed: Mapping[int, int]) -> BaseException:
         """What to raise for all of them."""

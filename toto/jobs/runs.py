@@ -50,6 +50,7 @@ class RunState:
         resumable: whether --resume goes on with it now.
         recipe: its name.
         command: of its last start, without --resume.
+        ranks: of that start.
         folder: where that was typed.
         holder: who trains there now.
         error: what ended it.
@@ -67,6 +68,7 @@ class RunState:
     resumable: bool = False
     recipe: str | None = None
     command: str | None = None
+    ranks: int = 1
     folder: str | None = None
     holder: Holder | None = None
     error: str | None = None
@@ -147,6 +149,7 @@ def _state(run: Path) -> RunState:
         resumable=state not in ("running", "done") and checkpoint is not None,
         recipe=name,
         command=start.command if start else None,
+        ranks=int(start.versions.get("ranks", 1)) if start else 1,
         folder=start.folder if start else None,
         holder=holder,
         error=last.error if isinstance(last, End) else None,
@@ -232,7 +235,11 @@ def _what_next(state: RunState) -> str | None:
         return None
     place = "" if state.folder == str(Path.cwd()) else f" in {state.folder}"
     origin = "the beginning" if state.checkpoint is None else f"step {state.checkpoint:,}"
-    why = f" ({state.error})" if state.error else ""
+    # The first sentence; the history has all of them, and --json.
+    why = f" ({state.error.partition('. ')[0]})" if state.error else ""
+    # The command does not show a launcher around it.
+    ranks = f", it ran on {state.ranks} ranks" if state.ranks > 1 else ""
     return (
-        f"{state.run}: {state.state}{why}; `{state.command} --resume`{place} goes on from {origin}"
+        f"{state.run}: {state.state}{why}; `{state.command} --resume`{place} goes on from "
+        f"{origin}{ranks}"
     )

@@ -92,6 +92,8 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     init_from = recipe.init_from
     if init_from is not None and run.checkpoint is None:
         init_from = _load_initial(init_from, task)
+        if ranks.is_first:
+            say(f"  weights from {init_from}")
     origin = Origin(asked, init_from)
     with running_engine(recipe, task, ranks) as engine:
         return _trained(recipe, task, engine, sources, ranks, run, origin)
@@ -335,7 +337,6 @@ def _load_initial(init_from: str, task: NextTokenTask) -> str:
         tensors = read_model(folder, task.model)
         check_tensors(task.model.state_dict(), tensors, "weights")
         task.model.load_state_dict(tensors)
-        say(f"  weights from {folder}")
         return init_from
     found = resolve_run(init_from)
     changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
@@ -347,5 +348,4 @@ def _load_initial(init_from: str, task: NextTokenTask) -> str:
             f"{'; '.join(theirs)}"
         )
     load_weights(found.checkpoint, task.model)
-    say(f"  weights from {found.checkpoint}")
     return str(found.checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -184,7 +185,8 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
         timeout: after which a rank that waits for another gives up.
 
     Raises:
-        UserError: a local rank without a GPU of its own, or a device unlike that of rank 0.
+        UserError: a local rank without a GPU of its own, a device unlike that of rank 0, or a port
+            that is taken.
         RunError: the ranks do not meet.
     """
     if device == "cuda":
@@ -193,11 +195,7 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
         yield Ranks()
         return
     with Ranks().together():
-        store, _, _ = next(
-            rendezvous(
-                f"tcp://{launch.address}:{launch.port}", launch.rank, launch.world, timeout=timeout
-            )
-        )
+        store = _store(launch, timeout)
         store.set_timeout(timeout)
         _require_same_device(store, launch, device)
         dist.init_process_group(
@@ -214,6 +212,22 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
         yield Ranks(launch.rank, launch.world, patient, roll_call)
     finally:
         dist.destroy_process_group()
+
+
+def _store(launch: Launch, timeout: timedelta) -> Store:
+    """Where the ranks meet: rank 0 serves it, unless torchrun does."""
+    meeting = f"tcp://{launch.address}:{launch.port}"
+    try:
+        store, _, _ = next(rendezvous(meeting, launch.rank, launch.world, timeout=timeout))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"rank {launch.rank} on {socket.gethostname()}: another process has the port "
+            f"{launch.port}, where the ranks are to meet. Start all ranks again with another: "
+            "MASTER_PORT for srun, --master-port for torchrun, --master_port for deepspeed"
+        ) from error
+    return store
 
 
 def _choose_gpu(launch: Launch) -> None:
@@ -248,8 +262,10 @@ def _is_lost(error: RuntimeError) -> bool:
 def _lost_text(error: RuntimeError, roll_call: RollCall | None) -> str:
     missing = roll_call.missing() if roll_call is not None else []
     who = f"{', '.join(missing)} cannot" if missing else "the other ranks cannot"
+    # Without the file of torch's build that gloo begins with, and its advice after a full stop.
+    why = re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
     return (
-        f"{who} be reached: {str(error).splitlines()[0]}. It ended, or hung for longer than "
+        f"{who} be reached: {why}. It ended, or hung for longer than "
         "training.timeout_minutes; its own message, if it had time for one, says why. "
         "The checkpoints stand: go on with --resume"
     )

@@ -74,7 +74,7 @@ def test_the_setting_of_the_recipe_is_named_and_laid_open(arguments, setting, tm
 
 def test_ranks_without_sequences_are_told(tmp_path):
     done = toto("plan", "quickstart", "--gpus", "6", cwd=tmp_path)
-    assert "2 of the ranks have nothing to do: a step has fewer sequences" in done.stdout
+    assert "ranks with nothing to do: 2; a step has 4 sequences" in done.stdout
     assert "nothing to do" not in toto("plan", "quickstart", "--gpus", "4", cwd=tmp_path).stdout
 
 

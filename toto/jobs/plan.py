@@ -71,7 +71,7 @@ def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
     )
     idle = cluster.gpus - plan.sequences_a_step
     if idle > 0:
-        say(f"  {idle} of the ranks have nothing to do: a step has fewer sequences than ranks")
+        say(f"  ranks with nothing to do: {idle}; a step has {plan.sequences_a_step} sequences")
     compute, length = plan.compute, recipe.layout.num_visual
     say("multiply-accumulates")
     say_table(

@@ -160,7 +160,8 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
         say(f"  engine: DeepSpeed, ZeRO {training.deepspeed.zero_stage}")
     idle = ranks.world - recipe.batch_sequences
     if idle > 0:
-        say(f"  note: ranks with nothing to do: {idle}; a step has {recipe.batch_sequences} sequences")
+        sequences = recipe.batch_sequences
+        say(f"  note: ranks with nothing to do: {idle}; a step has {sequences} sequences")
     for note in notes:
         say(f"  note: {note}")
     if run.checkpoint is not None:

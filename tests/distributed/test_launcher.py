@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from toto.errors import RunError, StoppedError, UserError
+from toto.errors import Problem, RecipeError, RunError, StoppedError, UserError, raised_by_all
 from toto.jobs import launcher
-from toto.jobs.launcher import launched, run_ranks
+from toto.jobs.launcher import launched, run_ranks, tell
 
 pytestmark = pytest.mark.distributed
 
@@ -83,6 +83,30 @@ end(error)
     assert error.__notes__ == ["look twice"]
 
 
+RECIPE_ERROR = RecipeError("my.yaml", [Problem("seed", "no number", "Write one")])
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "local_rank", "says"),
+    [
+        (RECIPE_ERROR, "8", "0", True),  # the first of the second machine
+        (RECIPE_ERROR, "9", "1", False),
+        (raised_by_all(UserError("all differ")), "0", "0", True),
+        (raised_by_all(UserError("all differ")), "8", "0", False),
+        (UserError("no GPU"), "9", "1", True),
+        (RECIPE_ERROR, "9", "", True),  # the variables are broken
+    ],
+)
+def test_ranks_of_another_launcher_say_a_mistake_as_seldom_as_they_know(
+    error, rank, local_rank, says, monkeypatch, capsys
+):
+    variables = {"WORLD_SIZE": "16", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in (variables | {"RANK": rank, "LOCAL_RANK": local_rank}).items():
+        monkeypatch.setenv(name, value)
+    tell(error)
+    assert bool(capsys.readouterr().err) is says
+
+
 def test_the_first_error_is_the_cause_and_the_others_are_ended(tmp_path):
     body = """
 if rank == 1:
@@ -122,7 +146,9 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
     begun = time.monotonic()
     assert str(ended(body, tmp_path)).startswith("rank 1 ended with exit code 1")
-    assert capfd.readouterr().err == "rank 1 has failed; the others are told to end, by SIGTERM\n"
+    assert capfd.readouterr().err == (
+        "rank 1 has ended with an error; the others are told to, by SIGTERM\n"
+    )
     assert time.monotonic() - begun < 5
 
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from toto.errors import StoppedError
+from toto.errors import RunError, StoppedError
 from toto.training.interrupt import WARNINGS, Interrupt, stopped_before_training
 
 
@@ -21,6 +21,19 @@ def test_before_the_steps_a_scheduler_s_signal_stops_at_once(number):
     with pytest.raises(StoppedError, match=message), stopped_before_training():
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_a_run_that_ends_with_an_error_keeps_it():
+    """A launcher has found the lost rank too, and signals those that are left."""
+
+    def fail():
+        try:
+            raise RunError("rank 1 is lost")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunError, match="rank 1 is lost"), stopped_before_training():
+        fail()
 
 
 def test_the_steps_have_their_own_way_and_give_it_back():

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from toto.errors import RunError, StoppedError, TotoError, UserError, error_of_code
+from toto.errors import RecipeError, RunError, StoppedError, TotoError, UserError, error_of_code
 from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.launch import ALONE, find_launch
 
@@ -85,12 +85,23 @@ def tell(error: TotoError) -> None:
         (folder / f"{name}.partial").write_text(json.dumps(word), encoding="utf-8")
         (folder / f"{name}.partial").rename(folder / f"{name}.json")
         return
-    if error.by_all and find_launch(os.environ).rank:
+    if _another_tells(error):
         return
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"[bold red]{error.label}:[/] {escape(str(error))}")
     for note in notes:
         console.print(f"[bold red]besides:[/] {escape(note)}")
+
+
+def _another_tells(error: TotoError) -> bool:
+    try:
+        launch = find_launch(os.environ)
+    except UserError:  # of the launcher's variables: no rank knows which it is
+        return False
+    # The ranks of a machine read one recipe, and before they have met each finds its mistakes.
+    if isinstance(error, RecipeError):
+        return launch.local_rank > 0
+    return error.by_all and launch.rank > 0
 
 
 def run_ranks(command: Sequence[str], world: int, folder: Path) -> None:
@@ -171,7 +182,7 @@ class _Ranks:
         if self._ended_within(NOTICE_SECONDS):
             return
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"rank {first} has failed; the others are told to end, by SIGTERM")
+        console.print(f"rank {first} has ended with an error; the others are told to, by SIGTERM")
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)  # one that is stopped would not hear it
         self._ended_within(SAVE_SECONDS)

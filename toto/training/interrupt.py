@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from toto.errors import StoppedError
+from toto.errors import RunError, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,13 +88,17 @@ def stopped_error(number: signal.Signals) -> StoppedError:
 def stopped_before_training() -> Iterator[None]:
     """Outside of the steps a scheduler's signal ends a run at once: there is nothing to save.
 
+    One that comes while a run ends with a RunError does nothing: launchers send it to the ranks
+    that are left, and that error is what the user is to hear of.
+
     Raises:
         StoppedError: such a signal has come.
     """
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:
+        ending = isinstance(sys.exc_info()[1], RunError)
+        if os.getpid() == owner and not ending:
             raise stopped_error(signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():

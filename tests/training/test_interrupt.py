@@ -78,4 +78,4 @@ def test_an_echo_does_nothing_and_a_second_wish_ends_it_at_once():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.stdout == "one wish\n"
     assert done.returncode == -signal.SIGTERM
-    assert done.stderr.strip().startswith("stopping: this step is finished and saved")
+    assert done.stderr.strip().startswith("stopping when this step is finished and saved")

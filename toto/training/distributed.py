@@ -217,6 +217,7 @@ def joined_ranks(launch: Launch, *, device: str, timeout: timedelta) -> Iterator
 def _store(launch: Launch, timeout: timedelta) -> Store:
     """Where the ranks meet: rank 0 serves it, unless torchrun does."""
     meeting = f"tcp://{launch.address}:{launch.port}"
+    store: Store
     try:
         store, _, _ = next(rendezvous(meeting, launch.rank, launch.world, timeout=timeout))
     except dist.DistNetworkError as error:

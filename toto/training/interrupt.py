@@ -23,7 +23,7 @@ WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
 
 # A scheduler signals launchers and ranks alike, and launchers pass it on: the same wish, twice.
 ECHO_SECONDS = 1.0
-_HEARD = b"\nstopping: this step is finished and saved; the same signal again ends it at once\n"
+_HEARD = b"\nstopping when this step is finished and saved; the same signal again ends it at once\n"
 
 
 class Interrupt:

@@ -173,5 +173,5 @@ def test_two_ranks_train_a_tokenizer_as_one_process(tmp_path, tiny_datasets):
 
     recipe["training"]["deepspeed"]["zero_stage"] = 1
     recipe["output"] = str(tmp_path / "three")
-    with pytest.raises(RankError, match=r"zero_stage is 1, and VqganTask reads or sets"):
+    with pytest.raises(RankError, match="VqganTask needs all weights whole on each"):
         launched(2, train_tokenizer, recipe)

@@ -1,0 +1,184 @@
+"""DAVIS (Pont-Tuset et al. 2017) as it is published: pictures, and a mask of objects for each.
+
+    DIR/ImageSets/2017/val.txt           names of sequences, one a line
+    DIR/JPEGImages/480p/NAME/00000.jpg
+    DIR/Annotations/480p/NAME/00000.png  indexed PNG: 0 background, k object k, 255 void
+
+Masks that a model found lie likewise: MASKS/NAME/00000.png.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from toto.data.decode import Frame, UndecodableError, decode_image
+from toto.errors import DataError, UserError
+from toto.files import disk_errors, replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["PALETTE", "DavisSequence", "Ids", "open_davis", "read_mask", "write_mask"]
+
+Ids = npt.NDArray[np.uint8]
+"""The object of each pixel, `HW`; 0 is the background."""
+
+PICTURES, ANNOTATIONS, NAMES = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017/val.txt"
+VOID = 255
+INDEXED_MODES = ("P", "L")
+
+
+def _palette() -> Ids:
+    """The colours of PASCAL VOC, which DAVIS has too.
+
+    Bits 0, 1 and 2 of an id are the highest bits of red, green and blue, the next three the ones
+    below, and so on.
+    """
+    ids = np.arange(256)
+    colors = np.zeros((256, 3), np.uint8)
+    for place in range(8):
+        for channel in range(3):
+            bit = ids >> (3 * place + channel) & 1
+            colors[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+    return colors
+
+
+PALETTE = _palette()
+"""RGB of each object id, `[256, 3]`."""
+
+
+@dataclass(frozen=True)
+class DavisSequence:
+    """One video with an annotation for each frame; nothing is read before it is asked for."""
+
+    name: str
+    frames: tuple[Path, ...]
+    annotations: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        """Its frames."""
+        return len(self.frames)
+
+    def picture(self, index: int) -> Frame:
+        """Frame `index`, uint8 `HWC`.
+
+        Raises:
+            DataError: the file cannot be read or decoded.
+        """
+        path = self.frames[index]
+        try:
+            return decode_image(path.read_bytes())
+        except (OSError, UndecodableError) as error:
+            raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS anew") from error
+
+    def truth(self, index: int) -> Ids:
+        """The annotation of frame `index`; void counts as background, as the official code has it.
+
+        Raises:
+            DataError: the file cannot be read, or is no indexed PNG.
+        """
+        ids_HW = read_mask(self.annotations[index])
+        return np.where(ids_HW == VOID, np.uint8(0), ids_HW)
+
+    def num_objects(self) -> int:
+        """Those of the first annotation, by its highest id.
+
+        Raises:
+            DataError: it has none.
+        """
+        objects = int(self.truth(0).max())
+        if not objects:
+            raise DataError(
+                f"{self.annotations[0]}: no object (pixels are 0, or 255, which is void). In the "
+                "2017 layout objects have the ids 1, 2, …"
+            )
+        return objects
+
+
+def open_davis(root: Path, names: Sequence[str] = ()) -> list[DavisSequence]:
+    """The sequences of these names; unless any are given, those that `val.txt` lists.
+
+    Raises:
+        UserError: no such sequence.
+        DataError: a part of the layout is missing, or a frame has no annotation.
+    """
+    for part in (PICTURES, ANNOTATIONS):
+        if not (root / part).is_dir():
+            raise DataError(
+                f"{root} holds no {part}. Give the folder of DAVIS 2017 that holds JPEGImages, "
+                "Annotations and ImageSets (DAVIS-2017-trainval-480p.zip has it)"
+            )
+    return [_open_sequence(root, name) for name in names or _listed(root)]
+
+
+def _listed(root: Path) -> list[str]:
+    path = root / NAMES
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing, which lists the sequences. Put it back, or name them with "
+            "--sequences"
+        )
+    names = path.read_text(encoding="utf-8").split()
+    if not names:
+        raise DataError(f"{path} lists no sequence. Put it back, or name them with --sequences")
+    return names
+
+
+def _open_sequence(root: Path, name: str) -> DavisSequence:
+    frames = tuple(sorted((root / PICTURES / name).glob("*.jpg")))
+    if not frames:
+        there = sorted(path.name for path in (root / PICTURES).iterdir() if path.is_dir())
+        raise UserError(
+            f"sequence {name}: no frames in {root / PICTURES / name}. There are "
+            f"{', '.join(there) or 'none at all'}"
+        )
+    annotations = tuple(root / ANNOTATIONS / name / f"{frame.stem}.png" for frame in frames)
+    for path in annotations:
+        if not path.is_file():
+            raise DataError(
+                f"{path} is missing: every frame needs its annotation, or nothing can be scored. "
+                "Unpack DAVIS anew, or leave the sequence out with --sequences"
+            )
+    return DavisSequence(name, frames, annotations)
+
+
+def read_mask(path: Path) -> Ids:
+    """The ids in an indexed PNG, `HW`.
+
+    Raises:
+        DataError: it is missing, broken, or holds colours instead of ids.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in INDEXED_MODES:
+                raise DataError(
+                    f"{path} holds colours (mode {image.mode}), not ids. Write masks as indexed "
+                    "PNG with the object's id in each pixel"
+                )
+            return np.array(image)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing. Masks are named as the frames are, MASKS/SEQUENCE/00000.png"
+        ) from error
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # Pillow raises all of them
+        raise DataError(f"{path} cannot be read: {error}. Write it anew") from error
+
+
+def write_mask(path: Path, ids_HW: Ids) -> None:
+    """Write an indexed PNG with the colours of DAVIS; its folder is made if it is missing.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    image = Image.fromarray(ids_HW)
+    image.putpalette(PALETTE.tobytes())
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            image.save(part, format="PNG")

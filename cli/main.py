@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
-from toto.cli import analysis, data, inspection, models, tokenizers, weights
+from toto.cli import analysis, data, inspection, models, tokenizers, tracking, weights
 
 from toto.errors import TotoError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 models.add_to(app)
+tracking.add_to(app)
 tokenizers.add_to(app)
 weights.add_to(app)
 data.add_to(app)

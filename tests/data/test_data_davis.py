@@ -6,43 +6,47 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toy_davis import FRAMES, HEIGHT, WIDTH, make_davis
 
 from toto.data import davis
 from toto.data.davis import PALETTE, open_davis, read_mask, write_mask
 from toto.errors import DataError, UserError
 
 
+def refused(error: type[Exception], text: str):
+    return pytest.raises(error, match=re.escape(text))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two sequences of 3 frames of 12 × 8 px, one object in the first, two in the second."""
-    (tmp_path / "ImageSets/2017").mkdir(parents=True)
-    (tmp_path / "ImageSets/2017/val.txt").write_text("first\nsecond\n")
-    for objects, name in enumerate(("first", "second"), start=1):
-        (tmp_path / davis.PICTURES / name).mkdir(parents=True)
-        for t in range(3):
-            picture = np.full((8, 12, 3), 10 * t, np.uint8)
-            Image.fromarray(picture).save(tmp_path / davis.PICTURES / name / f"{t:05d}.jpg")
-            ids_HW = np.zeros((8, 12), np.uint8)
-            for number in range(1, objects + 1):
-                ids_HW[2 * number : 2 * number + 2, t : t + 4] = number
-            ids_HW[0, 0] = 255
-            write_mask(tmp_path / davis.ANNOTATIONS / name / f"{t:05d}.png", ids_HW)
-    return tmp_path
+    return make_davis(tmp_path / "davis")
 
 
 def test_the_listed_sequences_are_read(root):
-    first, second = open_davis(root)
-    assert (first.name, second.name, len(second)) == ("first", "second", 3)
-    assert (first.num_objects(), second.num_objects()) == (1, 2)
-    assert second.picture(2).shape == (8, 12, 3)
-    truth_HW = second.truth(1)
-    assert truth_HW[0, 0] == 0, "void counts as background"
-    assert truth_HW[4, 1:5].tolist() == [2, 2, 2, 2]
+    one, two = open_davis(root)
+    assert (one.name, two.name, len(two)) == ("one", "two", FRAMES)
+    assert (one.num_objects(), two.num_objects()) == (1, 2)
+    assert two.picture(2).shape == (HEIGHT, WIDTH, 3)
+    assert read_mask(two.annotations[1])[-1, -1] == 255
+    truth_HW = two.truth(1)
+    assert truth_HW[-1, -1] == 0, "void counts as background"
+    assert (truth_HW[30, 16:40] == 2).all()
+
+
+def test_a_sequence_that_is_named_twice_is_read_once(root):
+    assert [one.name for one in open_davis(root, ["two", "one", "two"])] == ["two", "one"]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "..", "a/b", ""])
+def test_a_name_cannot_lead_elsewhere(root, name):
+    (root / davis.NAMES).write_text(name or "one")
+    with refused(UserError, f"sequence {name!r} is not the name of a folder in"):
+        open_davis(root, [] if name else [name])
 
 
 def test_names_choose_sequences_without_the_list(root):
     (root / davis.NAMES).unlink()
-    assert [one.name for one in open_davis(root, ["second"])] == ["second"]
+    assert [one.name for one in open_davis(root, ["two"])] == ["two"]
 
 
 def test_masks_come_back_with_the_colours_of_davis(tmp_path):
@@ -59,10 +63,6 @@ def test_masks_come_back_with_the_colours_of_davis(tmp_path):
     assert PALETTE[255].tolist() == [224, 224, 192]
 
 
-def refused(error: type[Exception], text: str):
-    return pytest.raises(error, match=re.escape(text))
-
-
 def test_another_folder_is_refused(tmp_path):
     with refused(DataError, f"{tmp_path} holds no JPEGImages/480p. Give the folder of DAVIS 2017"):
         open_davis(tmp_path)
@@ -77,21 +77,21 @@ def test_a_missing_list_is_refused(root):
 def test_an_unknown_sequence_names_those_there_are(root):
     with refused(UserError, "sequence third: no frames in"):
         open_davis(root, ["third"])
-    with refused(UserError, "There are first, second"):
+    with refused(UserError, "There are one, two"):
         open_davis(root, ["third"])
 
 
 def test_a_frame_without_annotation_is_named(root):
-    (root / davis.ANNOTATIONS / "second/00002.png").unlink()
-    with refused(DataError, "second/00002.png is missing: every frame needs its annotation"):
+    (root / davis.ANNOTATIONS / "two/00002.png").unlink()
+    with refused(DataError, "two/00002.png is missing: every frame needs its annotation"):
         open_davis(root)
 
 
 def test_an_annotation_without_objects_is_refused(root):
     """DAVIS 2016 writes 255 for its one object, which is void in the layout of 2017."""
-    ids_HW = np.full((8, 12), 255, np.uint8)
-    write_mask(root / davis.ANNOTATIONS / "first/00000.png", ids_HW)
-    with refused(DataError, "first/00000.png: no object (pixels are 0, or 255, which is void)"):
+    ids_HW = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    write_mask(root / davis.ANNOTATIONS / "one/00000.png", ids_HW)
+    with refused(DataError, "one/00000.png: no object (pixels are 0, or 255, which is void)"):
         open_davis(root)[0].num_objects()
 
 
@@ -102,12 +102,12 @@ def test_colours_instead_of_ids_are_refused(tmp_path):
 
 
 def test_broken_and_missing_files_are_named(root):
-    broken = root / davis.ANNOTATIONS / "first/00001.png"
+    broken = root / davis.ANNOTATIONS / "one/00001.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with refused(DataError, "00001.png cannot be read"):
         open_davis(root)[0].truth(1)
     with refused(DataError, "00009.png is missing. Masks are named as the frames are"):
         read_mask(broken.with_name("00009.png"))
-    (root / davis.PICTURES / "first/00001.jpg").write_bytes(b"no picture")
+    (root / davis.PICTURES / "one/00001.jpg").write_bytes(b"no picture")
     with refused(DataError, "00001.jpg cannot be read"):
         open_davis(root)[0].picture(1)

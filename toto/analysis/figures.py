@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from toto.analysis.panels import GRID, INK, MUTED, SERIES, STYLE, look
+from toto.analysis.panels import GRID, INK, MARKERS, MUTED, SERIES, STYLE, look
 from toto.files import disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from toto.analysis.coordinates import Coordinates
     from toto.analysis.ngrams import NgramStatistics
     from toto.analysis.token_loss import PositionLosses
+    from toto.evaluation.tracking_results import TrackingResults
 
-__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams", "draw_token_loss"]
+__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams", "draw_token_loss", "draw_tracking"]
 
 LIGHT = {
     INK: "#1a2027",
@@ -155,6 +156,52 @@ def draw_token_loss(path: Path, series: Mapping[str, PositionLosses], unit: str)
         axes.set(xlim=(0, edges[-1]), ylim=(0, None))
         axes.set_xticks(edges[:: max(1, frames // 8)])
         figure.legend(loc="outside upper left", ncols=1 + len(series))
+
+
+def draw_tracking(path: Path, results: TrackingResults) -> None:
+    """J&F, J and F over the layers, the best one ringed, the copied first mask as a line.
+
+    Args:
+        path: the .png file.
+        results: of any layers.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    layers = list(results.layers)
+    curves = {
+        "J&F": [scores.j_and_f for scores in results.layers.values()],
+        "J": [scores.j.mean for scores in results.layers.values()],
+        "F": [scores.f.mean for scores in results.layers.values()],
+    }
+    with _png(path, PANEL) as figure:
+        axes = figure.subplots()
+        for number, (label, values) in enumerate(curves.items()):
+            color, marker = LIGHT[look(number)[0]], MARKERS[number]
+            axes.plot(layers, values, color=color, marker=marker, label=label)
+        best = results.layers[results.best].j_and_f
+        axes.plot(
+            results.best,
+            best,
+            color=LIGHT[SERIES[0]],
+            marker="o",
+            markersize=12,
+            fillstyle="none",
+            markeredgewidth=1.5,
+        )
+        copied = results.copies.j_and_f
+        axes.axhline(
+            copied, color=LIGHT[INK], linestyle=":", label=f"J&F, first mask copied: {copied:.1%}"
+        )
+        axes.set(
+            title=f"best J&F {best:.1%} at layer {results.best}",
+            xlabel="layer (0 is the embedding)",
+            ylabel="J, F",
+            ylim=(0, None),
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0, ncols=2)
 
 
 def _draw_sorted(axes: Axes, number: int, statistics: NgramStatistics) -> Line2D:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from toto.data.decode import Frame, UndecodableError, decode_image
 from toto.errors import DataError, UserError
-from toto.files import disk_errors, replacing
+from toto.files import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ def open_davis(root: Path, names: Sequence[str] = ()) -> list[DavisSequence]:
                 f"{root} holds no {part}. Give the folder of DAVIS 2017 that holds JPEGImages, "
                 "Annotations and ImageSets (DAVIS-2017-trainval-480p.zip has it)"
             )
-    return [_open_sequence(root, name) for name in names or _listed(root)]
+    return [_open_sequence(root, name) for name in dict.fromkeys(names or _listed(root))]
 
 
 def _listed(root: Path) -> list[str]:
@@ -131,6 +131,8 @@ def _listed(root: Path) -> list[str]:
 
 
 def _open_sequence(root: Path, name: str) -> DavisSequence:
+    if name in {"", ".", ".."} or "/" in name:
+        raise UserError(f"sequence {name!r} is not the name of a folder in {root / PICTURES}")
     frames = tuple(sorted((root / PICTURES / name).glob("*.jpg")))
     if not frames:
         there = sorted(path.name for path in (root / PICTURES).iterdir() if path.is_dir())
@@ -173,6 +175,8 @@ def read_mask(path: Path) -> Ids:
 def write_mask(path: Path, ids_HW: Ids) -> None:
     """Write an indexed PNG with the colours of DAVIS; its folder is made if it is missing.
 
+    There are thousands of them: that all are whole is up to whoever makes the folder above.
+
     Raises:
         RunError: the disk is full or refuses.
     """
@@ -180,5 +184,4 @@ def write_mask(path: Path, ids_HW: Ids) -> None:
     image.putpalette(PALETTE.tobytes())
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            image.save(part, format="PNG")
+        image.save(path, format="PNG")

@@ -17,7 +17,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from toto.data.decode import Frames
 
-__all__ = ["square", "square_plainly"]
+__all__ = ["square", "square_plainly", "squeeze"]
 
 
 def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float) -> Frames:
@@ -32,14 +32,26 @@ def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float
     Returns:
         uint8 `[T, resolution, resolution, 3]`.
     """
-    cropped_TSSC = _crop(frames_THWC, crop_y, crop_x)
-    if cropped_TSSC.shape[1] == resolution:
-        return cropped_TSSC
+    return squeeze(_crop(frames_THWC, crop_y, crop_x), resolution)
+
+
+def squeeze(frames_THWC: Frames, resolution: int) -> Frames:
+    """Resize the whole of each frame to a square, whatever its sides (bicubic, antialiased).
+
+    Args:
+        frames_THWC: uint8 RGB frames of any size.
+        resolution: side of the result in pixels; frames of that size come back unchanged.
+
+    Returns:
+        uint8 `[T, resolution, resolution, 3]`.
+    """
+    if frames_THWC.shape[1:3] == (resolution, resolution):
+        return frames_THWC
     # torch's kernels for bytes are Pillow's algorithm with vector instructions: one pass over the
     # clip, five times as fast.
-    frames_TCSS = torch.from_numpy(np.array(cropped_TSSC)).permute(0, 3, 1, 2)
+    frames_TCHW = torch.from_numpy(np.array(frames_THWC)).permute(0, 3, 1, 2)
     resized_TCRR = functional.interpolate(
-        frames_TCSS, size=(resolution, resolution), mode="bicubic", antialias=True
+        frames_TCHW, size=(resolution, resolution), mode="bicubic", antialias=True
     )
     return np.ascontiguousarray(resized_TCRR.permute(0, 2, 3, 1).numpy())
 

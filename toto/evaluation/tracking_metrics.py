@@ -203,7 +203,8 @@ def _border(mask_HW: Mask) -> Mask:
     # Repeated edges differ from nothing; the corner of the last row and column never counts.
     padded = np.pad(mask_HW, ((0, 1), (0, 1)), mode="edge")
     here, right, below, beyond = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    return (here != right) | (here != below) | (here != beyond)
+    differs: Mask = (here != right) | (here != below) | (here != beyond)
+    return differs
 
 
 def _dilate(mask_HW: Mask, radius: int) -> Mask:

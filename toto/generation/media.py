@@ -24,6 +24,7 @@ __all__ = [
     "pixel_scale",
     "sheet",
     "side_by_side",
+    "tinted",
     "write_gif",
     "write_mp4",
     "write_png",
@@ -135,6 +136,18 @@ def side_by_side(columns: Mapping[str, Pixels], *, prompt_frames: int, scale: in
         _write(draw, (size[0] // 2, size[1] - STRIP // 2), counter, anchor="mm")
         pictures.append(np.asarray(canvas))
     return np.stack(pictures)
+
+
+def tinted(frames_THWC: Pixels, ids_THW: Pixels, palette: Pixels) -> Pixels:
+    """Frames with each object's pixels half in its colour; id 0 leaves a pixel as it is.
+
+    Args:
+        frames_THWC: any number, of one size.
+        ids_THW: the object of each pixel.
+        palette: RGB of each id, `[ids, 3]`.
+    """
+    mixed_THWC = (frames_THWC // 2) + (palette // 2)[ids_THW]
+    return np.where(ids_THW[..., None] > 0, mixed_THWC, frames_THWC)
 
 
 def write_png(path: Path, image_HWC: Pixels) -> None:

@@ -16,8 +16,9 @@ from toto.errors import RecipeError, UserError
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
 from toto.jobs.console import progress_bar, say
-from toto.jobs.generated_folder import Shown, require_replaceable, sample_files, write_generated
+from toto.jobs.generated_folder import OURS, Shown, sample_files, write_generated
 from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
+from toto.jobs.result_folder import require_replaceable
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
@@ -60,7 +61,7 @@ def start_generating(request: GenerateRequest) -> None:
     found = resolve_run(request.run)
     _refuse_patches(found)
     folder = request.out or found.run / FOLDER
-    require_replaceable(folder)
+    require_replaceable(folder, OURS, "toto generate")
     found_prompts = find_prompts(request.prompts, found.recipe)
     prompts, frames = found_prompts.prompts, request.prompts.frames
     _refuse_partial_prefix(found.recipe, prompts, frames)

@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toto.errors import UserError
 from toto.files import disk_errors
 from toto.generation.media import (
     continuation_sheet,
@@ -22,14 +20,16 @@ from toto.generation.media import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from toto.analysis.runs import Generated
     from toto.generation.media import Pixels
 
-__all__ = ["Shown", "require_replaceable", "sample_files", "write_generated"]
+__all__ = ["OURS", "Shown", "sample_files", "write_generated"]
 
 RECORD = "generated.json"
 OURS = re.compile(r"generated\.json|sample-\d+\.(gif|mp4|png)")
+"""The names that the folder holds."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,6 @@ class Shown:
 def sample_files(index: int) -> dict[str, str]:
     """The files of sequence `index`: their kind → their name."""
     return {kind: f"sample-{index}.{kind}" for kind in ("gif", "mp4", "png")}
-
-
-def require_replaceable(folder: Path) -> None:
-    """Refuse a place that holds anything but an earlier generation.
-
-    Raises:
-        UserError: it is a file, the current folder, or a folder with other files.
-    """
-    if folder.resolve() == Path.cwd():
-        raise UserError(f"{folder} is the current folder. Name another one with --out")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file. Name a folder with --out")
-    others = [path.name for path in _content(folder) if not OURS.fullmatch(path.name)]
-    if others:
-        raise UserError(
-            f"{folder} holds {others[0]}, which toto generate did not write, and the whole folder "
-            "would be replaced. Name another one with --out"
-        )
 
 
 def write_generated(folder: Path, sequences: Sequence[Shown], record: Generated) -> None:
@@ -97,7 +79,3 @@ def _write_sequence(folder: Path, names: dict[str, str], sequence: Shown) -> Non
     write_gif(folder / names["gif"], animation)
     write_mp4(folder / names["mp4"], animation)
     write_png(folder / names["png"], continuation_sheet(rows, prompt_frames=given, scale=scale))
-
-
-def _content(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []

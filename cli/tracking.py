@@ -66,7 +66,7 @@ def track(
 ) -> None:
     """Propagate the first masks of DAVIS by a model's features; J and F of every layer.
 
-    Writes RUN/track: results.jsonl, summary.json, layers.png, and masks and overlays of the best
+    Writes RUN/track: results.jsonl, summary.json, curve.png, and masks and overlays of the best
     layer.
     """
     from toto.errors import UserError

@@ -13,7 +13,7 @@ HEIGHT, WIDTH, FRAMES, SIDE = 48, 80, 5, 24
 OBJECTS = {"one": 1, "two": 2}
 
 
-def make_davis(root: Path) -> Path:
+def make_davis(root: Path, frames: int = FRAMES) -> Path:
     """Sequence `one` has an object, `two` has two, of a pattern each; their last corner is void."""
     (root / NAMES).parent.mkdir(parents=True)
     (root / NAMES).write_text("\n".join(OBJECTS) + "\n")
@@ -22,7 +22,7 @@ def make_davis(root: Path) -> Path:
         background = rng.integers(0, 120, (HEIGHT, WIDTH, 3))
         patterns = rng.integers(60, 256, (objects, SIDE, SIDE, 3))
         (root / PICTURES / name).mkdir(parents=True)
-        for t in range(FRAMES):
+        for t in range(frames):
             frame, ids_HW = background.astype(np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
             for number in range(1, objects + 1):
                 place = slice(24 * number - 24, 24 * number), slice(8 + 8 * t, 8 + 8 * t + SIDE)

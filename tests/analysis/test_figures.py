@@ -12,6 +12,8 @@ from toto.analysis import figures
 from toto.analysis.ngrams import NgramCounter, NgramStatistics, statistics
 from toto.analysis.panels import VARIABLES
 from toto.errors import RunError
+from toto.evaluation.tracking_metrics import ObjectScore, Statistics, TrackingScores
+from toto.evaluation.tracking_results import TrackingResults
 
 PAGE = Path(figures.__file__).with_name("page.css")
 
@@ -63,3 +65,19 @@ def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"a\.png cannot be written"):
         figures.draw_ngrams(tmp_path / "a.png", {"one": of_random_images(0)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_curve_of_tracking_is_the_same_each_time(
+    tmp_path: Path,
+) -> None:
+    def scores_of(mean: float) -> TrackingScores:
+        one = Statistics(mean, 0.0, 0.0)
+        return TrackingScores((ObjectScore("seq", 1, one, one),))
+
+    layers = {layer: scores_of(0.1 * layer) for layer in range(3)}
+    results = TrackingResults(layers, scores_of(0.15))
+    for name in ("a.png", "b.png"):
+        figures.draw_tracking(tmp_path / name, results)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 400

@@ -69,7 +69,7 @@ def test_the_summary_says_what_the_masks_were_made_with(home, tracked):
 def test_masks_and_overlays_of_the_best_layer_stay(home, tracked):
     folder = home / "run/track"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "layers.png", "masks", "overlays", "results.jsonl", "summary.json",
+        "curve.png", "masks", "overlays", "results.jsonl", "summary.json",
     ]  # fmt: skip
     masks = sorted((folder / "masks/two").iterdir())
     assert [path.name for path in masks] == [f"{t:05d}.png" for t in range(FRAMES)]

@@ -3,7 +3,7 @@ import pytest
 from toy_data import moving_frames, random_picture
 
 from toto.data.order import CENTRE
-from toto.data.transforms import square, square_plainly
+from toto.data.transforms import square, square_plainly, squeeze
 
 
 def test_frames_of_the_right_size_are_unchanged():
@@ -60,3 +60,13 @@ def test_read_only_frames_are_resized_too():
     frames = random_picture(2, 30, 30)[None]
     frames.setflags(write=False)
     assert square(frames, 8, crop_y=0, crop_x=0).shape == (1, 8, 8, 3)
+
+
+def test_squeezing_keeps_the_whole_frame():
+    frames = np.zeros((1, 20, 60, 3), np.uint8)
+    frames[:, :, 30:] = 200
+    found = squeeze(frames, 20)
+    assert found.shape == (1, 20, 20, 3)
+    assert (found[0, :, :8] < 10).all()
+    assert (found[0, :, 12:] > 190).all()
+    assert squeeze(found, 20) is found

@@ -125,3 +125,14 @@ def test_continuation_sheet_has_a_column_for_each_frame_of_the_longest_row() -> 
 @pytest.mark.parametrize(("side", "scale"), [(64, 2), (128, 1), (256, 1), (32, 4)])
 def test_small_frames_are_enlarged(side: int, scale: int) -> None:
     assert media.pixel_scale(side) == scale
+
+
+def test_objects_are_tinted_and_the_background_is_not() -> None:
+    frames_THWC = clip(2)
+    ids_THW = np.zeros(frames_THWC.shape[:3], np.uint8)
+    ids_THW[1, 4:8] = 2
+    palette = np.array([[0, 0, 0], [9, 9, 9], [200, 0, 100]], np.uint8)
+    found = media.tinted(frames_THWC, ids_THW, palette)
+    assert np.array_equal(found[ids_THW == 0], frames_THWC[ids_THW == 0])
+    assert np.array_equal(found[1, 5, 5], frames_THWC[1, 5, 5] // 2 + np.array([100, 0, 50]))
+    assert found.dtype == np.uint8

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["OURS", "OVERLAYS", "SequenceScores", "TrackFolder"]
 
 RESULTS, SUMMARY, CURVE, MASKS, OVERLAYS = (
-    "results.jsonl", "summary.json", "layers.png", "masks", "overlays",
+    "results.jsonl", "summary.json", "curve.png", "masks", "overlays",
 )  # fmt: skip
 SETTINGS, DONE = "settings.json", "done"
 OURS = re.compile("|".join(map(re.escape, (RESULTS, SUMMARY, CURVE, MASKS, OVERLAYS))))

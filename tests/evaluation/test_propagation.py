@@ -87,6 +87,28 @@ def test_tiles_give_what_the_plain_path_gives(name, radius, grid):
     torch.testing.assert_close(fast_HWC, transfer_plainly(query_HWD, context, preset))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_track_stays_on_the_gpu(name):
+    """No copy to the host between frames: CUDA would say that it waited."""
+    preset, grid, gpu = PRESETS[name], (20, 30), torch.device("cuda")
+    frames, labels_HWC = video(4, grid), first_labels(grid, preset)
+    of_cpu = LabelTrack(frames[0], labels_HWC, preset, tiles(*grid, preset, CPU))
+    cut = tiles(*grid, preset, gpu)
+    of_gpu = LabelTrack(frames[0].to(gpu), labels_HWC.to(gpu), preset, cut)
+    for x_HWD in frames[1:]:
+        x_gpu_HWD = x_HWD.to(gpu)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found_HWC = of_gpu.follow(x_gpu_HWD)
+            mask_HW = mask_of(found_HWC, 160, (48, 80), preset)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert mask_HW.device.type == "cuda"
+        torch.testing.assert_close(found_HWC.cpu(), of_cpu.follow(x_HWD), rtol=1e-3, atol=1e-4)
+
+
 def test_tiles_cover_the_grid_once_and_share_small_windows():
     preset, seen_HW = small("crw", 12), torch.zeros(60, 107)
     for tile in tiles(60, 107, preset, CPU):

@@ -277,6 +277,19 @@ class AutoregressiveModel(nn.Module):
         last_BLD = self.backbone(self.interface.embed(frames, is_image_B), self.mask)
         return self.interface.losses(last_BLD, frames if targets is None else targets)
 
+    def losses_with_features(
+        self,
+        frames: Tensor,
+        is_image_B: Tensor,
+        targets: Tensor | None,
+        layers: Sequence[int],
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What `losses` and `features` give, in one pass where the backbone can."""
+        x_BLD = self.interface.embed(frames, is_image_B)
+        last_BLD, found = self.backbone.forward_with_features(x_BLD, layers, self.mask)
+        losses_BL = self.interface.losses(last_BLD, frames if targets is None else targets)
+        return losses_BL, {layer: x_BLD[:, 1:] for layer, x_BLD in found.items()}
+
     def features(
         self, frames: Tensor, is_image_B: Tensor, layers: Sequence[int]
     ) -> dict[int, Tensor]:
@@ -323,6 +336,20 @@ class AutoregressiveModel(nn.Module):
             for part, module in (("interface", self.interface), ("backbone", self.backbone))
             for name, role in module.param_roles().items()
         }
+
+    def param_layers(self) -> dict[str, int]:
+        """The layer of every parameter: 0 the embedding, k block k, L + 1 last norm and readout.
+
+        A tied readout is the embedding.
+
+        Raises:
+            UserError: the backbone does not say.
+        """
+        top = self.backbone.config.num_layers + 1
+        roles = self.interface.param_roles()
+        ends = {f"interface.{name}": 0 if roles[name] == "embed" else top for name in roles}
+        blocks = self.backbone.param_layers()
+        return ends | {f"backbone.{name}": layer for name, layer in blocks.items()}
 
     @property
     def width_ratio(self) -> float:

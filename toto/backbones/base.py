@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "Cache", "ParamRole", "resolve_layers"]
 
-ParamRole = Literal["embed", "hidden", "readout", "norm"]
-"""What a parameter is for: decides weight decay, and later µP and layer decay."""
+ParamRole = Literal["embed", "hidden", "readout", "norm", "probe"]
+"""What a parameter is for: decides weight decay and µP's rates. A `probe` learns from features that
+carry no gradient back: it has its own rate, and no part in the norm that gradients are cut to."""
 
 
 class Cache:
@@ -72,6 +73,23 @@ class Backbone(nn.Module, ABC):
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter, by its name in `named_parameters()`."""
 
+    def forward_with_features(
+        self, x_BLD: Tensor, layers: Sequence[int], mask: Mask = CAUSAL
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What `forward` and `features` give. This plain path computes the blocks twice."""
+        return self.forward(x_BLD, mask), self.features(x_BLD, layers, mask)
+
+    def param_layers(self) -> dict[str, int]:
+        """The layer of every parameter, by its name: k of block k, L + 1 after the last block.
+
+        Raises:
+            UserError: the backbone does not say; the default.
+        """
+        raise UserError(
+            f"optimizer.layer_decay: backbone {self.config.registered_name} does not say which "
+            "layers its parameters belong to. Write 1, or give it param_layers()"
+        )
+
     def new_cache(self, length: int, mask: Mask = CAUSAL) -> Cache:
         """An empty cache for `extend`, of at most `length` positions.
 
@@ -113,6 +131,19 @@ class Backbone(nn.Module, ABC):
         raise UserError(
             f"training.recompute: backbone {self.config.registered_name} keeps all it computes. "
             "Write false, or lower training.micro_batch"
+        )
+
+    def drop_paths(self, rate: float) -> None:
+        """In training mode, leave blocks out at random (stochastic depth; Huang et al. 2016).
+
+        Args:
+            rate: 0 to below 1, of the last block; those before it have less, the first one 0.
+
+        Raises:
+            UserError: the backbone cannot; the default.
+        """
+        raise UserError(
+            f"task.drop_path: backbone {self.config.registered_name} leaves no block out. Write 0"
         )
 
 

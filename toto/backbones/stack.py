@@ -101,6 +101,7 @@ class BlockStack(Backbone):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self._recomputes = False
+        self._drop_rate = 0.0
 
     @abstractmethod
     def enter(self, x_BLD: Tensor, first: int, mask: Mask) -> tuple[Tensor, Context]:
@@ -108,10 +109,8 @@ class BlockStack(Backbone):
 
     def forward(self, x_BLD: Tensor, mask: Mask = CAUSAL) -> Tensor:
         """See `Backbone.forward`."""
-        x_BLD, context = self.enter(x_BLD, 0, mask)
-        for block in self.blocks:
-            x_BLD = self._run(block, x_BLD, context)
-        out_BLD: Tensor = self.norm(x_BLD)
+        last_BLD, _ = self._walk(x_BLD, self.config.num_layers, set(), mask)
+        out_BLD: Tensor = self.norm(last_BLD)
         return out_BLD
 
     def features(
@@ -120,13 +119,29 @@ class BlockStack(Backbone):
         """See `Backbone.features`."""
         resolved = resolve_layers(layers, self.config.num_layers)
         wanted = set(resolved.values())
+        _, found = self._walk(x_BLD, max(wanted, default=0), wanted, mask)
+        return {layer: found[index] for layer, index in resolved.items()}
+
+    def forward_with_features(
+        self, x_BLD: Tensor, layers: Sequence[int], mask: Mask = CAUSAL
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """See `Backbone.forward_with_features`: every block once."""
+        resolved = resolve_layers(layers, self.config.num_layers)
+        wanted = set(resolved.values())
+        last_BLD, found = self._walk(x_BLD, self.config.num_layers, wanted, mask)
+        return self.norm(last_BLD), {layer: found[index] for layer, index in resolved.items()}
+
+    def _walk(
+        self, x_BLD: Tensor, top: int, wanted: set[int], mask: Mask
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What stands after block `top`, and after each wanted one on the way."""
         found = {0: x_BLD}
         x_BLD, context = self.enter(x_BLD, 0, mask)
-        for index in range(1, max(wanted, default=0) + 1):
-            x_BLD = self._run(self.blocks[index - 1], x_BLD, context)
+        for index in range(1, top + 1):
+            x_BLD = self._run(index, x_BLD, context)
             if index in wanted:
                 found[index] = x_BLD
-        return {layer: found[index] for layer, index in resolved.items()}
+        return x_BLD, found
 
     def new_cache(self, length: int, mask: Mask = CAUSAL) -> Cache:
         """See `Backbone.new_cache`."""
@@ -150,6 +165,14 @@ class BlockStack(Backbone):
             for name, parameter in self.named_parameters()
         }
 
+    def param_layers(self) -> dict[str, int]:
+        """See `Backbone.param_layers`."""
+        top = self.config.num_layers + 1
+        return {
+            name: int(name.split(".")[1]) + 1 if name.startswith("blocks.") else top
+            for name, _ in self.named_parameters()
+        }
+
     def compile_blocks(self) -> None:
         """See `Backbone.compile_blocks`; attention takes the fastest path of this machine."""
         # Shapes stay fixed: a graph for any batch size, made when a second size appears, would
@@ -165,11 +188,23 @@ class BlockStack(Backbone):
         """See `Backbone.recompute_activations`."""
         self._recomputes = True
 
-    def _run(self, block: nn.Module, x_BLD: Tensor, context: Context) -> Tensor:
+    def drop_paths(self, rate: float) -> None:
+        """See `Backbone.drop_paths`."""
+        self._drop_rate = rate
+
+    def _run(self, index: int, x_BLD: Tensor, context: Context) -> Tensor:
+        """Block `index`, from 1; with dropped paths a sample skips it, or gets more of it."""
+        block = self.blocks[index - 1]
+        out_BLD: Tensor
         if self._recomputes and torch.is_grad_enabled():
-            return checkpoint(block, x_BLD, context, use_reentrant=False)  # type: ignore[no-any-return]
-        out_BLD: Tensor = block(x_BLD, context)
-        return out_BLD
+            out_BLD = checkpoint(block, x_BLD, context, use_reentrant=False)
+        else:
+            out_BLD = block(x_BLD, context)
+        if not self.training or not self._drop_rate:
+            return out_BLD
+        kept = 1 - self._drop_rate * (index - 1) / max(self.config.num_layers - 1, 1)
+        weight_B = torch.rand(len(x_BLD), device=x_BLD.device).lt(kept) / kept
+        return torch.lerp(x_BLD, out_BLD, weight_B.to(x_BLD.dtype)[:, None, None])
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

@@ -26,6 +26,7 @@ class Batch:
         label_B: int64 class of the first frame's sample, -1 without a label.
         padding: it only repeats a sequence, so that all ranks run as many micro-batches, and has
             no targets.
+        label_BT: int64 class of each frame's sample; None: all frames are of the first's sample.
     """
 
     pixels_BTCHW: Tensor | None
@@ -35,6 +36,7 @@ class Batch:
     position_B: Tensor
     label_B: Tensor
     padding: bool = False
+    label_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.pixels_BTCHW is None) == (self.codes_BTHW is None):
@@ -51,6 +53,12 @@ class Batch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+    def frame_labels(self) -> Tensor:
+        """Class of each frame's sample, int64 `BT`, -1 without a label."""
+        if self.label_BT is not None:
+            return self.label_BT
+        return self.label_B[:, None].expand(-1, self.frames().shape[1])
 
     def frames(self) -> Tensor:
         """Whichever of pixels and codes is set; both begin with `BT`."""

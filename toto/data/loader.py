@@ -52,7 +52,7 @@ class _Parcel:
     is_image_B: list[bool]
     source_B: list[int]
     position_B: list[int]
-    label_B: list[int]
+    label_BT: list[list[int]]
     padding: bool = False
 
     @classmethod
@@ -65,7 +65,10 @@ class _Parcel:
             [sequence.is_image for sequence in sequences],
             [sequence.source for sequence in sequences],
             [sequence.position for sequence in sequences],
-            [sequence.label for sequence in sequences],
+            [
+                list(sequence.frame_labels) or [sequence.label] * len(sequence.frames)
+                for sequence in sequences
+            ],
         )
 
     def batch(self) -> Batch:
@@ -76,8 +79,9 @@ class _Parcel:
             is_image_B=torch.tensor(self.is_image_B),
             source_B=torch.tensor(self.source_B),
             position_B=torch.tensor(self.position_B),
-            label_B=torch.tensor(self.label_B),
+            label_B=torch.tensor([labels[0] for labels in self.label_BT]),
             padding=self.padding,
+            label_BT=torch.tensor(self.label_BT),
         )
 
 

@@ -64,6 +64,7 @@ class DrawnSequence:
         source: number of the source.
         position: of the stream.
         label: class of the first frame's sample, or -1.
+        frame_labels: likewise of each frame's; none where all frames are of one sample.
         drawn: units that were tried, the broken ones included.
         broken: `dataset/key: reason` of the units that could not be decoded and were replaced.
     """
@@ -75,6 +76,7 @@ class DrawnSequence:
     label: int
     drawn: int
     broken: tuple[str, ...]
+    frame_labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,7 @@ def _join(units: list[_ReadUnit], is_image: bool, source: int, position: int) ->
         label=units[0].label,
         drawn=sum(1 + len(unit.broken) for unit in units),
         broken=tuple(name for unit in units for name in unit.broken),
+        frame_labels=tuple(unit.label for unit in units) if is_image else (),
     )
 
 

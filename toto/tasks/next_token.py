@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,106 @@ from toto.training.task import Mean, Task, TaskOutput
 if TYPE_CHECKING:
     from toto.backbones.base import ParamRole
     from toto.data.batch import Batch
+    from toto.heads.config import HeadConfig
     from toto.model import AutoregressiveModel
     from toto.tokenizers.base import Tokenizer
+    from toto.training.config import OptimizerConfig
 
-__all__ = ["NextTokenTask", "to_frames"]
+__all__ = ["Classifier", "ModelTask", "NextTokenTask", "to_frames"]
 
 
-class NextTokenTask(Task["Batch"]):
+@dataclass(frozen=True)
+class Classifier:
+    """What one entry of the metric "accuracy" is of.
+
+    Attributes:
+        layer: whose features it reads: 0 the embedding, k the output of block k.
+        head: its pooling.
+        lr: its peak learning rate; None: that of the run.
+    """
+
+    layer: int
+    head: HeadConfig
+    lr: float | None
+
+
+class ModelTask(Task["Batch"]):
     """A model that learns, over a frozen tokenizer that turns pixels into what it learns.
+
+    Args:
+        model: what is trained.
+        tokenizer: the one the model was made for; batches that hold codes do not need it to run.
+        target_tokenizer: the one of its targets; None where the inputs are the targets.
+    """
+
+    def __init__(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.target_tokenizer = target_tokenizer
+        if target_tokenizer is not None:
+            target_tokenizer.requires_grad_(False).eval()
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    @property
+    def classifiers(self) -> tuple[Classifier, ...]:
+        """What tells classes apart; none: there is no metric "accuracy"."""
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode of the model; tokenizers always evaluate."""
+        super().train(mode)
+        self.tokenizer.eval()
+        if self.target_tokenizer is not None:
+            self.target_tokenizer.eval()
+        return self
+
+    def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model takes and what it shall predict: codes `BTHW` or patches `BTHWC` each.
+
+        A target tokenizer sees the same crop, shrunk until it gives the inputs' grid.
+        """
+        frames = to_frames(self.tokenizer, batch)
+        if self.target_tokenizer is None:
+            return frames, frames
+        height, width = frames.shape[2:4]
+        full = batch.frames().shape[-1]
+        resolution = self.target_tokenizer.config.resolution_of((height, width), full)
+        return frames, to_frames(self.target_tokenizer, batch, resolution=resolution)
+
+    def param_roles(self) -> dict[str, ParamRole]:
+        """The model's."""
+        return self.model.param_roles()
+
+    def lr_scales(self, optimizer: OptimizerConfig) -> dict[str, float]:
+        """`decay ** (top - layer)`, with the layers of the model (Bao et al. 2021; MAE's code)."""
+        if optimizer.layer_decay == 1.0:
+            return {}
+        top = self.model.backbone.config.num_layers + 1
+        layers = self.model.param_layers()
+        return {name: optimizer.layer_decay ** (top - layer) for name, layer in layers.items()}
+
+    @property
+    def width_ratio(self) -> float:
+        """The model's."""
+        return self.model.width_ratio
+
+    def compile_blocks(self) -> None:
+        """The model's blocks and its readout with the loss."""
+        self.model.compile_blocks()
+
+
+class NextTokenTask(ModelTask):
+    """The next token of every position.
 
     The trained loss is the mean over all targets, the end included; under a prefix mask over those
     after the prefix. The metrics leave the end out, as the paper's figures do: "loss", and
@@ -44,44 +137,17 @@ class NextTokenTask(Task["Batch"]):
         *,
         num_sources: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(model, tokenizer, target_tokenizer)
         self.num_sources = num_sources
-        self.model = model
-        self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.target_tokenizer = target_tokenizer
-        if target_tokenizer is not None:
-            target_tokenizer.requires_grad_(False).eval()
-
-    @property
-    def trainable(self) -> nn.Module:
-        """The model."""
-        return self.model
-
-    def train(self, mode: bool = True) -> NextTokenTask:
-        """Training or evaluation mode of the model; tokenizers always evaluate."""
-        super().train(mode)
-        self.tokenizer.eval()
-        if self.target_tokenizer is not None:
-            self.target_tokenizer.eval()
-        return self
-
-    def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the model takes and what it shall predict: codes `BTHW` or patches `BTHWC` each.
-
-        A target tokenizer sees the same crop, shrunk until it gives the inputs' grid.
-        """
-        frames = to_frames(self.tokenizer, batch)
-        if self.target_tokenizer is None:
-            return frames, frames
-        height, width = frames.shape[2:4]
-        full = batch.frames().shape[-1]
-        resolution = self.target_tokenizer.config.resolution_of((height, width), full)
-        return frames, to_frames(self.target_tokenizer, batch, resolution=resolution)
 
     def forward(self, batch: Batch) -> TaskOutput:
         """See the class."""
         frames, targets = self.tokens(batch)
         losses_BL = self.model.losses(frames, batch.is_image_B, targets)
+        return self.output(losses_BL, frames, batch)
+
+    def output(self, losses_BL: Tensor, frames: Tensor, batch: Batch) -> TaskOutput:
+        """Loss and metrics of a batch whose frames and losses are known."""
         visual_BL = losses_BL.detach()[:, : frames.shape[1:4].numel()].double()
         predicted_BL = torch.ones_like(visual_BL)
         given = self.model.mask.num_given
@@ -109,19 +175,6 @@ class NextTokenTask(Task["Batch"]):
         target = self.target_tokenizer or self.tokenizer
         targets = SequenceLayout(frames.shape[1], *size).num_targets(target.config.output)
         return len(batch) * (targets - self.model.mask.num_given)
-
-    def param_roles(self) -> dict[str, ParamRole]:
-        """The model's."""
-        return self.model.param_roles()
-
-    @property
-    def width_ratio(self) -> float:
-        """The model's."""
-        return self.model.width_ratio
-
-    def compile_blocks(self) -> None:
-        """The model's blocks and its readout with the loss."""
-        self.model.compile_blocks()
 
 
 def _by_source(mean_B: Mean, source_B: Tensor, num_sources: int) -> Mean:

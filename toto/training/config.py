@@ -21,6 +21,13 @@ class OptimizerConfig(Config):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     grad_clip: PositiveFloat = Field(1.0, description="largest norm of the whole gradient")
+    layer_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="the rate of each layer over that of the next higher one; readout and last "
+        "norm have the whole rate, the embedding the least",
+    )
 
 
 class ScheduleConfig(Config):

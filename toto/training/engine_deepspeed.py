@@ -32,7 +32,7 @@ from toto.training.checkpoint import check_tensors, unshared_tensors
 from toto.training.deepspeed_settings import deepspeed_settings
 from toto.training.engine import B, EngineState, StepResult
 from toto.training.nonfinite import non_finite
-from toto.training.optim import MOMENTS, build_optimizer, expected_slots
+from toto.training.optim import MOMENTS, build_optimizer, clipped_parameters, expected_slots
 from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ class DeepSpeedEngine(Generic[B]):
         self._device = torch.device(training.device)
         self._task = task.to(self._device).train()
         self._adamw = build_optimizer(
-            task.trainable, task.param_roles(), optimizer, width_ratio=task.width_ratio
+            task.trainable,
+            task.param_roles(),
+            optimizer,
+            width_ratio=task.width_ratio,
+            lr_scales=task.lr_scales(optimizer),
         )
         self._forward = _Forward(task, self._device, bf16=training.precision == "bf16")
         self._grad_clip = optimizer.grad_clip
@@ -230,14 +234,14 @@ class DeepSpeedEngine(Generic[B]):
 
     def _update_whole(self, reached: Sequence[float]) -> float:
         """At stage 0 gradients are whole and torch's own, and so is all that is done to them."""
-        parameters = list(self._parameters().values())
-        for parameter, ranks in zip(parameters, reached, strict=True):
+        for parameter, ranks in zip(self._parameters().values(), reached, strict=True):
             if not ranks:
                 parameter.grad = None  # DeepSpeed made it zero, and AdamW would let it decay
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        clipped = clipped_parameters(self._adamw)
+        norm = get_total_norm([p.grad for p in clipped if p.grad is not None])
         grad_norm = norm.item()
         if math.isfinite(grad_norm):
-            clip_grads_with_norm_(parameters, self._grad_clip, norm)
+            clip_grads_with_norm_(clipped, self._grad_clip, norm)
             self._engine.step()
         return grad_norm
 

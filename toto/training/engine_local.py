@@ -14,6 +14,7 @@ from toto.training.engine import B, EngineState, StepResult
 from toto.training.nonfinite import non_finite
 from toto.training.optim import (
     build_optimizer,
+    clipped_parameters,
     expected_slots,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -50,7 +51,11 @@ class LocalEngine(Generic[B]):
     ) -> None:
         self._task = task.to(device).train()
         self._optimizer = build_optimizer(
-            task.trainable, task.param_roles(), optimizer, width_ratio=task.width_ratio
+            task.trainable,
+            task.param_roles(),
+            optimizer,
+            width_ratio=task.width_ratio,
+            lr_scales=task.lr_scales(optimizer),
         )
         self._grad_clip = optimizer.grad_clip
         self._schedule = schedule
@@ -81,13 +86,14 @@ class LocalEngine(Generic[B]):
             losses.append(loss.detach())
             if count:
                 metrics.append(output.metrics)
-        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        clipped = clipped_parameters(self._optimizer)
+        grads = [p.grad for p in clipped if p.grad is not None]
         norm = get_total_norm(grads)
         *loss_parts, grad_norm = torch.stack([*losses, norm]).tolist()
         if not math.isfinite(sum(loss_parts)) or not math.isfinite(grad_norm):
             self._optimizer.zero_grad()
             raise non_finite(self._steps_done, micro_batches, loss_parts, Ranks())
-        clip_grads_with_norm_(self._parameters(), self._grad_clip, norm)
+        clip_grads_with_norm_(clipped, self._grad_clip, norm)
         lr = self._schedule(self._steps_done)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -134,9 +140,6 @@ class LocalEngine(Generic[B]):
 
     def close(self) -> None:
         """See `Engine.close`."""
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)

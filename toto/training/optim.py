@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOMENTS",
     "build_optimizer",
+    "clipped_parameters",
     "expected_slots",
     "laid_out_as",
     "load_optimizer_tensors",
@@ -36,22 +38,26 @@ def parameter_groups(
     weight_decay: float,
     *,
     width_ratio: float = 1.0,
+    lr_scales: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """The trained parameters by their weight decay and the scale of their learning rate.
 
     Matrices of the roles hidden and readout decay; norms, embeddings (a tied readout is one) and
     everything with fewer than two axes, so every bias, do not. Under µP (Yang et al. 2022, Table 8)
     the rate of hidden matrices is over m; AdamW decays by rate times decay, so that their decay is
-    m times as large, and the shrinkage of a step is the same at every width.
+    m times as large, and the shrinkage of a step is the same at every width. Probes decay as
+    readouts do, but their gradients are not clipped: a norm over all would let them slow the model.
 
     Args:
         module: what is trained.
         roles: of its parameters.
         weight_decay: at width ratio 1.
         width_ratio: m, the width over the base width of µP; 1 without it.
+        lr_scales: factors on the rate by the name of the parameter; those not named have 1.
 
     Returns:
-        At most three groups, each with "params", "weight_decay" and "lr_scale".
+        Groups with "params", "weight_decay", "lr_scale" and "clipped": hidden matrices first, then
+        readouts, what does not decay, and probes.
 
     Raises:
         UserError: a parameter without a role, or a role without a parameter.
@@ -65,25 +71,54 @@ def parameter_groups(
             f"no role for {without_role}, no parameter for {without_parameter}. "
             "Name each parameter once, as named_parameters() does"
         )
-    hidden: list[tuple[str, nn.Parameter]] = []
-    readout: list[tuple[str, nn.Parameter]] = []
-    plain: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in trained.items():
-        matrix = parameter.ndim >= 2
-        part = {"hidden": hidden, "readout": readout}.get(roles[name], plain) if matrix else plain
-        part.append((name, parameter))
-    if width_ratio == 1.0:
-        hidden, readout = [*hidden, *readout], []
-    groups = [
+    groups: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
+    for together in _ORDER:
+        for name, parameter in trained.items():
+            role = _role(roles[name], parameter)
+            if role not in together:
+                continue
+            ratio = width_ratio if role == "hidden" else 1.0
+            decays = parameter.ndim >= 2 and role in ("hidden", "readout", "probe")
+            kind = _Kind(
+                decays=decays,
+                weight_decay=weight_decay * ratio if decays else 0.0,
+                lr_scale=lr_scales.get(name, 1.0) / ratio,
+                clipped=role != "probe",
+            )
+            groups.setdefault(kind, []).append((name, parameter))
+    return [
         {
-            "params": hidden,
-            "weight_decay": weight_decay * width_ratio,
-            "lr_scale": 1 / width_ratio,
-        },
-        {"params": readout, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+            "params": members,
+            "weight_decay": kind.weight_decay,
+            "lr_scale": kind.lr_scale,
+            "clipped": kind.clipped,
+        }
+        for kind, members in groups.items()
     ]
-    return [group for group in groups if group["params"]]
+
+
+class _Kind(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    decays: bool
+    weight_decay: float
+    lr_scale: float
+    clipped: bool
+
+
+# Of the groups, and so of the sum in the gradient's norm.
+_ORDER: tuple[tuple[ParamRole, ...], ...] = (("hidden",), ("readout",), ("embed", "norm"), ("probe",))
+
+
+def _role(role: ParamRole, parameter: nn.Parameter) -> ParamRole:
+    """Vectors go with the norms; those of probes stay with the probes."""
+    return role if parameter.ndim >= 2 or role == "probe" else "norm"
+
+
+def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Those whose gradients are cut to the largest norm, together: all but the probes'."""
+    groups = optimizer.param_groups
+    return [parameter for group in groups if group["clipped"] for parameter in group["params"]]
 
 
 def build_optimizer(
@@ -92,12 +127,15 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     width_ratio: float = 1.0,
+    lr_scales: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.AdamW:
     """AdamW, fused: torch has that kernel on the CPU and on CUDA, the devices of a recipe.
 
     The learning rate is set before every step by the engine, times each group's "lr_scale".
     """
-    groups = parameter_groups(module, roles, config.weight_decay, width_ratio=width_ratio)
+    groups = parameter_groups(
+        module, roles, config.weight_decay, width_ratio=width_ratio, lr_scales=lr_scales
+    )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

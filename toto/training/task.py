@@ -1,7 +1,7 @@
 """The contract between the training loop and what is trained: a Task is a batch in, a loss out.
 
 The loop and the engines know neither model nor data; they call `forward`, `num_targets`,
-`at_step`, `meet` and `compile_blocks`, and read the roles of the parameters.
+`at_step`, `meet` and `compile_blocks`, and read the roles and rates of the parameters.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from toto.backbones.base import ParamRole
+    from toto.training.config import OptimizerConfig
     from toto.training.distributed import Ranks
 
 __all__ = ["Mean", "Task", "TaskOutput", "sum_metrics"]
@@ -83,6 +84,10 @@ class Task(nn.Module, ABC, Generic[B]):
     @abstractmethod
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter of `trainable`, by its name in `named_parameters()`."""
+
+    def lr_scales(self, optimizer: OptimizerConfig) -> dict[str, float]:
+        """Factors on the schedule's rate, by the name of the parameter; those not named have 1."""
+        return {}
 
     @property
     def width_ratio(self) -> float:

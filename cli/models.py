@@ -62,6 +62,10 @@ def finetune(
     rope_base: Annotated[
         float | None, typer.Option(min=1.0, help="RoPE's base; the paper takes 50000 for 32x32")
     ] = None,
+    classify: Annotated[
+        bool,
+        typer.Option("--classify", help="learn the classes alone, through the whole model"),
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps")] = None,
     overrides: SetOption = None,
     output: OutputOption = None,
@@ -69,9 +73,10 @@ def finetune(
     gpus: GpusOption = None,
     imports: ImportOption = None,
 ) -> None:
-    """Go on training a model, at another resolution or RoPE base; next-token loss only for now.
+    """Go on training a model, at another resolution or RoPE base, or to tell classes apart.
 
-    With --resume and no RUN, the newest fine-tuning goes on.
+    The next-token loss goes on, and where the run's data have labels, probes learn at every layer
+    beside it. With --resume and no RUN, the newest fine-tuning goes on.
     """
     from toto.jobs.launcher import launched
 
@@ -82,7 +87,7 @@ def finetune(
     request = FinetuneRequest(
         run=run, resolution=resolution, frames=frames, rope_base=rope_base, steps=steps,
         overrides=tuple(overrides or ()), output=output, resume=resume,
-        imports=tuple(imports or ()),
+        imports=tuple(imports or ()), task="classify" if classify else "next_token_probes",
     )  # fmt: skip
     start_finetuning(request)
 

@@ -65,18 +65,6 @@ def test_a_model_with_a_prefix_is_probed_and_never_predicts_from_less(tmp_path, 
     assert "1 frames after 3 given" in done.stdout
 
 
-def test_finetune_at_another_grid_and_rope_base(trained):
-    done = toto(
-        "finetune", "--resolution", "8x8", "--rope-base", "50000", "--steps", "2", cwd=trained
-    )
-    assert "next-token loss only" in done.stdout
-    assert "1 frames × 8 × 8 tokens = 64 a sequence, where 64 were trained" in done.stdout
-    text = (trained / "runs/tiny-finetune/recipe.yaml").read_text()
-    assert "rope_base: 50000.0" in text
-    assert "resolution: 64" in text
-    shutil.rmtree(trained / "runs/tiny-finetune")
-
-
 def test_a_bare_resume_goes_on_with_the_newest_finetuning(trained, tmp_path):
     shutil.copytree(trained / "runs", tmp_path / "runs")
     done = toto("finetune", "--resume", cwd=tmp_path, code=2)
@@ -100,10 +88,10 @@ def test_a_finetuning_leaves_the_machine_of_its_run(tiny_datasets):
         run=None, resolution=None, frames=None, rope_base=None, steps=None, overrides=(),
         output=None, resume=False, imports=(),
     )  # fmt: skip
-    settings = finetune_recipe(trained, "c", request).training
+    settings = finetune_recipe(trained, "c", request, []).training
     assert (settings.device, settings.precision) == ("auto", "auto")
     request = replace(request, overrides=("training.precision=fp32", "training.device=cpu"))
-    settings = finetune_recipe(trained, "c", request).training
+    settings = finetune_recipe(trained, "c", request, []).training
     assert (settings.device, settings.precision) == ("cpu", "fp32")
 
 

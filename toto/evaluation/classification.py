@@ -13,7 +13,7 @@ from toto.data.progress import Progress, silent
 from toto.errors import DataError, UserError
 from toto.evaluation.features import FeatureCache, FeatureReader, FeatureSource, LabelledClips
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
-from toto.heads.config import AverageConfig, HeadConfig
+from toto.heads.config import AverageConfig
 from toto.tasks.probe_bank import LabelledFeatures, ProbeBank
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _rows(bank: ProbeBank, losses: Mean, hits: Mean, num_classes: int) -> tuple[
         rows.append(
             ProbeRow(
                 layer=probe.layer,
-                head=_label(probe.head_config),
+                head=probe.head_config.label,
                 lr=probe.lr,
                 accuracy=hit / count,
                 low=low,
@@ -269,12 +269,3 @@ def _rows(bank: ProbeBank, losses: Mean, hits: Mean, num_classes: int) -> tuple[
             )
         )
     return tuple(rows)
-
-
-def _label(head: HeadConfig) -> str:
-    """The head's name, with those of its options that are not the default."""
-    options = head.model_dump(mode="json", exclude_defaults=True)
-    name = str(options.pop("name"))
-    if not options:
-        return name
-    return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})"

@@ -28,7 +28,8 @@ class ProbeRow:
         accuracy: share of validation samples classified right, 0..1.
         low: lower end of its 95 % Wilson interval.
         high: upper end.
-        loss: mean training cross-entropy of the last epoch in nats; None if the probe diverged.
+        loss: mean training cross-entropy of the last epoch in nats; None if the probe diverged,
+            or was trained beside the model's own loss.
         chance: accuracy of guessing, 1 / classes.
     """
 
@@ -49,7 +50,7 @@ class ProbeResults:
     rows: tuple[ProbeRow, ...]
     train_samples: int
     validation_samples: int
-    epochs: int
+    epochs: float
 
     @property
     def heads(self) -> list[str]:
@@ -71,7 +72,7 @@ class ProbeResults:
         ]
         compared = len(self.rows) // len(self.heads)
         lines.append(
-            f"{self.train_samples} training samples, {self.epochs} epochs, "
+            f"{self.train_samples} training samples, {self.epochs:.3g} epochs, "
             f"{self.validation_samples} validation samples."
         )
         if compared > 1:

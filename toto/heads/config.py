@@ -28,6 +28,15 @@ class HeadConfig(Component, ABC):
     def build(self, width: int) -> Head:
         """Make the head for features of that width."""
 
+    @property
+    def label(self) -> str:
+        """The head's name, with those of its options that are not the default."""
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        name = str(options.pop("name"))
+        if not options:
+            return name
+        return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})"
+
 
 @HEADS.register("average")
 class AverageConfig(HeadConfig):

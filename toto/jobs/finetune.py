@@ -1,31 +1,39 @@
-"""`toto finetune`: a trained run's recipe, changed in resolution, length or RoPE base, trained on.
-
-For now the loss is the next token's alone; probes beside it come with labelled fine-tuning.
-"""
+"""`toto finetune`: a trained run's recipe, changed, trained on: as in §4.2, or to tell classes."""
 
 from __future__ import annotations
 
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from toto.errors import UserError
+from toto.errors import DataError, UserError
 from toto.jobs.console import say
 from toto.jobs.history import Asked
+from toto.jobs.labelled import labelled_together
+from toto.jobs.sources import named_sources
 from toto.jobs.train import run_training
 from toto.jobs.trained import import_all, newest_finetuning, on_any_machine, resolve_run
 from toto.recipe.overrides import apply_override
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
+from toto.tasks.config import ClassifyConfig, NextTokenProbesConfig
 from toto.training.launch import find_launch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from toto.jobs.sources import Source
 
 __all__ = ["FinetuneRequest", "finetune_recipe", "start_finetuning"]
 
-# The paper fine-tunes at 6e-5 after a peak of 3e-4 (§3.2, §4.2).
+# The paper fine-tunes at 6e-5 after a peak of 3e-4, with layer decay 0.9 (§3.2, §4.2).
 LR_RATIO = 0.2
+LAYER_DECAY = 0.9
 STEPS_RATIO = 0.1
+
+FinetuneTask = Literal["next_token_probes", "classify"]
 
 
 @dataclass(frozen=True)
@@ -41,27 +49,31 @@ class FinetuneRequest:
     output: str | None
     resume: bool
     imports: tuple[str, ...]
+    task: FinetuneTask = "next_token_probes"
 
 
 def start_finetuning(request: FinetuneRequest) -> None:
-    """Find the run, make the recipe, say what changes, train.
+    """Find the run and its labels, make the recipe, say what changes, train.
 
     Raises:
         UserError: no such run, or an argument that does not fit it.
+        DataError: no labels to classify by.
     """
     import_all(request.imports)
     if request.resume and request.run is None:
         request = _resumed(request)
     trained = resolve_run(request.run)
-    recipe = finetune_recipe(trained.recipe, str(trained.checkpoint), request)
-    layout = recipe.layout
+    checkpoint = str(trained.checkpoint)
+    labelled = _labelled_sources(trained.recipe, checkpoint, request)
+    recipe = finetune_recipe(trained.recipe, checkpoint, request, labelled)
     _say(f"fine-tuning {trained.checkpoint}, step {trained.meta.step}")
-    _say("next-token loss only, no probes: labelled fine-tuning is not there yet")
+    _say(_what_is_learned(recipe, labelled))
+    layout = recipe.layout
     _say(
         f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
         f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
     )
-    asked = Asked(str(trained.checkpoint), request.overrides)
+    asked = Asked(checkpoint, request.overrides)
     run_training(recipe, resume=request.resume, asked=asked)
 
 
@@ -70,7 +82,9 @@ def _resumed(request: FinetuneRequest) -> FinetuneRequest:
     newest = newest_finetuning()
     _say(f"going on with the newest fine-tuning: {newest.checkpoint}")
     output = request.output or str(newest.run)
-    return replace(request, run=newest.recipe.init_from, output=output)
+    classifies = isinstance(newest.recipe.task, ClassifyConfig)
+    task: FinetuneTask = "classify" if classifies else request.task
+    return replace(request, run=newest.recipe.init_from, output=output, task=task)
 
 
 def _say(text: str) -> None:
@@ -79,11 +93,49 @@ def _say(text: str) -> None:
         say(text)
 
 
-def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequest) -> TrainRecipe:
+def _labelled_sources(
+    trained: TrainRecipe, checkpoint: str, request: FinetuneRequest
+) -> list[Source]:
+    """Those of the run, or of what `--set data...` puts in their place, whose labels go together.
+
+    Raises:
+        DataError: there are none, and classes are to be learned; or a dataset is missing.
+    """
+    of_data = tuple(text for text in request.overrides if re.match(r"data[.=]", text))
+    plain = replace(request, overrides=of_data, task="next_token_probes")
+    sources = named_sources(finetune_recipe(trained, checkpoint, plain, []))
+    names = labelled_together(sources)
+    if request.task == "classify" and not names:
+        raise DataError(
+            f"--classify: no source of {checkpoint} has labels "
+            f"({', '.join(source.name for source in sources)}). Pack a folder with one sub-folder "
+            "a class, and name it: --set 'data.sources={mine: {path: a, validation: b}}'"
+        )
+    return [source for source in sources if source.name in names]
+
+
+def _what_is_learned(recipe: TrainRecipe, labelled: Sequence[Source]) -> str:
+    names = ", ".join(source.name for source in labelled)
+    if isinstance(recipe.task, ClassifyConfig):
+        return f"classes of {names}, through the whole model under {recipe.mask.name} attention"
+    if isinstance(recipe.task, NextTokenProbesConfig) and recipe.task.probes is not None:
+        return f"next-token loss, and probes at every layer on the labels of {names}"
+    return "no labels: next-token loss only, no probes"
+
+
+def finetune_recipe(
+    trained: TrainRecipe, checkpoint: str, request: FinetuneRequest, labelled: Sequence[Source]
+) -> TrainRecipe:
     """The recipe of a fine-tuning: the trained one with what the request changes.
 
     Without `frames`, a sequence keeps as many as fit the trained number of visual tokens (4096
-    tokens: 16 frames at 16×16, 4 at 32×32), at least one.
+    tokens: 16 frames at 16×16, 4 at 32×32), at least one. To classify, it is one picture.
+
+    Args:
+        trained: of the run.
+        checkpoint: that it begins from.
+        request: what the user asked for.
+        labelled: sources whose labels are learned; none: no probes.
 
     Raises:
         UserError: a resolution that the tokenizer does not have.
@@ -92,10 +144,11 @@ def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequ
     training = on_any_machine(trained.training)
     raw: dict[str, Any] = trained.model_copy(update={"training": training}).model_dump(mode="json")
     old = trained.layout
-    layout = _changed_layout(trained, request)
-    raw["name"] = f"{trained.name}-finetune"
+    layout = _changed_layout(trained, _with_frames(request, labelled))
+    suffix = "classify" if request.task == "classify" else "finetune"
+    raw["name"] = f"{trained.name}-{suffix}"
     raw["title"] = f"{trained.name} at {layout.height}×{layout.width} tokens"
-    raw["output"] = request.output or f"{trained.output}-finetune"
+    raw["output"] = request.output or f"{trained.output}-{suffix}"
     raw["init_from"] = checkpoint
     raw["clip"]["frames"] = layout.frames
     raw["clip"]["resolution"] = trained.clip.resolution * layout.height // old.height
@@ -108,18 +161,43 @@ def finetune_recipe(trained: TrainRecipe, checkpoint: str, request: FinetuneRequ
         raw["backbone"]["rope_base"] = request.rope_base
     steps = request.steps or max(round(trained.training.steps * STEPS_RATIO), 2)
     sequences = max(trained.training.batch_tokens // layout.num_visual, 1)
+    at_once = max(trained.training.micro_batch * old.num_visual // layout.num_visual, 1)
     raw["training"] |= {
         "steps": steps,
         "batch_tokens": sequences * layout.num_visual,
-        "micro_batch": min(trained.training.micro_batch, sequences),
+        "micro_batch": min(at_once, sequences),
     }
     raw["schedule"]["warmup_steps"] = steps // 10
-    raw["optimizer"]["lr"] = trained.optimizer.lr * LR_RATIO
+    raw["optimizer"] |= {"lr": trained.optimizer.lr * LR_RATIO, "layer_decay": LAYER_DECAY}
+    _set_task(raw, trained, request.task, [source.name for source in labelled])
     for override in request.overrides:
         apply_override(raw, override, "toto finetune")
     recipe = check_recipe(raw, "toto finetune")
     assert isinstance(recipe, TrainRecipe)
     return recipe
+
+
+def _with_frames(request: FinetuneRequest, labelled: Sequence[Source]) -> FinetuneRequest:
+    """Pictures are classified one by one: those of a sequence would read each other."""
+    pictures = request.task == "classify" and labelled and labelled[0].train.kind == "images"
+    return replace(request, frames=1) if pictures and request.frames is None else request
+
+
+def _set_task(
+    raw: dict[str, Any], trained: TrainRecipe, task: FinetuneTask, labelled: list[str]
+) -> None:
+    if task == "classify":
+        raw["task"] = {"name": task}
+        raw["mask"] = {"name": "full" if "full" in trained.backbone.masks else "causal"}
+        sources = raw["data"]["sources"]
+        raw["data"]["sources"] = {name: sources[name] for name in labelled}
+        return
+    raw["task"] = {"name": task, "probes": {"sources": labelled} if labelled else None}
+    if trained.mask.name == "full":
+        raw["mask"] = {"name": "causal"}
+    if labelled:
+        # A probe bank reads its weights whole.
+        raw["training"]["deepspeed"]["zero_stage"] = 0
 
 
 def _changed_layout(trained: TrainRecipe, request: FinetuneRequest) -> SequenceLayout:

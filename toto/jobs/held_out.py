@@ -11,18 +11,19 @@ from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.jobs.console import progress_bar
 from toto.tasks.baselines import TokenBaselines
+from toto.tasks.config import ClassifyConfig
 from toto.training.metrics import metric_values
 from toto.training.task import sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from toto.data.batch import Batch
     from toto.jobs.sources import Source
     from toto.recipe.schemas import Recipe, TrainRecipe
-    from toto.tasks.next_token import NextTokenTask
+    from toto.tasks.next_token import ModelTask
     from toto.training.distributed import Ranks
     from toto.training.engine import Engine
     from toto.training.metrics import Values
@@ -45,18 +46,19 @@ def validation_batches(recipe: Recipe, source: Source, ranks: Ranks) -> list[Bat
             source.clip,
             micro_batch=recipe.training.micro_batch,
             count=recipe.training.eval_sequences,
+            source=list(recipe.data.sources).index(source.name),
             rank=ranks.rank,
             world=ranks.world,
         )
     )
 
 
-def evaluated(engine: Engine[Batch], batches: Sequence[Batch], ranks: Ranks) -> dict[str, Mean]:
+def evaluated(engine: Engine[Batch], batches: Iterable[Batch], ranks: Ranks) -> dict[str, Mean]:
     """The metrics of all ranks' batches; this rank has as many as the others."""
     return ranks.total(sum_metrics(engine.evaluate(batch) for batch in batches))
 
 
-def tokenized(task: NextTokenTask, batch: Batch) -> Batch:
+def tokenized(task: ModelTask, batch: Batch) -> Batch:
     """The batch as codes, so that each evaluation does not tokenize anew; patches stay pixels."""
     if task.tokenizer.config.output == "patches":
         return batch
@@ -65,17 +67,17 @@ def tokenized(task: NextTokenTask, batch: Batch) -> Batch:
 
 def baseline_losses(
     recipe: TrainRecipe,
-    task: NextTokenTask,
+    task: ModelTask,
     sources: Sequence[Source],
     held_out: dict[str, list[Batch]],
     ranks: Ranks,
 ) -> dict[str, Values]:
     """Unigram and copy-the-last-frame on each source's held-out data, fitted on its training data.
 
-    The first rank fits them. They do not change as the model learns. Patch targets have none: there
-    is nothing to count.
+    The first rank fits them. They do not change as the model learns. Patch targets have none:
+    there is nothing to count. Neither has a model that predicts classes.
     """
-    if recipe.target.output == "patches":
+    if recipe.target.output == "patches" or isinstance(recipe.task, ClassifyConfig):
         return {}
     losses = {}
     for source in sources:
@@ -92,7 +94,7 @@ def baseline_losses(
     return losses
 
 
-def _fitted_baselines(recipe: TrainRecipe, task: NextTokenTask, source: Source) -> TokenBaselines:
+def _fitted_baselines(recipe: TrainRecipe, task: ModelTask, source: Source) -> TokenBaselines:
     training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
     return TokenBaselines.fit(training, recipe.target.codebook_size)
 
@@ -121,7 +123,7 @@ def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
             progress(done, steps)
 
 
-def _target_codes(task: NextTokenTask, batch: Batch) -> Tensor:
+def _target_codes(task: ModelTask, batch: Batch) -> Tensor:
     """`codes_BTHW` that the model shall predict, on the CPU."""
     device = next(task.model.parameters()).device
     _, codes_BTHW = task.tokens(batch.to(device))

@@ -17,11 +17,13 @@ from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from toto.data.config import ClipConfig, Decoder, Paths
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["Source", "named_stream", "open_dataset", "open_sources"]
+__all__ = ["Source", "named_sources", "named_stream", "open_dataset", "open_sources"]
 
 MAKERS = {"samples": make_samples}
 
@@ -63,22 +65,33 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
         UserError: the datasets of `data.make` cannot be made.
     """
     _make_if_missing(recipe)
-    sources = []
-    for name, config in recipe.data.sources.items():
-        stride = config.stride or recipe.clip.stride
-        sources.append(
-            Source(
-                name=name,
-                train=_open(recipe, config.path, tokenizer),
-                validation=(
-                    _open(recipe, config.validation, tokenizer) if config.validation else None
-                ),
-                weight=config.weight,
-                clip=recipe.clip.model_copy(update={"stride": stride}),
-                decoder=recipe.data.decoder,
-            )
+    return _sources(recipe, lambda paths: _open(recipe, paths, tokenizer))
+
+
+def named_sources(recipe: Recipe) -> list[Source]:
+    """The sources with the datasets that a recipe names, as they are: nothing is tokenized.
+
+    Raises:
+        DataError: a dataset that is missing or broken.
+        UserError: the datasets of `data.make` cannot be made.
+    """
+    _make_if_missing(recipe)
+    data = recipe.data
+    return _sources(recipe, lambda paths: open_dataset(paths, root=data.root, cache=data.cache))
+
+
+def _sources(recipe: Recipe, opened: Callable[[Paths], Dataset]) -> list[Source]:
+    return [
+        Source(
+            name=name,
+            train=opened(config.path),
+            validation=opened(config.validation) if config.validation else None,
+            weight=config.weight,
+            clip=recipe.clip.model_copy(update={"stride": config.stride or recipe.clip.stride}),
+            decoder=recipe.data.decoder,
         )
-    return sources
+        for name, config in recipe.data.sources.items()
+    ]
 
 
 def open_dataset(paths: Paths, *, root: str = ".", cache: CacheConfig | None = None) -> Dataset:

@@ -13,23 +13,24 @@ from toto.data.loader import training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.export.hf import read_model
+from toto.jobs.accuracy import evaluation_values, write_accuracies
 from toto.jobs.console import console, say
 from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
 from toto.jobs.history import Asked, Origin, note_end, note_failure
+from toto.jobs.labelled import labels_of
 from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begun_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
-from toto.jobs.trained import build_model, fingerprints_in, resolve_run
+from toto.jobs.trained import build_model, fingerprints_in, load_model_weights, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
-from toto.tasks.next_token import NextTokenTask
-from toto.training.checkpoint import check_tensors, load_weights, read_meta
+from toto.tasks.config import ModelTaskConfig
+from toto.training.checkpoint import check_tensors, read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.loop import Description, TrainResult, train
-from toto.training.metrics import Values, metric_values
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
 
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from toto.data.batch import Batch
+    from toto.tasks.next_token import ModelTask
     from toto.training.distributed import Ranks
     from toto.training.engine import Engine
+    from toto.training.metrics import Values
     from toto.training.rundir import RunDirectory
     from toto.training.task import Task
 
@@ -88,7 +91,11 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     model = build_model(recipe)
     if recipe.training.recompute:
         model.backbone.recompute_activations()
-    task = NextTokenTask(model, tokenizer, target_tokenizer, num_sources=len(sources))
+    assert isinstance(recipe.task, ModelTaskConfig)
+    labels = labels_of(recipe, sources)
+    task = recipe.task.build(
+        model, tokenizer, target_tokenizer, num_sources=len(sources), labels=labels
+    )
     init_from = recipe.init_from
     if init_from is not None and run.checkpoint is None:
         init_from = _load_initial(init_from, task)
@@ -96,12 +103,19 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
             say(f"  weights from {init_from}")
     origin = Origin(asked, init_from)
     with running_engine(recipe, task, ranks) as engine:
-        return _trained(recipe, task, engine, sources, ranks, run, origin)
+        result = _trained(recipe, task, engine, sources, ranks, run, origin)
+        if labels is not None and not result.interrupted:
+            labelled = [sources[number] for number in labels.sources]
+            write_accuracies(
+                recipe, task, engine, labelled,
+                num_classes=labels.num_classes, ranks=ranks, run=run, step=result.step,
+            )  # fmt: skip
+        return result
 
 
 def _trained(
     recipe: TrainRecipe,
-    task: NextTokenTask,
+    task: ModelTask,
     engine: Engine[Batch],
     sources: Sequence[Source],
     ranks: Ranks,
@@ -117,7 +131,8 @@ def _trained(
 
     def evaluate() -> dict[str, Values]:
         return {
-            name: metric_values(evaluated(engine, batches, ranks)) | baselines.get(name, {})
+            name: evaluation_values(task, evaluated(engine, batches, ranks))
+            | baselines.get(name, {})
             for name, batches in held_out.items()
         }
 
@@ -314,7 +329,7 @@ def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> 
         )
 
 
-def _fingerprints(task: NextTokenTask) -> dict[str, str]:
+def _fingerprints(task: ModelTask) -> dict[str, str]:
     """Section of the recipe → fingerprint, of each tokenizer that the weights depend on."""
     found = {"tokenizer": task.tokenizer.fingerprint()}
     if task.target_tokenizer is not None:
@@ -322,7 +337,7 @@ def _fingerprints(task: NextTokenTask) -> dict[str, str]:
     return found
 
 
-def _load_initial(init_from: str, task: NextTokenTask) -> str:
+def _load_initial(init_from: str, task: ModelTask) -> str:
     """Start from the weights of another run, whose tokenizers must be the same, or of hf:FOLDER.
 
     Returns:
@@ -347,5 +362,5 @@ def _load_initial(init_from: str, task: NextTokenTask) -> str:
             f"{' and another '.join(sorted(changed))} than this recipe's. Its recipe says "
             f"{'; '.join(theirs)}"
         )
-    load_weights(found.checkpoint, task.model)
+    load_model_weights(found, task.model)
     return str(found.checkpoint)

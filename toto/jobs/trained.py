@@ -14,7 +14,7 @@ from toto.model import AutoregressiveModel
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
-from toto.tasks.config import TokenizerTaskConfig
+from toto.tasks.config import ModelTaskConfig, TokenizerTaskConfig
 from toto.training.checkpoint import CheckpointMeta, find_checkpoint, load_weights, read_meta
 from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
 from toto.training.machine import resolve_machine
@@ -36,6 +36,7 @@ __all__ = [
     "build_tokenizer",
     "fingerprints_in",
     "import_all",
+    "load_model_weights",
     "load_trained",
     "load_trained_tokenizer",
     "newest_finetuning",
@@ -174,10 +175,21 @@ def load_trained(found: FoundRun) -> Trained:
     tokenizer = build_tokenizer(found)
     recipe = found.recipe
     model = build_model(recipe)
-    load_weights(found.checkpoint, model)
+    load_model_weights(found, model)
     model.to(device).eval()
     tokenizer.to(device).eval()
     return Trained(found, model, tokenizer, device, settings.precision)
+
+
+def load_model_weights(found: FoundRun, model: AutoregressiveModel) -> None:
+    """Copy a checkpoint's weights of the model, strictly; those of probes beside it stay behind.
+
+    Raises:
+        CheckpointError: broken files, or other weights.
+    """
+    task = found.recipe.task
+    assert isinstance(task, ModelTaskConfig)
+    load_weights(found.checkpoint, model, beside=task.beside)
 
 
 def load_trained_tokenizer(found: FoundTokenizerRun) -> Tokenizer:

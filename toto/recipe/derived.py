@@ -9,6 +9,7 @@ from typing import Any
 
 from toto.model_size import ModelSize
 from toto.recipe.schemas import Recipe, TrainRecipe
+from toto.tasks.config import ClassifyConfig
 
 __all__ = ["derived_numbers", "describe"]
 
@@ -103,6 +104,12 @@ def _specials(recipe: Recipe) -> str:
 def _prediction(recipe: TrainRecipe) -> str:
     """What goes in and what shall come out, each at its resolution."""
     own = f"{recipe.tokenizer.registered_name} at {recipe.clip.resolution} px"
+    task = recipe.task
+    if isinstance(task, ClassifyConfig):
+        return (
+            f"{recipe.tokenizer.output} of {own}, {recipe.mask.name} attention → class, from layer "
+            f"{task.layer} through {task.head.label} pooling (cross-entropy)"
+        )
     if recipe.target_tokenizer is not None:
         return (
             f"patches of {own} → next code of {recipe.target.registered_name}, of the same crop "

@@ -14,7 +14,12 @@ from toto.data.addresses import is_remote, place, spelled_out
 from toto.data.config import TOGETHER, Paths
 from toto.errors import Problem
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
-from toto.tasks.config import TokenizerTaskConfig, VqganTaskConfig
+from toto.tasks.config import (
+    ClassifyConfig,
+    NextTokenProbesConfig,
+    TokenizerTaskConfig,
+    VqganTaskConfig,
+)
 from toto.tokenizers.config import TokenizerConfig
 from toto.training.deepspeed_settings import clashes
 
@@ -137,17 +142,70 @@ def _mask_fits(recipe: TrainRecipe) -> Iterator[Problem]:
             f"{backbone.registered_name} does not work under {mask.name}",
             f"It takes {', '.join(backbone.masks)}",
         )
+    elif isinstance(recipe.task, ClassifyConfig):
+        if mask.name not in ("causal", "full"):
+            yield Problem(
+                "mask.name",
+                f"{mask.name} is for predicting tokens, and task classify predicts classes",
+                "Take causal or full",
+            )
     elif mask.name == "full":
         yield Problem(
             "mask.name",
             "under full attention a token reads the one that it shall predict",
-            "Take causal, prefix or per_image; full is for fine-tuning on labels",
+            "Take causal, prefix or per_image; full is for task classify",
         )
     elif mask.frames is not None and mask.frames >= recipe.clip.frames:
         yield Problem(
             "mask.frames",
             f"a prefix of {mask.frames} of the {recipe.clip.frames} frames leaves none to predict",
             f"Take fewer, for example {max(recipe.clip.frames // 2, 1)}",
+        )
+
+
+def _classes_can_be_learned(recipe: TrainRecipe) -> Iterator[Problem]:
+    task, depth = recipe.task, recipe.backbone.num_layers
+    if not isinstance(task, ClassifyConfig):
+        return
+    if not -depth - 1 <= task.layer <= depth:
+        yield Problem(
+            "task.layer",
+            f"there is no layer {task.layer}: the backbone has 0 (the embedding) to {depth}",
+            "Take one of those, or -1 for the last",
+        )
+    if task.mixup and recipe.training.micro_batch == 1:
+        yield Problem(
+            "task.mixup",
+            "mixes the clips of a micro-batch, and training.micro_batch is 1",
+            "Raise training.micro_batch, or write mixup: 0",
+        )
+    if task.mixup and recipe.data.tokens == "once":
+        yield Problem(
+            "task.mixup",
+            "mixes pixels, and data.tokens: once stores codes instead",
+            "Write data.tokens: in_run, or mixup: 0",
+        )
+
+
+def _probed_sources_are_there(recipe: TrainRecipe) -> Iterator[Problem]:
+    task = recipe.task
+    if not isinstance(task, NextTokenProbesConfig):
+        return
+    for name in task.labelled(tuple(recipe.data.sources)):
+        if name not in recipe.data.sources:
+            yield Problem(
+                "task.probes.sources",
+                f"there is no source {name}",
+                f"data.sources has {', '.join(recipe.data.sources)}",
+            )
+
+
+def _layers_can_decay(recipe: TokenizerRecipe) -> Iterator[Problem]:
+    if recipe.optimizer.layer_decay != 1.0:
+        yield Problem(
+            "optimizer.layer_decay",
+            "a tokenizer has no layers whose rates could fall",
+            "Remove it",
         )
 
 
@@ -304,11 +362,14 @@ _TRAIN_RULES: list[tuple[tuple[str, ...], Rule[TrainRecipe]]] = [
     (("tokenizer", "target_tokenizer", "clip"), _target_fits),
     (("tokenizer", "target_tokenizer", "backbone"), _codes_are_classified),
     (("tokenizer", "data"), _tokens_can_be_stored),
-    (("mask", "backbone", "clip"), _mask_fits),
+    (("mask", "backbone", "clip", "task"), _mask_fits),
+    (("task", "backbone", "training", "data"), _classes_can_be_learned),
+    (("task", "data"), _probed_sources_are_there),
 ]
 _TOKENIZER_RULES: list[tuple[tuple[str, ...], Rule[TokenizerRecipe]]] = [
     (("tokenizer", "task"), _task_trains_tokenizer),
     (("training",), _tokenizers_keep_activations),
+    (("optimizer",), _layers_can_decay),
     (("task", "clip", "training"), _discriminator_sees_patches),
     (("data",), _together_is_no_source),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -17,10 +17,12 @@ from pydantic import (
 )
 
 from toto.heads.config import HEADS, AttentionConfig, AverageConfig, HeadConfig
-from toto.registry import Component, Registry
+from toto.registry import Component, Config, Registry
 from toto.tokenizers.config import DvaeConfig
 
 if TYPE_CHECKING:
+    from toto.model import AutoregressiveModel
+    from toto.tasks.next_token import ModelTask
     from toto.tasks.perceptual import FeatureNetwork
     from toto.tasks.tokenizer import TokenizerTask
     from toto.tokenizers.base import Tokenizer
@@ -28,11 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "FEATURE_NETWORKS",
     "TASKS",
+    "ClassifyConfig",
     "DvaeFeaturesConfig",
     "DvaeTaskConfig",
     "FeatureNetworkConfig",
+    "Labels",
+    "ModelTaskConfig",
     "NextTokenConfig",
+    "NextTokenProbesConfig",
     "ProbeBankConfig",
+    "ProbesConfig",
     "TaskConfig",
     "Term",
     "TokenizerTaskConfig",
@@ -54,12 +61,177 @@ class TaskConfig(Component):
     """Whether the task has blocks to compile; without, `training.compile` is settled as off."""
 
 
-@TASKS.register("next_token")
-class NextTokenConfig(TaskConfig):
-    """Predict the next token: cross-entropy for codes, squared error for patches (paper §3.1)."""
+@dataclass(frozen=True)
+class Labels:
+    """What the sources that a task learns labels from have in common.
+
+    Attributes:
+        sources: their numbers in the mixture.
+        num_classes: labels are 0..num_classes-1.
+        is_image: each frame of a sequence is a picture with a class of its own; else a clip has
+            one.
+    """
+
+    sources: tuple[int, ...]
+    num_classes: int
+    is_image: bool
+
+
+class ModelTaskConfig(TaskConfig, ABC):
+    """Base of the tasks that train a model on the tokens of pictures and videos."""
 
     verb: ClassVar[str] = "train"
     compiles: ClassVar[bool] = True
+    beside: ClassVar[str | None] = None
+    """What the names of weights begin with that checkpoints hold beside the model's."""
+
+    def labelled(self, sources: Sequence[str]) -> tuple[str, ...]:
+        """Those of the mixture's sources whose labels the task learns from."""
+        return ()
+
+    @abstractmethod
+    def build(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None,
+        *,
+        num_sources: int,
+        labels: Labels | None,
+    ) -> ModelTask:
+        """Make the task.
+
+        Args:
+            model: what is trained.
+            tokenizer: of its inputs.
+            target_tokenizer: of what it predicts; None where the inputs are the targets.
+            num_sources: of the mixture.
+            labels: of the sources that `labelled` names; None where it names none.
+        """
+
+
+@TASKS.register("next_token")
+class NextTokenConfig(ModelTaskConfig):
+    """Predict the next token: cross-entropy for codes, squared error for patches (paper §3.1)."""
+
+    def build(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None,
+        *,
+        num_sources: int,
+        labels: Labels | None,
+    ) -> ModelTask:
+        """See `ModelTaskConfig.build`."""
+        from toto.tasks.next_token import NextTokenTask
+
+        return NextTokenTask(model, tokenizer, target_tokenizer, num_sources=num_sources)
+
+
+class ProbesConfig(Config):
+    """The probes that are trained beside a model: one at every layer for each choice of these."""
+
+    sources: tuple[str, ...] = Field(
+        min_length=1, description="labelled sources of the mixture, which share their classes"
+    )
+    heads: tuple[Annotated[HeadConfig, HEADS], ...] = Field(
+        (AverageConfig(), AttentionConfig()), min_length=1, description="poolings, each once"
+    )
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (1e-3, 3e-3),
+        min_length=1,
+        description="peaks, each a probe of its own; they follow the schedule of the run",
+    )
+
+    def bank(self) -> ProbeBankConfig:
+        """Their bank; normed features go in, so that nothing depends on the batch."""
+        return ProbeBankConfig(
+            heads=self.heads, learning_rates=self.learning_rates, batch_norm=False
+        )
+
+
+@TASKS.register("next_token_probes")
+class NextTokenProbesConfig(ModelTaskConfig):
+    """Predict the next token, and train probes at every layer beside it (paper §4.2).
+
+    Probes read the layers without a gradient to them: the model is trained as without probes.
+    """
+
+    beside: ClassVar[str | None] = "probes."
+
+    probes: ProbesConfig | None = Field(description="null: no labels, next-token loss only")
+
+    def labelled(self, sources: Sequence[str]) -> tuple[str, ...]:
+        """Those that the probes name."""
+        return () if self.probes is None else self.probes.sources
+
+    def build(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None,
+        *,
+        num_sources: int,
+        labels: Labels | None,
+    ) -> ModelTask:
+        """See `ModelTaskConfig.build`."""
+        from toto.tasks.finetune import NextTokenProbesTask
+        from toto.tasks.next_token import NextTokenTask
+
+        if self.probes is None or labels is None:
+            return NextTokenTask(model, tokenizer, target_tokenizer, num_sources=num_sources)
+        return NextTokenProbesTask(
+            model, tokenizer, target_tokenizer,
+            num_sources=num_sources, labels=labels, probes=self.probes,
+        )  # fmt: skip
+
+
+@TASKS.register("classify")
+class ClassifyConfig(ModelTaskConfig):
+    """Tell the classes apart, the whole model trained for it (paper Table 13, §A.2 and §A.3)."""
+
+    beside: ClassVar[str | None] = "classifier."
+
+    layer: int = Field(
+        -1, description="whose features are pooled; 0 is the embedding, -1 the last block"
+    )
+    head: Annotated[HeadConfig, HEADS] = Field(AverageConfig(), description="pooling")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the target that is spread over all classes"
+    )
+    mixup: NonNegativeFloat = Field(
+        0.0, description="α of Beta(α, α), by which pairs of clips are mixed; 0: none"
+    )
+    drop_path: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="how often the last block is left out in training; those before it less",
+    )
+
+    def labelled(self, sources: Sequence[str]) -> tuple[str, ...]:
+        """All."""
+        return tuple(sources)
+
+    def build(
+        self,
+        model: AutoregressiveModel,
+        tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer | None,
+        *,
+        num_sources: int,
+        labels: Labels | None,
+    ) -> ModelTask:
+        """See `ModelTaskConfig.build`."""
+        from toto.tasks.classify import ClassifyTask
+
+        assert labels is not None
+        if self.drop_path:
+            model.backbone.drop_paths(self.drop_path)
+        return ClassifyTask(
+            model, tokenizer, target_tokenizer, num_classes=labels.num_classes, config=self
+        )
 
 
 @dataclass(frozen=True)

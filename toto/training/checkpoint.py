@@ -194,14 +194,23 @@ def load_state(checkpoint: Path) -> EngineState:
     return EngineState(meta.step, model, optimizer)
 
 
-def load_weights(checkpoint: Path, module: nn.Module) -> CheckpointMeta:
+def load_weights(
+    checkpoint: Path, module: nn.Module, *, beside: str | None = None
+) -> CheckpointMeta:
     """Copy a checkpoint's weights into `module`, strictly.
+
+    Args:
+        checkpoint: whose weights.
+        module: what they are of.
+        beside: what the names of other weights begin with, which are left out.
 
     Raises:
         CheckpointError: see `read_meta`; or names or shapes differ, each one named.
     """
     meta = read_meta(checkpoint)
     found = _load(checkpoint, MODEL_FILE)
+    if beside is not None:
+        found = {name: found[name] for name in found if not name.startswith(beside)}
     check_tensors(unshared_tensors(module), found, f"weights of {checkpoint}")
     # What is shared under a second name is filled through its first.
     module.load_state_dict(found, strict=False)

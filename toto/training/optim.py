@@ -107,7 +107,12 @@ class _Kind(NamedTuple):
 
 
 # Of the groups, and so of the sum in the gradient's norm.
-_ORDER: tuple[tuple[ParamRole, ...], ...] = (("hidden",), ("readout",), ("embed", "norm"), ("probe",))
+_ORDER: tuple[tuple[ParamRole, ...], ...] = (
+    ("hidden",),
+    ("readout",),
+    ("embed", "norm"),
+    ("probe",),
+)
 
 
 def _role(role: ParamRole, parameter: nn.Parameter) -> ParamRole:

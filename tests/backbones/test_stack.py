@@ -1,0 +1,84 @@
+"""What all stacks of blocks share: dropped paths, layers of parameters, features beside outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toto.backbones.base import Backbone
+from toto.backbones.config import Gpt2Config, LlamaConfig, MambaConfig
+from toto.errors import UserError
+
+CONFIGS = [
+    LlamaConfig(width=16, num_layers=3, num_heads=2, ffn_dim=32),
+    Gpt2Config(width=16, num_layers=3, num_heads=2, ffn_dim=32),
+    MambaConfig(width=16, num_layers=3),
+]
+NAMES = [config.registered_name for config in CONFIGS]
+
+
+def built(config):
+    torch.manual_seed(0)
+    return config.build(), torch.randn(2, 5, 16)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_one_pass_gives_what_two_give(config):
+    backbone, x_BLD = built(config)
+    last_BLD, found = backbone.forward_with_features(x_BLD, [0, 2, -1])
+    plain_BLD, plain = Backbone.forward_with_features(backbone, x_BLD, [0, 2, -1])
+    assert torch.equal(last_BLD, plain_BLD)
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[layer], plain[layer]) for layer in plain)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_every_parameter_has_a_layer(config):
+    backbone, _ = built(config)
+    layers = backbone.param_layers()
+    assert layers.keys() == dict(backbone.named_parameters()).keys()
+    assert set(layers.values()) == {1, 2, 3, 4}
+    assert layers["norm.weight"] == 4
+
+
+def test_no_path_is_dropped_at_rate_0_nor_in_evaluation():
+    backbone, x_BLD = built(CONFIGS[0])
+    expected_BLD = backbone(x_BLD)
+    torch.manual_seed(1)
+    word = torch.rand(1)
+    torch.manual_seed(1)
+    backbone.drop_paths(0.0)
+    assert torch.equal(backbone.train()(x_BLD), expected_BLD)
+    assert torch.equal(torch.rand(1), word)  # nothing was drawn
+    backbone.drop_paths(0.9)
+    assert torch.equal(backbone.eval()(x_BLD), expected_BLD)
+
+
+def test_a_sample_skips_a_block_or_gets_more_of_it():
+    backbone, _ = built(CONFIGS[0])
+    x_BLD = torch.randn(1, 5, 16).expand(4000, -1, -1)
+    backbone.drop_paths(0.5)
+    torch.manual_seed(0)
+    before_BLD, after_BLD = backbone.train().features(x_BLD, [2, 3]).values()
+    kept = 0.5
+    with torch.no_grad():
+        skipped_B = (before_BLD == after_BLD).flatten(1).all(1)
+    assert skipped_B.float().mean().item() == pytest.approx(1 - kept, abs=0.03)
+    # Block 1 is never left out, block 2 half as often as block 3.
+    first_BLD = backbone.eval().features(x_BLD[:1], [1])[1]
+    torch.manual_seed(0)
+    found = backbone.train().features(x_BLD, [1, 2])
+    torch.testing.assert_close(found[1], first_BLD.expand(4000, -1, -1))
+    skipped = (found[1] == found[2]).flatten(1).all(1).float().mean().item()
+    assert skipped == pytest.approx(0.25, abs=0.03)
+    # In the mean a block gives what it gives without dropping.
+    plain_BLD = backbone.eval().features(x_BLD[:1], [2])[2]
+    torch.testing.assert_close(found[2].mean(0), plain_BLD[0], atol=0.02, rtol=0.02)
+
+
+def test_a_backbone_that_cannot_says_so():
+    backbone, _ = built(CONFIGS[0])
+    with pytest.raises(UserError, match="task.drop_path: backbone llama leaves no block out"):
+        Backbone.drop_paths(backbone, 0.1)
+    with pytest.raises(UserError, match="optimizer.layer_decay: backbone llama does not say"):
+        Backbone.param_layers(backbone)

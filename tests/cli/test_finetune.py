@@ -1,0 +1,159 @@
+"""`toto finetune` as a user types it: with probes, without labels, and to tell classes apart."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from command_line import toto, write_recipe
+from safetensors.torch import load_file
+from tiny_runs import TIMES, tiny_recipe
+
+from toto.recipe.yaml_reader import read_yaml
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_datasets):
+    """A folder with a run of labelled videos and pictures without labels."""
+    folder = tmp_path_factory.mktemp("user")
+    toto("train", write_recipe(folder, tiny_recipe(tiny_datasets, steps=2)), cwd=folder)
+    return folder
+
+
+def lines(run, kind):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [
+        {name: value for name, value in line.items() if name not in TIMES}
+        for line in found
+        if line["kind"] == kind
+    ]
+
+
+FINETUNE = (
+    "finetune", "runs/tiny", "--resolution", "8x8", "--rope-base", "50000", "--steps", "4",
+    "--set", "training.save_every=2", "--set", "training.eval_every=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def probed(trained):
+    """What `toto finetune` says on data with labels."""
+    return toto(*FINETUNE, cwd=trained)
+
+
+def test_labels_are_probed_at_every_layer(trained, probed):
+    assert "next-token loss, and probes at every layer on the labels of videos" in probed.stdout
+    run = trained / "runs/tiny-finetune"
+    recipe = read_yaml(run / "recipe.yaml")
+    assert recipe["task"]["name"] == "next_token_probes"
+    assert recipe["task"]["probes"]["sources"] == ["videos"]
+    assert recipe["optimizer"]["layer_decay"] == 0.9
+    assert recipe["backbone"]["rope_base"] == 50000
+    assert (recipe["clip"]["resolution"], recipe["clip"]["frames"]) == (64, 1)
+    evaluation = lines(run, "eval")[-1]["sources"]["videos"]
+    by_layer = evaluation["accuracy/attention/0.003"]
+    assert len(by_layer) == 2
+    assert evaluation["accuracy"] >= max(by_layer)
+    assert evaluation["loss"] > 0
+    assert lines(run, "train")[-1]["metrics"]["probe_loss"] > 0
+    rows = [json.loads(row) for row in (run / "probe/results.jsonl").open()]
+    assert {(row["layer"], row["head"], row["lr"]) for row in rows} == {
+        (layer, head, lr)
+        for layer in (0, 1)
+        for head in ("average", "attention")
+        for lr in (1e-3, 3e-3)
+    }
+    summary = json.loads((run / "probe/summary.json").read_text())
+    assert (summary["train_samples"], summary["source"], summary["step"]) == (12, "videos", 4)
+    assert "chance 50.0%" in probed.stdout
+
+
+def test_a_resumed_run_with_probes_repeats_the_unbroken_one(trained, probed):
+    run = trained / "runs/tiny-finetune"
+    again = trained / "runs/again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints/step-00000004")
+    toto(*FINETUNE, "--output", "runs/again", "--resume", cwd=trained)
+    for kind in ("train", "eval"):
+        assert lines(again, kind) == lines(run, kind)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        expected, found = (
+            load_file(one / "checkpoints/step-00000004" / file) for one in (run, again)
+        )
+        assert any("probes." in name for name in expected)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (again / "probe/results.jsonl").read_text() == (run / "probe/results.jsonl").read_text()
+    shutil.rmtree(again)
+
+
+def test_the_model_goes_on_without_its_probes(trained, probed):
+    done = toto("generate", "runs/tiny-finetune", "--samples", "1", "--frames", "1",
+                "--prompt-frames", "0", cwd=trained)  # fmt: skip
+    assert "1 frames" in done.stdout
+    toto("report", "runs/tiny-finetune", cwd=trained)
+    done = toto(
+        "finetune", "runs/tiny-finetune", "--steps", "2", "--output", "runs/twice", cwd=trained
+    )
+    assert "weights from runs/tiny-finetune/checkpoints/step-00000004" in done.stdout
+    shutil.rmtree(trained / "runs/twice")
+
+
+def test_without_labels_the_next_token_is_all(trained):
+    done = toto(
+        "finetune", "runs/tiny", "--steps", "2", "--output", "runs/plain",
+        "--set", "data.sources={pictures: {path: pictures}}", cwd=trained,
+    )  # fmt: skip
+    assert "no labels: next-token loss only, no probes" in done.stdout
+    task = read_yaml(trained / "runs/plain/recipe.yaml")["task"]
+    assert task == {"name": "next_token_probes", "probes": None}
+    assert not (trained / "runs/plain/probe").exists()
+    done = toto(
+        "finetune", "runs/tiny", "--classify",
+        "--set", "data.sources={pictures: {path: pictures}}", cwd=trained, code=2,
+    )  # fmt: skip
+    assert "--classify: no source of runs/tiny/checkpoints/step-00000002 has labels" in done.stderr
+
+
+def test_classes_are_learned_through_the_whole_model(trained):
+    done = toto("finetune", "runs/tiny", "--classify", "--steps", "2",
+                "--set", "task={name: classify, mixup: 0.8, label_smoothing: 0.1, drop_path: 0.1}",
+                cwd=trained)  # fmt: skip
+    assert "classes of videos, through the whole model under full attention" in done.stdout
+    assert "full attention → class, from layer -1 through average pooling" in done.stdout
+    run = trained / "runs/tiny-classify"
+    recipe = read_yaml(run / "recipe.yaml")
+    assert list(recipe["data"]["sources"]) == ["videos"]
+    assert recipe["mask"]["name"] == "full"
+    assert 0 <= lines(run, "eval")[-1]["sources"]["videos"]["accuracy"] <= 1
+    (row,) = [json.loads(row) for row in (run / "classify/results.jsonl").open()]
+    assert (row["layer"], row["chance"]) == (1, 0.5)
+    done = toto("generate", "runs/tiny-classify", cwd=trained, code=2)
+    assert "Take a causal model" in done.stderr
+    toto("report", "runs/tiny-classify", cwd=trained)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task={name: next_token_probes, probes: {sources: [nobody]}}"], "there is no source nob"),
+        (["task={name: next_token_probes, probes: {sources: [pictures]}}"], "has no labels, and"),
+        (["task=classify"], "data.sources.pictures: .* has no labels, and task classify learns"),
+        (["task=classify", "mask={name: prefix, frames: 1}"], "task classify predicts classes"),
+        (["mask.name=full"], "full is for task classify"),
+        (["task=classify", "mask.name=full", "backbone={name: mamba, preset: tiny}"],
+         "mamba does not work under full"),
+        (["task={name: classify, layer: 2}"], "there is no layer 2"),
+        (["task={name: classify, mixup: 1}", "training.micro_batch=1"], "training.micro_batch is"),
+        (["task={name: classify, mixup: 1}", "data.tokens=once"], "mixes pixels, and"),
+        (["optimizer.layer_decay=1.1"], "less than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(trained, tmp_path, overrides, message):
+    settings = [part for override in overrides for part in ("--set", override)]
+    done = toto("train", trained / "tiny.yaml", *settings, cwd=tmp_path, code=2)
+    assert re.search(message, done.stderr.replace("\n", " ")), done.stderr
+    assert not list(tmp_path.rglob("recipe.yaml"))

@@ -1,0 +1,97 @@
+"""Pictures and clips of three brightnesses, and tasks that tell them apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from toto.backbones.config import LlamaConfig
+from toto.data.batch import Batch
+from toto.layers.masks import CAUSAL, Mask
+from toto.model import AutoregressiveModel
+from toto.tasks.config import ClassifyConfig, Labels, ModelTaskConfig, NextTokenProbesConfig
+from toto.tasks.next_token import ModelTask
+from toto.tokenizers.base import TokenGrid, Tokenizer
+from toto.tokenizers.config import TokenizerConfig
+from toto.training.config import OptimizerConfig, ScheduleConfig
+from toto.training.engine_local import LocalEngine
+from toto.training.schedule import WarmupCosine
+
+LLAMA = LlamaConfig(width=16, num_layers=2, num_heads=2, ffn_dim=32)
+PROBES = NextTokenProbesConfig.model_validate(
+    {"name": "next_token_probes", "probes": {"sources": ["a"], "learning_rates": [1e-2, 3e-2]}}
+)
+PLAIN = NextTokenProbesConfig.model_validate({"name": "next_token_probes", "probes": None})
+CODES, CLASSES, PIXELS = 12, 3, 8
+
+
+class BrightnessConfig(TokenizerConfig):
+    """Code = brightness of a 4×4 cell."""
+
+    registered_name = "brightness"
+
+    @property
+    def codebook_size(self) -> int:
+        return CODES
+
+    def grid(self, resolution: int) -> tuple[int, int]:
+        return resolution // 4, resolution // 4
+
+    def build(self) -> Brightness:
+        return Brightness(self)
+
+
+class Brightness(Tokenizer):
+    def encode(self, pixels_BCHW):
+        cells_BHW = nn.functional.avg_pool2d(pixels_BCHW.mean(1), 4)
+        return TokenGrid((cells_BHW * (CODES - 0.001)).long())
+
+    def decode(self, grid):
+        raise NotImplementedError
+
+
+def toy_task(
+    config: ModelTaskConfig, *, is_image: bool = True, mask: Mask = CAUSAL, labels: bool = True
+) -> ModelTask:
+    """Source 0 of two has labels."""
+    torch.manual_seed(0)
+    tokenizer = BrightnessConfig()
+    model = AutoregressiveModel(tokenizer, LLAMA, None, mask)
+    return config.build(
+        model, tokenizer.build(), None, num_sources=2,
+        labels=Labels((0,), CLASSES, is_image) if labels else None,
+    )  # fmt: skip
+
+
+def toy_batch(
+    step: int = 0, size: int = 6, frames: int = 2, *, is_image: bool = True, source: int = 0
+) -> Batch:
+    """The class of a picture is its brightness; a clip is of one class."""
+    generator = torch.Generator().manual_seed(step)
+    label_BT = torch.randint(0, CLASSES, (size, frames), generator=generator)
+    if not is_image:
+        label_BT = label_BT[:, :1].expand(-1, frames)
+    noise = torch.randint(0, 60, (size, frames, 3, PIXELS, PIXELS), generator=generator)
+    pixels = (noise + 80 * label_BT[:, :, None, None, None]).to(torch.uint8)
+    position_B = torch.arange(step * size, (step + 1) * size)
+    return Batch(
+        pixels_BTCHW=pixels,
+        codes_BTHW=None,
+        is_image_B=torch.full((size,), is_image),
+        source_B=torch.full((size,), source),
+        position_B=position_B,
+        label_B=label_BT[:, 0],
+        label_BT=label_BT,
+    )
+
+
+def rows(batch: Batch, chosen: list[int]) -> Batch:
+    """Some sequences of a batch."""
+    tensors = {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
+    return Batch(**{"codes_BTHW": None} | {name: value[chosen] for name, value in tensors.items()})
+
+
+def toy_engine(task: ModelTask, *, steps: int = 40, **optimizer) -> LocalEngine[Batch]:
+    config = OptimizerConfig(**{"lr": 1e-3} | optimizer)
+    schedule = WarmupCosine(ScheduleConfig(warmup_steps=2), peak=config.lr, steps=steps)
+    return LocalEngine(task, config, schedule, device=torch.device("cpu"), precision="fp32")

@@ -78,7 +78,7 @@ def test_a_sample_skips_a_block_or_gets_more_of_it():
 
 def test_a_backbone_that_cannot_says_so():
     backbone, _ = built(CONFIGS[0])
-    with pytest.raises(UserError, match="task.drop_path: backbone llama leaves no block out"):
+    with pytest.raises(UserError, match=r"task\.drop_path: backbone llama leaves no block out"):
         Backbone.drop_paths(backbone, 0.1)
-    with pytest.raises(UserError, match="optimizer.layer_decay: backbone llama does not say"):
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay: backbone llama does not say"):
         Backbone.param_layers(backbone)

@@ -25,9 +25,7 @@ def test_without_labels_the_task_is_that_of_next_tokens():
 
 
 def test_probes_leave_the_gradients_of_the_model_bitwise_alone():
-    alone, beside = (
-        gradients(toy_task(config), toy_batch()) for config in (PLAIN, PROBES)
-    )
+    alone, beside = (gradients(toy_task(config), toy_batch()) for config in (PLAIN, PROBES))
     assert beside.keys() > alone.keys()
     assert all(name.startswith("probes.") for name in beside.keys() - alone.keys())
     for name, grad in alone.items():

@@ -9,7 +9,7 @@ from toto.backbones.config import LlamaConfig
 from toto.data.batch import Batch
 from toto.layers.masks import CAUSAL, Mask
 from toto.model import AutoregressiveModel
-from toto.tasks.config import ClassifyConfig, Labels, ModelTaskConfig, NextTokenProbesConfig
+from toto.tasks.config import Labels, ModelTaskConfig, NextTokenProbesConfig
 from toto.tasks.next_token import ModelTask
 from toto.tokenizers.base import TokenGrid, Tokenizer
 from toto.tokenizers.config import TokenizerConfig

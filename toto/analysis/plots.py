@@ -105,6 +105,7 @@ def loss_by_frame(loss: SourceLoss, source: str, unit: str) -> Panel:
     """The validation loss of each frame of the sequence, with the baselines' beside it."""
 
     def draw(axes: Axes) -> None:
+        assert loss.frame_loss is not None, "the loss of a class is not told apart by frames"
         frames = range(1, len(loss.frame_loss) + 1)
         axes.plot(frames, loss.frame_loss, color=MODEL, marker="o", label="model")
         if loss.frame_copy is not None:

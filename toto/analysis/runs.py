@@ -43,11 +43,14 @@ GENERATED = Path("generated") / "generated.json"
 class SourceLoss:
     """Validation loss of one source, in the unit of the loss, and the baselines beside it.
 
-    `frame_*` hold one value for each frame of the sequence. Patch inputs have no baselines.
+    `frame_*` hold one value for each frame of the sequence. Patch inputs have no baselines, and a
+    model that tells classes has no frames either. `accuracy` is of such a model, or of the best
+    probe that is trained beside another.
     """
 
     loss: Number
-    frame_loss: list[Number]
+    frame_loss: list[Number] | None = None
+    accuracy: float | None = None
     unigram: float | None = None
     copy: float | None = None
     frame_unigram: list[Number] | None = None

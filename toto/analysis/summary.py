@@ -69,7 +69,8 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
             if value is not None
         ]
         comparison = f", {' and '.join(against)}" if against else ""
-        sentences.append(f"{opening} on {source} is {loss.loss:.2f} {unit}{comparison}.")
+        classes = "" if loss.accuracy is None else f"; {loss.accuracy:.1%} of classes are right"
+        sentences.append(f"{opening} on {source} is {loss.loss:.2f} {unit}{comparison}{classes}.")
         opening = "The validation loss"
     return sentences
 

@@ -92,7 +92,11 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
             "Loss by frame",
             "The last evaluation, frame by frame: a curve that falls from left to right means that "
             "the model uses the frames it has seen.",
-            [plots.loss_by_frame(loss, source, unit) for source, loss in last.items()],
+            [
+                plots.loss_by_frame(loss, source, unit)
+                for source, loss in last.items()
+                if loss.frame_loss is not None
+            ],
             content.command,
         ),
         Section(

@@ -10,7 +10,7 @@ from toto.backbones.config import BACKBONES, BackboneConfig, MaskConfig
 from toto.data.config import ClipConfig, DataConfig
 from toto.registry import Config
 from toto.sequence import SequenceLayout
-from toto.tasks.config import TASKS, DvaeTaskConfig, NextTokenConfig, TaskConfig
+from toto.tasks.config import TASKS, ClassifyConfig, DvaeTaskConfig, NextTokenConfig, TaskConfig
 from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
 from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -73,7 +73,9 @@ class TrainRecipe(Recipe):
 
     @property
     def loss_unit(self) -> str:
-        """What the loss is measured in: cross-entropy of codes, or the error of patches."""
+        """What the loss is measured in: cross-entropy of classes or codes, or patches' error."""
+        if isinstance(self.task, ClassifyConfig):
+            return "nats"
         return "nats/token" if self.target.output == "codes" else "squared error"
 
     @property

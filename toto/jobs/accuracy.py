@@ -66,12 +66,11 @@ def write_accuracies(
     RUN/probe/results.jsonl and summary.json of probes, RUN/classify of a model that classifies.
     """
     held_out = [source for source in labelled if source.validation is not None]
-    if not held_out:
-        if ranks.is_first:
-            say("no labelled source has held-out data: nothing is scored")
-        return
-    counted = evaluated(engine, _all_batches(recipe, held_out, ranks), ranks)[ACCURACY]
+    counted = evaluated(engine, _all_batches(recipe, held_out, ranks), ranks).get(ACCURACY)
     if not ranks.is_first:
+        return
+    if counted is None:
+        say("no labelled source has held-out samples with labels: nothing is scored")
         return
     rows = []
     columns = (task.classifiers, counted.total.tolist(), counted.count.tolist())

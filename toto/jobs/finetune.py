@@ -11,7 +11,7 @@ from toto.errors import DataError, UserError
 from toto.jobs.console import say
 from toto.jobs.history import Asked
 from toto.jobs.labelled import labelled_together
-from toto.jobs.sources import named_sources
+from toto.jobs.sources import make_missing, named_sources
 from toto.jobs.train import run_training
 from toto.jobs.trained import import_all, newest_finetuning, on_any_machine, resolve_run
 from toto.recipe.overrides import apply_override
@@ -103,15 +103,20 @@ def _labelled_sources(
     """
     of_data = tuple(text for text in request.overrides if re.match(r"data[.=]", text))
     plain = replace(request, overrides=of_data, task="next_token_probes")
-    sources = named_sources(finetune_recipe(trained, checkpoint, plain, []))
-    names = labelled_together(sources)
-    if request.task == "classify" and not names:
+    recipe = finetune_recipe(trained, checkpoint, plain, [])
+    if find_launch(os.environ).world == 1:  # several would make them side by side
+        make_missing(recipe)
+    sources = named_sources(recipe)
+    labelled, notes = labelled_together(sources)
+    for note in notes:
+        _say(note)
+    if request.task == "classify" and not labelled:
         raise DataError(
             f"--classify: no source of {checkpoint} has labels "
             f"({', '.join(source.name for source in sources)}). Pack a folder with one sub-folder "
             "a class, and name it: --set 'data.sources={mine: {path: a, validation: b}}'"
         )
-    return [source for source in sources if source.name in names]
+    return labelled
 
 
 def _what_is_learned(recipe: TrainRecipe, labelled: Sequence[Source]) -> str:

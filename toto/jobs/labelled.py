@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from toto.data.index import NO_LABEL
 from toto.errors import DataError
-from toto.jobs.console import say
 from toto.tasks.config import ClassifyConfig, Labels, ModelTaskConfig
 
 if TYPE_CHECKING:
@@ -48,12 +47,13 @@ def labels_of(recipe: TrainRecipe, sources: Sequence[Source]) -> Labels | None:
     return Labels(numbers, len(first.classes), first.kind == "images")
 
 
-def labelled_together(sources: Sequence[Source]) -> tuple[str, ...]:
-    """Names of the sources with the classes of the first that has labels; says which others go by.
+def labelled_together(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
+    """The sources with the classes of the first that has labels, and why others with labels go by.
 
     Their held-out data, where they have some, must have the same classes.
     """
     chosen: list[Source] = []
+    notes: list[str] = []
     for source in sources:
         if not source.train.classes:
             continue
@@ -61,10 +61,10 @@ def labelled_together(sources: Sequence[Source]) -> tuple[str, ...]:
         parts = filter(None, (source.train, source.validation))
         reasons = [reason for part in parts if (reason := _apart(part, first))]
         if reasons:
-            say(f"labels of {source.name} are left out: it {reasons[0]} {first.path}")
+            notes.append(f"labels of {source.name} are left out: it {reasons[0]} {first.path}")
         else:
             chosen.append(source)
-    return tuple(source.name for source in chosen)
+    return chosen, notes
 
 
 def labelled_samples(dataset: Dataset) -> int:

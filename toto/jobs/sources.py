@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from toto.recipe.schemas import Recipe
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["Source", "named_sources", "named_stream", "open_dataset", "open_sources"]
+__all__ = [
+    "Source",
+    "make_missing",
+    "named_sources",
+    "named_stream",
+    "open_dataset",
+    "open_sources",
+]
 
 MAKERS = {"samples": make_samples}
 
@@ -64,7 +71,7 @@ def open_sources(recipe: Recipe, tokenizer: Tokenizer | None) -> list[Source]:
         DataError: a dataset that is missing, broken, or of another tokenizer.
         UserError: the datasets of `data.make` cannot be made.
     """
-    _make_if_missing(recipe)
+    make_missing(recipe)
     return _sources(recipe, lambda paths: _open(recipe, paths, tokenizer))
 
 
@@ -73,9 +80,7 @@ def named_sources(recipe: Recipe) -> list[Source]:
 
     Raises:
         DataError: a dataset that is missing or broken.
-        UserError: the datasets of `data.make` cannot be made.
     """
-    _make_if_missing(recipe)
     data = recipe.data
     return _sources(recipe, lambda paths: open_dataset(paths, root=data.root, cache=data.cache))
 
@@ -130,7 +135,12 @@ def named_stream(recipe: Recipe) -> Stream:
     return Stream(sources, recipe.clip, recipe.seed)
 
 
-def _make_if_missing(recipe: Recipe) -> None:
+def make_missing(recipe: Recipe) -> None:
+    """Make the datasets of `data.make`, unless all are there.
+
+    Raises:
+        UserError: they cannot be made.
+    """
     if recipe.data.make is None:
         return
     root = _local_root(recipe, "data.make", "Remove data.make")

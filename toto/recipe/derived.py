@@ -9,7 +9,7 @@ from typing import Any
 
 from toto.model_size import ModelSize
 from toto.recipe.schemas import Recipe, TrainRecipe
-from toto.tasks.config import ClassifyConfig
+from toto.tasks.config import ClassifyConfig, NextTokenProbesConfig
 
 __all__ = ["derived_numbers", "describe"]
 
@@ -79,6 +79,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
 def _describe_model(recipe: TrainRecipe, numbers: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("prediction", _prediction(recipe)),
+        *_probes(recipe),
         (
             "parameters",
             f"{numbers['params_total']:,}: backbone {numbers['params_backbone']:,}, "
@@ -91,6 +92,26 @@ def _describe_model(recipe: TrainRecipe, numbers: dict[str, Any]) -> list[tuple[
             f"{numbers['forward_macs_per_sequence']:.3g} MACs a sequence forward, "
             f"{numbers['train_macs_per_step']:.3g} a training step",
         ),
+    ]
+
+
+def _probes(recipe: TrainRecipe) -> list[tuple[str, str]]:
+    """What is trained beside the model."""
+    task = recipe.task
+    if not isinstance(task, NextTokenProbesConfig):
+        return []
+    probes = task.probes
+    if probes is None:
+        return [("probes", "none: no labels, next-token loss only")]
+    layers, heads, rates = (
+        recipe.backbone.num_layers + 1, len(probes.heads), len(probes.learning_rates)
+    )  # fmt: skip
+    return [
+        (
+            "probes",
+            f"{layers} layers × {heads} poolings × {rates} rates = {layers * heads * rates}, on "
+            f"the labels of {', '.join(probes.sources)}",
+        )
     ]
 
 

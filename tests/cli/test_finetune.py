@@ -9,9 +9,11 @@ import shutil
 import pytest
 import torch
 from command_line import toto, write_recipe
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import TIMES, tiny_recipe
 
+from toto.data.pack import pack_folder
 from toto.recipe.yaml_reader import read_yaml
 
 
@@ -135,6 +137,37 @@ def test_classes_are_learned_through_the_whole_model(trained):
     assert "Take a causal model" in done.stderr
     toto("report", "runs/tiny-classify", cwd=trained)
     assert "of classes are right" in (run / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Packed pictures of two classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        path = folder / "raw" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(path)
+    pack_folder(folder / "raw", folder / "packed")
+    return folder / "packed"
+
+
+def test_pictures_are_probed_in_their_sequences_and_classified_one_by_one(trained, pictures):
+    source = f"data.sources={{mine: {{path: {pictures}}}}}"
+    done = toto("finetune", "runs/tiny", "--steps", "2", "--output", "runs/mine",
+                "--set", source, cwd=trained)  # fmt: skip
+    assert "no labelled source has held-out samples with labels" in done.stdout
+    assert lines(trained / "runs/mine", "train")[-1]["metrics"]["probe_loss"] > 0
+    done = toto("finetune", "runs/tiny", "--steps", "2", "--classify", "--set", source,
+                "--output", "runs/one", cwd=trained)  # fmt: skip
+    assert read_yaml(trained / "runs/one/recipe.yaml")["clip"]["frames"] == 1
+    done = toto("finetune", "runs/tiny", "--steps", "2", "--classify", "--set", source,
+                "--frames", "4", "--output", "runs/four", cwd=trained, code=2)  # fmt: skip
+    assert "Write clip.frames: 1" in done.stderr
+    both = source[:-1] + ", other: {path: videos-train}}"
+    done = toto("finetune", "runs/tiny", "--steps", "2", "--output", "runs/both", "--set", both,
+                cwd=trained)  # fmt: skip
+    assert "labels of other are left out: it has other classes than" in done.stdout
+    assert "at every layer on the labels of mine" in done.stdout
 
 
 @pytest.mark.parametrize(

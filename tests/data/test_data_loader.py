@@ -64,6 +64,15 @@ def test_a_step_is_its_positions_in_micro_batches(stream):
     )
 
 
+def test_every_picture_of_a_sequence_has_its_class(stream):
+    for batch in (batch for step in load(stream, workers=1) for batch in step):
+        colour_BT = batch.pixels_BTCHW[:, :, 0, 0, 0].long()
+        label_BT = batch.frame_labels()
+        assert torch.equal(label_BT[batch.is_image_B], colour_BT[batch.is_image_B] % 3)
+        assert torch.equal(label_BT[:, 0], batch.label_B)
+        assert label_BT[~batch.is_image_B].eq(-1).all()
+
+
 def test_workers_change_nothing(stream):
     assert_equal(load(stream, workers=0), load(stream, workers=2))
 

@@ -125,7 +125,8 @@ def _what_is_learned(recipe: TrainRecipe, labelled: Sequence[Source]) -> str:
         return f"classes of {names}, through the whole model under {recipe.mask.name} attention"
     if isinstance(recipe.task, NextTokenProbesConfig) and recipe.task.probes is not None:
         return f"next-token loss, and probes at every layer on the labels of {names}"
-    return "no labels: next-token loss only, no probes"
+    reason = "" if labelled else "no labels: "
+    return f"{reason}next-token loss only, no probes"
 
 
 def finetune_recipe(
@@ -195,7 +196,7 @@ def _set_task(
         raw["task"] = {"name": task}
         raw["mask"] = {"name": "full" if "full" in trained.backbone.masks else "causal"}
         sources = raw["data"]["sources"]
-        raw["data"]["sources"] = {name: sources[name] for name in labelled}
+        raw["data"]["sources"] = {name: sources[name] for name in sources if name in labelled}
         return
     raw["task"] = {"name": task, "probes": {"sources": labelled} if labelled else None}
     if trained.mask.name == "full":

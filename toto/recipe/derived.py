@@ -102,7 +102,7 @@ def _probes(recipe: TrainRecipe) -> list[tuple[str, str]]:
         return []
     probes = task.probes
     if probes is None:
-        return [("probes", "none: no labels, next-token loss only")]
+        return [("probes", "none: next-token loss only")]
     layers, heads, rates = (
         recipe.backbone.num_layers + 1, len(probes.heads), len(probes.learning_rates)
     )  # fmt: skip

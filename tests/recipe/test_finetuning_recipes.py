@@ -7,6 +7,7 @@ import torch
 
 from toto.analysis.plan import table4_macs
 from toto.backbones.config import LlamaConfig
+from toto.errors import RecipeError
 from toto.jobs.trained import build_model
 from toto.model_size import ModelSize
 from toto.recipe.derived import derived_numbers
@@ -97,3 +98,8 @@ def test_table_13_is_of_the_base_model_under_full_attention():
     assert recipe.batch_sequences == 1024
     assert recipe.training.steps == round(100 * IMAGES / 1024)
     assert "82.6 %" in find_recipe("finetune_full").read_text(encoding="utf-8")
+
+
+def test_a_tokenizer_has_no_layers_whose_rates_fall():
+    with pytest.raises(RecipeError, match=r"optimizer\.layer_decay: a tokenizer has no layers"):
+        read_recipe("tokenizer_dvae_tiny", ["optimizer.layer_decay=0.5"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toto.data.loader import evaluation_batches
+from toto.data.stream import SourceStream
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
 from toto.jobs.console import progress_bar, say
 from toto.jobs.held_out import evaluated
@@ -103,7 +104,8 @@ def _all_batches(recipe: TrainRecipe, sources: list[Source], ranks: Ranks) -> It
     size = recipe.training.micro_batch
     for source in sources:
         assert source.validation is not None
-        total = -(-labelled_samples(source.validation) // (size * ranks.world))
+        sequences = SourceStream.in_order(source.validation, source.clip).sequences_per_epoch
+        total = -(-sequences // (size * ranks.world))
         with progress_bar(f"scoring {source.name}", "batches") as progress:
             batches = evaluation_batches(
                 source.validation,
@@ -115,7 +117,7 @@ def _all_batches(recipe: TrainRecipe, sources: list[Source], ranks: Ranks) -> It
             )
             for done, batch in enumerate(batches, start=1):
                 yield batch
-                progress(done, max(total, done))
+                progress(done, total)
 
 
 def _epochs(recipe: TrainRecipe, labelled: list[Source], samples: int) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from toto.heads.config import AverageConfig
 from toto.tasks.next_token import Classifier, NextTokenTask
 from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures, ProbeBank
 from toto.training.task import Mean, TaskOutput
@@ -87,7 +88,7 @@ class NextTokenProbesTask(NextTokenTask):
             num_classes=labels.num_classes,
             seed=PROBE_SEED,
         )
-        self._needs_tokens = any(head.registered_name != "average" for head in probes.heads)
+        self._needs_tokens = any(type(head) is not AverageConfig for head in probes.heads)
         self._trained = ModelAndHeads(model, PROBES, self.bank)
 
     @property

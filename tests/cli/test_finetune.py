@@ -13,8 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import TIMES, tiny_recipe
 
+from toto.data.config import ClipConfig
+from toto.data.index import Dataset
 from toto.data.pack import pack_folder
+from toto.jobs.accuracy import HeldOut
+from toto.jobs.sources import Source
 from toto.recipe.yaml_reader import read_yaml
+from toto.tasks.config import Labels
+from toto.training.distributed import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +174,19 @@ def test_pictures_are_probed_in_their_sequences_and_classified_one_by_one(traine
                 cwd=trained)  # fmt: skip
     assert "labels of other are left out: it has other classes than" in done.stdout
     assert "at every layer on the labels of mine" in done.stdout
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_the_held_out_samples(pictures, world):
+    dataset = Dataset.open(pictures)
+    source = Source("mine", dataset, dataset, 1.0, ClipConfig(frames=4, resolution=32))
+    (part,) = HeldOut.of([source], Labels((0,), 2, is_image=True))
+    dealt = [list(part.batches(4, Ranks(rank, world))) for rank in range(world)]
+    assert {len(batches) for batches in dealt} == {{1: 2, 2: 1, 4: 1}[world]}
+    scored = [batch for batches in dealt for batch in batches if not batch.padding]
+    assert sorted(n for batch in scored for n in batch.position_B.tolist()) == list(range(6))
+    assert all(batch.frames().shape[1] == 1 for batch in scored)
+    assert all(batch.source_B.eq(0).all() for batch in scored)
 
 
 @pytest.mark.parametrize(

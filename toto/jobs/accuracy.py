@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from toto.data.loader import evaluation_batches
-from toto.data.stream import SourceStream
+import torch
+
+from toto.data.clips import LabelledDataset
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
 from toto.jobs.console import progress_bar, say
 from toto.jobs.held_out import evaluated
@@ -13,11 +16,12 @@ from toto.jobs.labelled import labelled_samples
 from toto.training.metrics import metric_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from toto.data.batch import Batch
     from toto.jobs.sources import Source
     from toto.recipe.schemas import TrainRecipe
+    from toto.tasks.config import Labels
     from toto.tasks.next_token import ModelTask
     from toto.training.distributed import Ranks
     from toto.training.engine import Engine
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from toto.training.rundir import RunDirectory
     from toto.training.task import Mean
 
-__all__ = ["ACCURACY", "evaluation_values", "write_accuracies"]
+__all__ = ["ACCURACY", "HeldOut", "evaluation_values", "write_accuracies"]
 
 ACCURACY = "accuracy"
 PROBE_FOLDER = "probe"
@@ -51,23 +55,63 @@ def evaluation_values(task: ModelTask, metrics: dict[str, Mean]) -> Values:
     return values | by_layer
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """One clip of each held-out sample with a label, a picture by itself, as `toto probe` has them.
+
+    Attributes:
+        source: where they are from.
+        number: of the source in the mixture.
+        clips: the samples.
+    """
+
+    source: Source
+    number: int
+    clips: LabelledDataset
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], labels: Labels) -> list[HeldOut]:
+        """Of all sources that have labels and held-out data.
+
+        Raises:
+            DataError: a video that is shorter than a clip.
+        """
+        return [
+            cls(source, number, LabelledDataset(source.validation, source.clip))
+            for number, source in enumerate(sources)
+            if number in labels.sources and source.validation is not None
+        ]
+
+    def batches(self, size: int, ranks: Ranks) -> Iterator[Batch]:
+        """This rank's part, `size` a batch; all ranks have as many batches, the last as padding."""
+        firsts = range(0, len(self.clips), size)
+        mine = [*firsts[ranks.rank :: ranks.world]]
+        lacks = ranks.rank >= len(firsts) % ranks.world > 0
+        for first in [*mine, 0] if lacks else mine:
+            order = range(first, min(first + size, len(self.clips)))
+            (batch,) = self.clips.batches(order, size)
+            source_B = torch.full_like(batch.source_B, self.number)
+            yield replace(batch, source_B=source_B, padding=lacks and first not in mine)
+
+
 def write_accuracies(
     recipe: TrainRecipe,
     task: ModelTask,
     engine: Engine[Batch],
-    labelled: list[Source],
+    held_out: Sequence[HeldOut],
     *,
+    labelled: Sequence[Source],
     num_classes: int,
     ranks: Ranks,
     run: RunDirectory,
     step: int,
 ) -> None:
-    """Score every classifier on all held-out sequences of the labelled sources, and write it down.
+    """Score every classifier on all held-out samples, and write it down.
 
     RUN/probe/results.jsonl and summary.json of probes, RUN/classify of a model that classifies.
     """
-    held_out = [source for source in labelled if source.validation is not None]
-    counted = evaluated(engine, _all_batches(recipe, held_out, ranks), ranks).get(ACCURACY)
+    batches = chain.from_iterable(_shown(recipe, part, ranks) for part in held_out)
+    counted = evaluated(engine, batches, ranks).get(ACCURACY)
     if not ranks.is_first:
         return
     if counted is None:
@@ -94,33 +138,23 @@ def write_accuracies(
         tuple(rows), samples, round(counted.count[0].item()), _epochs(recipe, labelled, samples)
     )
     folder = run.path / (PROBE_FOLDER if len(rows) > 1 else CLASSIFIER_FOLDER)
-    results.write(folder, source=", ".join(source.name for source in held_out), step=step)
+    results.write(folder, source=", ".join(part.source.name for part in held_out), step=step)
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json")
 
 
-def _all_batches(recipe: TrainRecipe, sources: list[Source], ranks: Ranks) -> Iterator[Batch]:
-    """Every held-out sequence, this rank's part."""
-    size = recipe.training.micro_batch
-    for source in sources:
-        assert source.validation is not None
-        sequences = SourceStream.in_order(source.validation, source.clip).sequences_per_epoch
-        total = -(-sequences // (size * ranks.world))
-        with progress_bar(f"scoring {source.name}", "batches") as progress:
-            batches = evaluation_batches(
-                source.validation,
-                source.clip,
-                micro_batch=size,
-                source=list(recipe.data.sources).index(source.name),
-                rank=ranks.rank,
-                world=ranks.world,
-            )
-            for done, batch in enumerate(batches, start=1):
-                yield batch
-                progress(done, total)
+def _shown(recipe: TrainRecipe, part: HeldOut, ranks: Ranks) -> Iterator[Batch]:
+    """Its batches, each of about as many tokens as a micro-batch has."""
+    pictures = part.source.train.kind == "images"
+    size = recipe.training.micro_batch * (recipe.clip.frames if pictures else 1)
+    total = -(-len(part.clips) // (size * ranks.world))
+    with progress_bar(f"scoring {part.source.name}", "batches") as progress:
+        for done, batch in enumerate(part.batches(size, ranks), start=1):
+            yield batch
+            progress(done, total)
 
 
-def _epochs(recipe: TrainRecipe, labelled: list[Source], samples: int) -> float:
+def _epochs(recipe: TrainRecipe, labelled: Sequence[Source], samples: int) -> float:
     """How often the run has gone through the labelled data."""
     weights = {name: source.weight for name, source in recipe.data.sources.items()}
     share = sum(source.weight for source in labelled) / sum(weights.values())

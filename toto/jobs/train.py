@@ -13,7 +13,7 @@ from toto.data.loader import training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.export.hf import read_model
-from toto.jobs.accuracy import evaluation_values, write_accuracies
+from toto.jobs.accuracy import HeldOut, evaluation_values, write_accuracies
 from toto.jobs.console import console, say
 from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
 from toto.jobs.history import Asked, Origin, note_end, note_failure
@@ -93,6 +93,7 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
         model.backbone.recompute_activations()
     assert isinstance(recipe.task, ModelTaskConfig)
     labels = labels_of(recipe, sources)
+    scored = [] if labels is None else HeldOut.of(sources, labels)
     task = recipe.task.build(
         model, tokenizer, target_tokenizer, num_sources=len(sources), labels=labels
     )
@@ -107,7 +108,7 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
         if labels is not None and not result.interrupted:
             labelled = [sources[number] for number in labels.sources]
             write_accuracies(
-                recipe, task, engine, labelled,
+                recipe, task, engine, scored, labelled=labelled,
                 num_classes=labels.num_classes, ranks=ranks, run=run, step=result.step,
             )  # fmt: skip
         return result

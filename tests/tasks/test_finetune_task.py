@@ -88,11 +88,7 @@ def test_what_has_no_label_counts_for_the_next_token_alone():
         assert "accuracy" not in output.metrics
         assert output.loss.item() == toy_task(PLAIN)(batch).loss.item()
         grads = gradients(toy_task(PROBES), batch)
-        # Reached, with nothing: another rank may have gradients for the same probes.
-        assert all(grads[name].eq(0).all() for name in grads if name.startswith("probes."))
-        assert sum(name.startswith("probes.") for name in grads) == len(
-            list(task.bank.parameters())
-        )
+        assert not any(name.startswith("probes.") for name in grads)
     some = labelled.label_BT.clone()
     some[:3] = -1
     counts = task(replace(labelled, label_BT=some)).metrics["accuracy"].count

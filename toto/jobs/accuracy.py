@@ -70,8 +70,8 @@ class HeldOut:
     clips: LabelledDataset
 
     @classmethod
-    def of(cls, sources: Sequence[Source], labels: Labels) -> list[HeldOut]:
-        """Of all sources that have labels and held-out data.
+    def of(cls, sources: Sequence[Source], labels: Labels | None) -> list[HeldOut]:
+        """Of all sources whose labels are learned and that have held-out data.
 
         Raises:
             DataError: a video that is shorter than a clip.
@@ -79,7 +79,7 @@ class HeldOut:
         return [
             cls(source, number, LabelledDataset(source.validation, source.clip))
             for number, source in enumerate(sources)
-            if number in labels.sources and source.validation is not None
+            if labels is not None and number in labels.sources and source.validation is not None
         ]
 
     def batches(self, size: int, ranks: Ranks) -> Iterator[Batch]:

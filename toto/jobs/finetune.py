@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from toto.errors import DataError, UserError
+from toto.errors import DataError, UserError, raised_by_all
 from toto.jobs.console import say
 from toto.jobs.history import Asked
 from toto.jobs.labelled import labelled_together
@@ -111,10 +111,13 @@ def _labelled_sources(
     for note in notes:
         _say(note)
     if request.task == "classify" and not labelled:
-        raise DataError(
-            f"--classify: no source of {checkpoint} has labels "
-            f"({', '.join(source.name for source in sources)}). Pack a folder with one sub-folder "
-            "a class, and name it: --set 'data.sources={mine: {path: a, validation: b}}'"
+        raise raised_by_all(
+            DataError(
+                f"--classify: no source of {checkpoint} has labels "
+                f"({', '.join(source.name for source in sources)}). Pack a folder with one "
+                "sub-folder a class, and name it: "
+                "--set 'data.sources={mine: {path: a, validation: b}}'"
+            )
         )
     return labelled
 

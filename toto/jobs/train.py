@@ -92,8 +92,8 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     if recipe.training.recompute:
         model.backbone.recompute_activations()
     assert isinstance(recipe.task, ModelTaskConfig)
-    labels = labels_of(recipe, sources)
-    scored = [] if labels is None else HeldOut.of(sources, labels)
+    labels = ranks.from_first(lambda: labels_of(recipe, sources))
+    scored = ranks.after_first(lambda: HeldOut.of(sources, labels))
     task = recipe.task.build(
         model, tokenizer, target_tokenizer, num_sources=len(sources), labels=labels
     )

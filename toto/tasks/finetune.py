@@ -145,7 +145,7 @@ class NextTokenProbesTask(NextTokenTask):
         label_S = label_BT.flatten() if self.labels.is_image else label_BT[:, 0]
         row_K = (label_S >= 0).nonzero()[:, 0]
         if len(row_K) == 0:
-            return self._nothing_probed()
+            return TaskOutput(torch.zeros((), device=label_S.device), {})
         # fp32, as probes on frozen features compute.
         with torch.autocast(label_S.device.type, enabled=False):
             layers = {
@@ -165,8 +165,3 @@ class NextTokenProbesTask(NextTokenTask):
         var_KD, mean_KD = torch.var_mean(x_KLD, dim=1, correction=0)
         tokens_KLD = x_KLD if self._needs_tokens else None
         return LayerFeatures(mean_KD, var_KD, x_KLD.shape[1], tokens_KLD)
-
-    def _nothing_probed(self) -> TaskOutput:
-        """A loss of 0 that reaches every probe: other ranks may have gradients for them."""
-        sums = [parameter.sum() for parameter in self.bank.parameters()]
-        return TaskOutput(torch.stack(sums).sum() * 0.0, {})

@@ -103,3 +103,10 @@ def test_table_13_is_of_the_base_model_under_full_attention():
 def test_a_tokenizer_has_no_layers_whose_rates_fall():
     with pytest.raises(RecipeError, match=r"optimizer\.layer_decay: a tokenizer has no layers"):
         read_recipe("tokenizer_dvae_tiny", ["optimizer.layer_decay=0.5"])
+
+
+def test_what_is_not_computed_does_not_count():
+    blocks = read_recipe("finetune_full_small").backbone.forward_macs(65)
+    for change, share in (([], 1.0), (["task.layer=3"], 0.5), (["task.layer=0"], 0.0)):
+        numbers = derived_numbers(read_recipe("finetune_full_small", change))
+        assert numbers["forward_macs_per_sequence"] == share * blocks

@@ -13,6 +13,7 @@ from toto.backbones.memory import Pass
 from toto.data.ranks import micro_batches
 from toto.errors import UserError
 from toto.model_size import ModelSize
+from toto.recipe.derived import sequence_macs
 
 if TYPE_CHECKING:
     from toto.recipe.schemas import TrainRecipe
@@ -243,7 +244,7 @@ def _chosen(recipe: TrainRecipe, cluster: Cluster) -> Setting:
 def _compute(recipe: TrainRecipe, size: ModelSize) -> Compute:
     sequences = recipe.training.steps * recipe.batch_sequences
     return Compute(
-        forward=size.forward_macs(recipe.backbone, recipe.layout),
+        forward=sequence_macs(recipe, size),
         recomputed=recipe.backbone.forward_macs(recipe.layout.length),
         sequences=sequences,
         table4=table4_macs(size.total, sequences * recipe.layout.num_visual),

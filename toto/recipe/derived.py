@@ -11,7 +11,7 @@ from toto.model_size import ModelSize
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.config import ClassifyConfig, NextTokenProbesConfig
 
-__all__ = ["derived_numbers", "describe"]
+__all__ = ["derived_numbers", "describe", "sequence_macs"]
 
 
 def derived_numbers(recipe: Recipe) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def derived_numbers(recipe: Recipe) -> dict[str, Any]:
 
 def _model_numbers(recipe: TrainRecipe) -> dict[str, Any]:
     size = ModelSize.of(recipe.tokenizer, recipe.backbone, recipe.target_tokenizer)
-    macs = size.forward_macs(recipe.backbone, recipe.layout)
+    macs = sequence_macs(recipe, size)
     return {
         "target_resolution": recipe.target_resolution,
         "vocab_size": size.vocab_size,
@@ -51,6 +51,23 @@ def _model_numbers(recipe: TrainRecipe) -> dict[str, Any]:
         "forward_macs_per_sequence": macs,
         "train_macs_per_step": 3 * macs * recipe.batch_sequences,
     }
+
+
+def sequence_macs(recipe: TrainRecipe, size: ModelSize) -> int:
+    """Multiply-accumulates of one sequence, forward; attention counts as causal, whatever the mask.
+
+    To classify, nothing is read out and no block runs after the layer; pooling counts nothing.
+
+    Args:
+        recipe: sound.
+        size: of its model.
+    """
+    task, layout, depth = recipe.task, recipe.layout, recipe.backbone.num_layers
+    if not isinstance(task, ClassifyConfig):
+        return size.forward_macs(recipe.backbone, layout)
+    blocks = task.layer if task.layer >= 0 else depth + 1 + task.layer
+    inside = recipe.backbone.forward_macs(layout.length) * blocks // depth
+    return layout.num_visual * size.input_macs + inside
 
 
 def describe(recipe: Recipe) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ TOKENIZER_CONFIGS = {
     "vqgan": {"weights": "random:0", "num_codes": 64, "width": 32, "blocks_per_level": 1},
 }
 BACKBONE_CONFIGS = {name: {"preset": "tiny"} for name in ("gpt2", "llama", "mamba")}
-HEAD_CONFIGS = {"average": {}, "attention": {"num_heads": 2}}
+HEAD_CONFIGS = {"average": {}, "attention": {"num_heads": 2}, "cross_attention": {"num_heads": 2}}
 
 
 def test_no_component_is_left_out():

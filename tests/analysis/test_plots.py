@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from toy_run import train_line, write_lines, write_run
 
-from toto.analysis import panels, plots
+from toto.analysis import figures, panels, plots
+from toto.analysis.layer_curve import plot_layer_curve
 from toto.analysis.runs import RunRecord, read_run
+from toto.evaluation.results import ProbeRow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,3 +122,21 @@ def test_smoothing_keeps_straight_lines_and_ends() -> None:
     assert smoothed[100] == pytest.approx(noisy[95:106].mean())
     assert smoothed[[0, -1]] == pytest.approx(noisy[[0, -1]])
     assert np.array_equal(panels.smooth(noisy, 0), noisy)
+
+
+def test_the_layer_curve_is_a_file_with_a_band_bars_over_seeds_and_a_ring(tmp_path: Path) -> None:
+    rows = [
+        ProbeRow(
+            layer, "average", 0.1, 0.2 + layer / 10 + seed / 50, 0.1, 0.5, None, 0.1, 0.0, seed
+        )
+        for layer in (0, 1, 2)
+        for seed in (0, 1)
+    ]
+    axes = Figure().subplots()
+    plot_layer_curve(axes, rows, {})
+    assert axes.lines[0].get_label() == "average: best 41.0% at layer 2"
+    band, *bars = axes.collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((0, 0.1, 2, 0.4))
+    assert len(bars) == 3
+    figures.draw_layer_curve(tmp_path / "curve.png", rows, "toy at step 1")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from toy_run import eval_line, source_loss, train_line, write_lines, write_run
 
-from toto.analysis.runs import best_by_layer, peaks, read_run
+from toto.analysis.runs import peaks, read_run
 from toto.errors import DataError, UserError
 from toto.evaluation.results import ProbeRow
 
@@ -99,14 +99,10 @@ def row(layer: int, head: str, lr: float, accuracy: float) -> ProbeRow:
     return ProbeRow(layer, head, lr, accuracy, 0.0, 1.0, None, 0.1)
 
 
-def test_best_by_layer_takes_the_best_learning_rate_and_of_equals_the_first() -> None:
+def test_peaks_begin_with_the_best_pooling() -> None:
     rows = [
         row(1, "average", 0.1, 0.4),
         row(0, "average", 0.1, 0.2),
-        row(0, "average", 0.2, 0.3),
-        row(1, "average", 0.2, 0.4),
         row(0, "attention", 0.1, 0.5),
     ]
-    best = best_by_layer(rows)
-    assert best == {"average": [rows[2], rows[0]], "attention": [rows[4]]}
-    assert peaks(rows) == [rows[4], rows[0]]
+    assert [(peak.head, peak.layer) for peak in peaks(rows)] == [("attention", 0), ("average", 1)]

@@ -171,9 +171,9 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         "of step 100; the run has gone on to step 110.",
     ]
     assert validation_table(record) == [["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"]]
-    assert [row[:4] for row in probe_table(record)] == [
-        ["attention", "2", "0.001", "39.9%"],
-        ["average", "2", "0.001", "29.9%"],
+    assert [row[:5] for row in probe_table(record)] == [
+        ["attention", "2", "0.001", "0", "39.9%"],
+        ["average", "2", "0.001", "0", "29.9%"],
     ]
 
 

@@ -42,6 +42,7 @@ def test_probe_generate_and_report_take_the_newest_run(trained):
     rows = [json.loads(row) for row in (trained / "runs/tiny/probe/results.jsonl").open()]
     assert {row["layer"] for row in rows} == {0, 1}
     assert {row["head"] for row in rows} == {"attention"}
+    assert (trained / "runs/tiny/probe/curve.png").is_file()
     toto("generate", "--frames", "2", "--samples", "2", cwd=trained)
     assert (trained / "runs/tiny/generated/sample-1.gif").is_file()
     toto("report", cwd=trained)

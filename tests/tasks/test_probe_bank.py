@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -22,6 +24,8 @@ B, L, D, CLASSES = 5, 7, 8, 3
 CONFIG = ProbeBankConfig(
     heads=("average", "attention", {"name": "attention", "num_heads": 2}),
     learning_rates=(1e-3, 1e-2),
+    weight_decays=(0.0, 0.1),
+    seeds=(0, 7),
 )
 
 
@@ -42,8 +46,8 @@ def batch_of(*layers, seed=0):
     return LabelledFeatures({k: describe(tokens(seed + k)) for k in layers}, labels)
 
 
-def bank_of(config=CONFIG, layers=(0, 2), seed=0):
-    return ProbeBank(config, layers=layers, width=D, num_classes=CLASSES, seed=seed)
+def bank_of(config=CONFIG, layers=(0, 2)):
+    return ProbeBank(config, layers=layers, width=D, num_classes=CLASSES)
 
 
 def plain_logits(probe, x_BLD, batch_norm):
@@ -84,28 +88,26 @@ def test_token_norm_equals_batch_norm_while_training_and_after():
 
 def test_pooling_together_equals_each_head_on_normed_tokens_with_gradients():
     torch.manual_seed(0)
-    heads = [
-        AverageConfig().build(D),
-        AttentionConfig().build(D),
-        LastToken(),
-        AttentionConfig(num_heads=4).build(D),
-        Doubled(AttentionConfig(), D),
-        AttentionConfig().build(D),
+    groups = [
+        [AverageConfig().build(D) for _ in range(2)],
+        [AttentionConfig().build(D) for _ in range(3)],
+        [LastToken(), LastToken()],
+        [AttentionConfig(num_heads=4).build(D) for _ in range(2)],
+        [Doubled(AttentionConfig(), D)],
+        [AttentionConfig().build(D), Doubled(AttentionConfig(), D)],
     ]
+    heads = [head for group in groups for head in group]
     for head in heads:
         if isinstance(head, AttentionPooling):
             nn.init.normal_(head.query)
     x_BLD, shift_D, scale_D = tokens(), torch.randn(D), torch.rand(D) + 0.5
-    together = pool_together(heads, describe(x_BLD), shift_D, scale_D)
-    apart = [head((x_BLD - shift_D) * scale_D) for head in heads]
+    together = torch.cat(pool_together(groups, describe(x_BLD), shift_D, scale_D))
+    apart = torch.stack([head((x_BLD - shift_D) * scale_D) for head in heads])
     parameters = [p for head in heads for p in head.parameters()]
-    weights = [torch.randn(B, D) for _ in heads]
+    weights = torch.randn(apart.shape)
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
     grads = [
-        torch.autograd.grad(
-            sum((x * w).sum() for x, w in zip(pooled, weights, strict=True)), parameters
-        )
-        for pooled in (together, apart)
+        torch.autograd.grad((pooled * weights).sum(), parameters) for pooled in (together, apart)
     ]
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
 
@@ -130,7 +132,7 @@ def test_loss_and_gradients_are_those_of_each_probe_alone(batch_norm):
 def test_a_layer_that_the_batch_lacks_counts_nothing():
     bank = bank_of().eval()
     whole, one, other = bank(batch_of(0, 2)), bank(batch_of(2)), bank(batch_of(0))
-    assert one.metrics["loss"].count.tolist() == [0] * 6 + [B] * 6
+    assert one.metrics["loss"].count.tolist() == [0] * 24 + [B] * 24
     torch.testing.assert_close(one.loss + other.loss, whole.loss)
     for name in ("loss", "accuracy"):
         added = one.metrics[name] + other.metrics[name]
@@ -145,19 +147,32 @@ def test_accuracy_counts_hits():
             probe.classifier.weight.zero_()
             probe.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     share = (batch.label_B == 1).double().mean().item()
-    assert bank(batch).metrics["accuracy"].value().tolist() == pytest.approx([share] * 12)
+    assert bank(batch).metrics["accuracy"].value().tolist() == pytest.approx([share] * 48)
 
 
-def test_a_probes_start_depends_on_itself_alone():
+def test_a_probes_start_depends_on_layer_head_and_seed_alone():
     many = bank_of()
-    lone = bank_of(CONFIG.model_copy(update={"heads": (AttentionConfig(),)}), layers=(2,))
-    twins = [p for p in many.members() if p.layer == 2 and p.head_config == AttentionConfig()]
+    alone = {"heads": (AttentionConfig(),), "seeds": (7,)}
+    lone = bank_of(CONFIG.model_copy(update=alone), layers=(2,))
+
+    def some(**wanted):
+        return [p for p in many.members() if all(getattr(p, k) == v for k, v in wanted.items())]
+
+    twins = some(layer=2, head_config=AttentionConfig(), seed=7)
+    assert len(twins) == 4
     for twin in (*twins, *lone.members()):
         assert all(
             torch.equal(a, b) for a, b in zip(twins[0].parameters(), twin.parameters(), strict=True)
         )
-    assert not torch.equal(many.members()[2].head.query, twins[0].head.query)
-    assert not torch.equal(bank_of(seed=1).members()[2].head.query, many.members()[2].head.query)
+    for other in ({"layer": 0, "seed": 7}, {"layer": 2, "seed": 0}):
+        probe = some(head_config=AttentionConfig(), **other)[0]
+        assert not torch.equal(probe.head.query, twins[0].head.query)
+
+
+def test_the_order_of_a_bank_is_layer_head_rate_decay_seed():
+    kinds = [(p.layer, p.head_config, p.lr, p.weight_decay, p.seed) for p in bank_of().members()]
+    axes = ((0, 2), CONFIG.heads, CONFIG.learning_rates, CONFIG.weight_decays, CONFIG.seeds)
+    assert kinds == list(itertools.product(*axes))
 
 
 def test_building_leaves_the_global_generator_alone():
@@ -170,18 +185,18 @@ def test_building_leaves_the_global_generator_alone():
 
 def test_means_alone_serve_average_pooling_and_refuse_others():
     features = LayerFeatures(torch.ones(B, D), torch.ones(B, D), L)
-    assert len(pool_together([AverageConfig().build(D)], features, *torch.ones(2, D))) == 1
+    assert len(pool_together([[AverageConfig().build(D)]], features, *torch.ones(2, D))) == 1
     with pytest.raises(ValueError, match="means alone"):
-        pool_together([LastToken()], features, *torch.ones(2, D))
+        pool_together([[LastToken()]], features, *torch.ones(2, D))
 
 
 def test_roles_name_every_parameter_and_spare_vectors():
     bank = bank_of()
     roles = bank.param_roles()
     assert set(roles) == {name for name, _ in bank.named_parameters()}
-    assert {roles[f"probes.2.{name}"] for name in ("head.query", "classifier.bias")} == {"norm"}
-    assert roles["probes.2.head.key.weight"] == "hidden"
-    assert roles["probes.2.classifier.weight"] == "readout"
+    assert {roles[f"probes.8.{name}"] for name in ("head.query", "classifier.bias")} == {"norm"}
+    assert roles["probes.8.head.key.weight"] == "hidden"
+    assert roles["probes.8.classifier.weight"] == "readout"
 
 
 def test_an_average_probe_is_of_the_exact_type():
@@ -189,7 +204,13 @@ def test_an_average_probe_is_of_the_exact_type():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"heads": ("average", "average")}, {"learning_rates": (1e-3, 0.001)}]
+    "fields",
+    [
+        {"heads": ("average", "average")},
+        {"learning_rates": (1e-3, 0.001)},
+        {"weight_decays": (0, 0.0)},
+        {"seeds": (1, 2, 1)},
+    ],
 )
 def test_what_is_named_twice_is_refused(fields):
     with pytest.raises(ValidationError, match="names one twice"):

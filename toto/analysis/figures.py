@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+from toto.analysis.layer_curve import plot_layer_curve
 from toto.analysis.panels import GRID, INK, MARKERS, MUTED, SERIES, STYLE, look
 from toto.files import disk_errors, replacing
 
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
     from toto.analysis.coordinates import Coordinates
     from toto.analysis.ngrams import NgramStatistics
     from toto.analysis.token_loss import PositionLosses
+    from toto.evaluation.results import ProbeRow
     from toto.evaluation.tracking_results import TrackingResults
 
-__all__ = ["LIGHT", "draw_coordinates", "draw_ngrams", "draw_token_loss", "draw_tracking"]
+__all__ = [
+    "LIGHT",
+    "draw_coordinates",
+    "draw_layer_curve",
+    "draw_ngrams",
+    "draw_token_loss",
+    "draw_tracking",
+]
 
 LIGHT = {
     INK: "#1a2027",
@@ -72,6 +81,25 @@ def draw_ngrams(path: Path, series: Mapping[str, Sequence[NgramStatistics]]) -> 
             axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
         columns = max(1, LEGEND_LETTERS // (max(map(len, series)) + 8))
         figure.legend(lines, list(series), loc="outside upper left", ncols=columns)
+
+
+def draw_layer_curve(path: Path, rows: Sequence[ProbeRow], title: str) -> None:
+    """What `plot_layer_curve` draws: the paper's Figures 4, 8 and 14, of one model.
+
+    Args:
+        path: the .png file.
+        rows: at least one.
+        title: what was probed on what.
+
+    Raises:
+        RunError: the disk is full or refuses.
+    """
+    lines = len({row.head for row in rows}) + 1
+    with _png(path, (PANEL[0] * 1.3, PANEL[1] + LEGEND_LINE * lines)) as figure:
+        axes = figure.subplots()
+        plot_layer_curve(axes, rows, LIGHT)
+        axes.set_title(title)
+        figure.legend(loc="outside lower left")
 
 
 def draw_coordinates(

@@ -9,11 +9,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
+from toto.analysis.layer_curve import plot_layer_curve
 from toto.analysis.panels import (
-    INK,
-    MARKERS,
     MUTED,
     SERIES,
     TALL,
@@ -24,7 +23,6 @@ from toto.analysis.panels import (
     look,
     smooth,
 )
-from toto.analysis.runs import best_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,40 +117,11 @@ def loss_by_frame(loss: SourceLoss, source: str, unit: str) -> Panel:
 
 
 def accuracy_by_layer(rows: Sequence[ProbeRow]) -> Panel:
-    """Accuracy by layer and pooling, best over learning rates, with interval, peak and chance."""
-
-    def draw(axes: Axes) -> None:
-        for index, (head, best) in enumerate(best_by_layer(rows).items()):
-            color, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
-            layers = [row.layer for row in best]
-            peak = max(best, key=lambda row: row.accuracy)
-            label = f"{head}: best {peak.accuracy:.1%} at layer {peak.layer}"
-            axes.fill_between(
-                layers,
-                [row.low for row in best],
-                [row.high for row in best],
-                color=color,
-                alpha=0.18,
-                linewidth=0,
-            )
-            accuracy = [row.accuracy for row in best]
-            axes.plot(layers, accuracy, color=color, marker=marker, label=label)
-            axes.plot(
-                peak.layer,
-                peak.accuracy,
-                color=color,
-                marker="o",
-                markersize=12,
-                fillstyle="none",
-                markeredgewidth=1.5,
-            )
-        chance = rows[0].chance
-        axes.axhline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.1%}")
-        axes.set(xlabel="layer (0 is the embedding)", ylabel="accuracy", ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-    return draw_panel("Accuracy, best over learning rates", draw, legend_columns=1, size=TALL)
+    """What `plot_layer_curve` draws."""
+    title = "Accuracy, best over learning rates and decays"
+    return draw_panel(
+        title, lambda axes: plot_layer_curve(axes, rows, {}), legend_columns=1, size=TALL
+    )
 
 
 def training_curves(lines: Sequence[TrainPoint]) -> list[Panel]:

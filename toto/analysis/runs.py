@@ -17,10 +17,12 @@ from toto.analysis.records import (
     read_metrics,
 )
 from toto.errors import DataError
-from toto.evaluation.results import ProbeRow
+from toto.evaluation.results import ProbeRow, best_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from toto.evaluation.results import ProbeScore
 
 __all__ = [
     "Evaluation",
@@ -29,7 +31,6 @@ __all__ = [
     "Probed",
     "RunRecord",
     "SourceLoss",
-    "best_by_layer",
     "peaks",
     "read_run",
 ]
@@ -166,27 +167,14 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def best_by_layer(rows: Sequence[ProbeRow]) -> dict[str, list[ProbeRow]]:
-    """For each pooling the best row of every layer over the learning rates, in order of layers.
-
-    Of equal accuracies the first row counts, as in `ProbeResults.best`.
-    """
-    best: dict[str, dict[int, ProbeRow]] = {}
-    for row in rows:
-        layers = best.setdefault(row.head, {})
-        if row.layer not in layers or row.accuracy > layers[row.layer].accuracy:
-            layers[row.layer] = row
-    return {head: [layers[layer] for layer in sorted(layers)] for head, layers in best.items()}
-
-
-def peaks(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
-    """The best row of each pooling, the best pooling first."""
+def peaks(rows: Sequence[ProbeRow]) -> list[ProbeScore]:
+    """The best score of each pooling, the best pooling first."""
     best = [max(layers, key=_accuracy) for layers in best_by_layer(rows).values()]
     return sorted(best, key=_accuracy, reverse=True)
 
 
-def _accuracy(row: ProbeRow) -> float:
-    return row.accuracy
+def _accuracy(score: ProbeScore) -> float:
+    return score.accuracy
 
 
 def _read_probed(path: Path) -> Probed | None:

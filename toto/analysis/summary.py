@@ -41,14 +41,16 @@ def validation_table(record: RunRecord) -> list[list[str]]:
 
 
 def probe_table(record: RunRecord) -> list[list[str]]:
-    """Pooling, best layer, learning rate, accuracy, its interval, chance; best pooling first."""
+    """Pooling, best layer, rate, decay, accuracy, both intervals, chance; best pooling first."""
     return [
         [
             row.head,
             str(row.layer),
             f"{row.lr:g}",
+            f"{row.weight_decay:g}",
             f"{row.accuracy:.1%}",
             f"{row.low:.1%} to {row.high:.1%}",
+            row.seed_text() or NO_VALUE,
             f"{row.chance:.1%}",
         ]
         for row in peaks(record.probes)

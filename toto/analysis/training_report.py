@@ -117,9 +117,9 @@ def _probe_section(record: RunRecord) -> Section:
     return Section(
         "Accuracy by layer",
         "How well a linear classifier reads the label from each layer of the frozen model, at its "
-        "best learning rate: the band is the 95% interval that the number of samples leaves, the "
-        "ring the best layer. Layer and learning rate were chosen on the very split that is shown, "
-        "so the best value leans high.",
+        "best learning rate and decay: the band is the 95% interval that the number of samples "
+        "leaves, bars that of the mean over seeds, the ring the best layer. Layer, rate and decay "
+        "were chosen on the very split that is shown, so the best value leans high.",
         [plots.accuracy_by_layer(record.probes)] if record.probes else [],
         f"toto probe {record.folder}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ def run_probes(
     progress: Progress = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> ProbeResults:
-    """Train every layer × pooling × learning rate together, and score each on `validation`.
+    """Train all probes of the settings together, and score each on `validation`.
 
     The backbone is frozen. Its features of the training samples are read once and cached if they
     fit into `settings.cache_gb`; else they are read anew in each epoch, with the same outcome.
@@ -80,9 +81,8 @@ def run_probes(
     steps, reads = math.ceil(len(samples) / size), 1 if fits else settings.epochs
     count.total = steps * (reads + settings.epochs) + math.ceil(len(validation) / size)
     features: FeatureSource = FeatureCache(source, samples, size) if fits else source
-    bank = ProbeBank(
-        settings, layers=layers, width=width, num_classes=num_classes, seed=settings.seed
-    ).to(next(model.parameters()).device)
+    bank = ProbeBank(settings, layers=layers, width=width, num_classes=num_classes)
+    bank.to(next(model.parameters()).device)
     losses = train_bank(bank, features, samples, settings, count)
     hits = _score(bank, reader(validation), len(validation), size)
     return ProbeResults(
@@ -128,7 +128,7 @@ def _kept_dtype(settings: ProbeSettings) -> torch.dtype | None:
 def _draw(count: int, settings: ProbeSettings) -> list[int]:
     if settings.max_samples is None or settings.max_samples >= count:
         return list(range(count))
-    return sorted(_permutation(count, settings.seed, 0)[: settings.max_samples])
+    return sorted(_permutation(count, settings.data_seed, 0)[: settings.max_samples])
 
 
 def _permutation(count: int, seed: int, number: int) -> list[int]:
@@ -172,26 +172,26 @@ def train_bank(
 ) -> Mean:
     """Train all probes of a bank, each as if it were alone.
 
-    AdamW and a cosine to 0 over all steps, from the probe's own learning rate; vectors do not
-    decay.
+    AdamW with the probe's own learning rate and weight decay, and a cosine to 0 over all steps;
+    vectors do not decay.
 
     Args:
         bank: on the features' device.
         source: gives features of all layers of the bank.
         samples: the numbers of the training samples.
-        settings: epochs, batch size, weight decay, seed of the order.
+        settings: epochs, batch size, seed of the order.
         advance: called after each step.
 
     Returns:
         The mean training loss of each probe in the last epoch.
     """
-    optimizer = _optimizer(bank, settings.weight_decay)
+    optimizer = _optimizer(bank)
     steps = settings.epochs * math.ceil(len(samples) / settings.batch_size)
     bank.train()
     step = 0
     for epoch in range(settings.epochs):
         losses: list[Mean] = []
-        order = epoch_order(samples, settings.seed, epoch)
+        order = epoch_order(samples, settings.data_seed, epoch)
         for batch in source.batches(order, settings.batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -224,21 +224,21 @@ def _score(bank: ProbeBank, source: FeatureSource, samples: int, size: int) -> M
     return _add([bank(batch).metrics["accuracy"] for batch in batches])
 
 
-def _optimizer(bank: ProbeBank, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with a group per learning rate; vectors do not decay."""
+def _optimizer(bank: ProbeBank) -> torch.optim.Optimizer:
+    """AdamW with a group per learning rate and weight decay; vectors do not decay."""
     groups = [
         {
             "params": [
                 parameter
                 for probe in bank.members()
-                if probe.lr == lr
+                if (probe.lr, probe.weight_decay) == (lr, weight_decay)
                 for parameter in probe.parameters()
                 if (parameter.ndim > 1) == decays
             ],
             "peak": lr,
             "weight_decay": weight_decay if decays else 0.0,
         }
-        for lr in bank.config.learning_rates
+        for lr, weight_decay in product(bank.config.learning_rates, bank.config.weight_decays)
         for decays in (True, False)
     ]
     return torch.optim.AdamW(groups, fused=True)
@@ -261,6 +261,8 @@ def _rows(bank: ProbeBank, losses: Mean, hits: Mean, num_classes: int) -> tuple[
                 layer=probe.layer,
                 head=probe.head_config.label,
                 lr=probe.lr,
+                weight_decay=probe.weight_decay,
+                seed=probe.seed,
                 accuracy=hit / count,
                 low=low,
                 high=high,

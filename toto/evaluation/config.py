@@ -25,8 +25,8 @@ class ProbeSettings(ProbeBankConfig):
     cache_gb: NonNegativeFloat = Field(
         4.0, description="10⁹ bytes of the model's device that cached features may take"
     )
-    seed: NonNegativeInt = Field(
-        0, lt=2**63, description="of initial weights and the order of samples"
+    data_seed: NonNegativeInt = Field(
+        0, lt=2**63, description="of the order of samples, which all probes share"
     )
     frames: PositiveInt | None = Field(
         None, description="frames of a labelled clip; None: as many as the model was trained on"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from toto.registry import Component, Registry
 
 if TYPE_CHECKING:
     from toto.heads.base import Head
 
-__all__ = ["HEADS", "AttentionConfig", "AverageConfig", "HeadConfig"]
+__all__ = ["HEADS", "AttentionConfig", "AverageConfig", "CrossAttentionConfig", "HeadConfig"]
 
 HEADS: Registry[HeadConfig] = Registry("head", builtins="toto.heads.config")
 
@@ -68,3 +68,23 @@ class AttentionConfig(HeadConfig):
         from toto.heads.attention import AttentionPooling
 
         return AttentionPooling(self, width)
+
+
+@HEADS.register("cross_attention")
+class CrossAttentionConfig(HeadConfig):
+    """One learned query, cross-attention and an MLP, both residual (paper §A.7, Table 16)."""
+
+    num_heads: PositiveInt = 1
+    mlp_ratio: PositiveInt = Field(4, description="hidden values of the MLP, over the width")
+
+    def num_params(self, width: int) -> int:
+        """The query, three matrices of the attention, two of the MLP, and two norms."""
+        attention = 3 * width**2 + 2 * width
+        mlp = 2 * self.mlp_ratio * width**2 + (self.mlp_ratio + 1) * width
+        return width + attention + mlp + 4 * width
+
+    def build(self, width: int) -> Head:
+        """Make the cross-attention pooling."""
+        from toto.heads.cross_attention import CrossAttentionPooling
+
+        return CrossAttentionPooling(self, width)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from toto.analysis.figures import draw_layer_curve
 from toto.data.clips import LabelledDataset
 from toto.errors import DataError, RecipeError, UserError
 from toto.evaluation.classification import run_probes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["start_probing"]
 
 FOLDER = "probe"
+CURVE = "curve.png"
 
 
 def start_probing(
@@ -36,7 +38,7 @@ def start_probing(
     overrides: Sequence[str],
     imports: Sequence[str],
 ) -> None:
-    """Probe a run and write RUN/probe/results.jsonl and summary.json.
+    """Probe a run and write results.jsonl, summary.json and curve.png in RUN/probe.
 
     Args:
         run: a run or checkpoint; None takes the newest next-token checkpoint under ./runs.
@@ -77,9 +79,12 @@ def start_probing(
             say=say,
         )
     folder = trained.found.run / FOLDER
-    results.write(folder, source=labelled.name, step=trained.found.meta.step)
+    step = trained.found.meta.step
+    results.write(folder, source=labelled.name, step=step)
+    title = f"{trained.found.run.name} at step {step:,} on {labelled.name}"
+    draw_layer_curve(folder / CURVE, results.rows, title)
     say(results.summary())
-    say(f"{folder}: results.jsonl, summary.json")
+    say(f"{folder}: results.jsonl, summary.json, {CURVE}")
 
 
 def _settings(heads: Sequence[str], layers: str, overrides: Sequence[str]) -> ProbeSettings:

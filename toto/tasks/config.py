@@ -380,7 +380,7 @@ class VqganTaskConfig(TokenizerTaskConfig):
 
 @TASKS.register("probe_bank")
 class ProbeBankConfig(TaskConfig):
-    """Train every layer × pooling × learning rate together on frozen features (paper §3.5)."""
+    """Train every layer × pooling × learning rate × decay × seed together (paper §3.5)."""
 
     verb: ClassVar[str] = "probe"
 
@@ -390,12 +390,18 @@ class ProbeBankConfig(TaskConfig):
     learning_rates: tuple[PositiveFloat, ...] = Field(
         (1e-3, 3e-3, 1e-2), min_length=1, description="peaks, each a probe of its own"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's, on matrices alone")
+    weight_decays: tuple[NonNegativeFloat, ...] = Field(
+        (0.0,), min_length=1, description="on matrices alone, each a probe of its own"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+        (0,), min_length=1, max_length=31, description="of initial weights, each a probe of its own"
+    )
     batch_norm: bool = Field(True, description="BatchNorm without affine in front of the pooling")
 
     @model_validator(mode="after")
     def _check_unique(self) -> Self:
-        for name, values in (("heads", self.heads), ("learning_rates", self.learning_rates)):
+        for name in ("heads", "learning_rates", "weight_decays", "seeds"):
+            values: tuple[object, ...] = getattr(self, name)
             if any(value in values[:index] for index, value in enumerate(values)):
                 raise ValueError(f"{name} names one twice; name each once")
         return self

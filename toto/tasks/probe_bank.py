@@ -1,13 +1,16 @@
-"""Many probes on frozen features, trained side by side: every layer × pooling × learning rate.
+"""Many probes on frozen features, trained side by side.
 
-A probe is a pooling head and a linear classifier. Probes share the data and nothing else: the
-bank's loss is the sum of theirs, so each gets the gradient that it would get alone.
+A probe is a pooling head and a linear classifier, at one layer, learning rate, weight decay and
+seed. Probes share the data and nothing else: the bank's loss is the sum of theirs, so each gets the
+gradient that it would get alone. Those of one layer and pooling are computed in stacked products.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,17 +118,35 @@ class TokenNorm(nn.Module):
 
 
 class Probe(nn.Module):
-    """One pooling head and its linear classifier, at one layer and learning rate."""
+    """One pooling head and its linear classifier, at one layer.
+
+    Attributes:
+        layer: whose features it reads.
+        head_config: of its pooling.
+        lr: peak learning rate.
+        weight_decay: of its matrices.
+        seed: of its initial weights.
+    """
 
     def __init__(
-        self, layer: int, head: HeadConfig, lr: float, *, width: int, num_classes: int, seed: int
+        self,
+        layer: int,
+        head: HeadConfig,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+        *,
+        width: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.head_config = head
         self.lr = lr
-        # The start depends on what the probe is, not on which others stand beside it; the learning
-        # rates of one layer and head share theirs, so that they differ in nothing else.
+        self.weight_decay = weight_decay
+        self.seed = seed
+        # The start depends on what the probe is, not on which others stand beside it; learning
+        # rates and decays of one layer, head and seed share theirs: they differ in nothing else.
         name = f"{seed} {layer} {head.model_dump_json()}"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
@@ -136,14 +157,13 @@ class Probe(nn.Module):
 
 
 class ProbeBank(Task[LabelledFeatures]):
-    """Every layer × head × learning rate of the config, in that order.
+    """Every layer × head × learning rate × weight decay × seed of the config, in that order.
 
     Args:
-        config: heads, learning rates, and whether a norm stands in front.
+        config: heads, learning rates, decays, seeds, and whether a norm stands in front.
         layers: the layers probed, each once.
         width: D of the features.
         num_classes: classes of the labels.
-        seed: of the probes' initial weights.
     """
 
     def __init__(
@@ -153,17 +173,18 @@ class ProbeBank(Task[LabelledFeatures]):
         layers: Sequence[int],
         width: int,
         num_classes: int,
-        seed: int,
     ) -> None:
         super().__init__()
         self.config = config
         self.layers = tuple(layers)
-        self.per_layer = len(config.heads) * len(config.learning_rates)
+        kinds = list(product(config.learning_rates, config.weight_decays, config.seeds))
+        self.per_head = len(kinds)
+        self.per_layer = len(config.heads) * self.per_head
         self.probes = nn.ModuleList(
-            Probe(layer, head, lr, width=width, num_classes=num_classes, seed=seed)
+            Probe(layer, head, *kind, width=width, num_classes=num_classes)
             for layer in self.layers
             for head in config.heads
-            for lr in config.learning_rates
+            for kind in kinds
         )
         self.norms = nn.ModuleDict()
         if config.batch_norm:
@@ -220,47 +241,95 @@ class ProbeBank(Task[LabelledFeatures]):
         else:
             width = features.mean_BD.shape[-1]
             shift_D, scale_D = features.mean_BD.new_zeros(width), features.mean_BD.new_ones(width)
-        pooled = pool_together([probe.head for probe in probes], features, shift_D, scale_D)
-        return torch.stack(
-            [probe.classifier(x_BD) for probe, x_BD in zip(probes, pooled, strict=True)]
+        groups = [probes[i : i + self.per_head] for i in range(0, len(probes), self.per_head)]
+        heads = [[probe.head for probe in group] for group in groups]
+        pooled = pool_together(heads, features, shift_D, scale_D)
+        return torch.cat(
+            [_classify(group, x_PBD) for group, x_PBD in zip(groups, pooled, strict=True)]
         )
 
 
 def pool_together(
-    heads: Sequence[Head], features: LayerFeatures, shift_D: Tensor, scale_D: Tensor
+    groups: Sequence[Sequence[Head]], features: LayerFeatures, shift_D: Tensor, scale_D: Tensor
 ) -> list[Tensor]:
-    """What `[head((tokens - shift) * scale) for head in heads]` gives, in few large products.
+    """What each head gives for `(tokens - shift) * scale`, in few large products.
 
     Average pooling needs the mean alone. All attention heads read the tokens together: the norm's
     shift cannot move a softmax, and its scale moves into the directions. Other heads get the
     normed tokens, made once. Exact types only: a subclass may pool otherwise.
+
+    Args:
+        groups: P heads each, of one config.
+        features: of one layer.
+        shift_D: of the norm.
+        scale_D: likewise.
+
+    Returns:
+        `PBD` of each group.
     """
-    attention = [head for head in heads if type(head) is AttentionPooling]
-    contexts = _contexts(attention, features, shift_D, scale_D)
     average_BD = (features.mean_BD - shift_D) * scale_D
+    attention = [stacked for group in groups if (stacked := _attention(group))]
+    contexts = iter(_contexts(attention, features, shift_D, scale_D))
     normed_BLD: Tensor | None = None
     pooled = []
-    for head in heads:
-        if type(head) is AveragePooling:
-            pooled.append(average_BD)
-        elif type(head) is AttentionPooling:
-            pooled.append(head.values(contexts[head]))
+    for group in groups:
+        if stacked := _attention(group):
+            pooled.append(_values(stacked, next(contexts)))
+        elif all(type(head) is AveragePooling for head in group):
+            pooled.append(average_BD.expand(len(group), -1, -1))
         else:
             if normed_BLD is None:
                 normed_BLD = (_tokens(features).to(shift_D.dtype) - shift_D) * scale_D
-            pooled.append(head(normed_BLD))
+            pooled.append(torch.stack([head(normed_BLD) for head in group]))
     return pooled
 
 
+def _attention(group: Sequence[Head]) -> list[AttentionPooling]:
+    """The group if plain attention is what it is, else nothing."""
+    found = [head for head in group if isinstance(head, AttentionPooling)]
+    return found if all(type(head) is AttentionPooling for head in group) else []
+
+
 def _contexts(
-    heads: Sequence[AttentionPooling], features: LayerFeatures, shift_D: Tensor, scale_D: Tensor
-) -> dict[Head, Tensor]:
-    if not heads:
-        return {}
-    directions_MD = torch.cat([head.directions() for head in heads]) * scale_D
+    groups: Sequence[Sequence[AttentionPooling]],
+    features: LayerFeatures,
+    shift_D: Tensor,
+    scale_D: Tensor,
+) -> list[Tensor]:
+    """What `attend` gives for the directions of every head, `BPND` of each group."""
+    if not groups:
+        return []
+    directions_MD = torch.cat([_directions(group).flatten(0, 1) for group in groups]) * scale_D
     context_BMD = (attend(_tokens(features), directions_MD) - shift_D) * scale_D
-    split = torch.split(context_BMD, [head.num_heads for head in heads], dim=1)
-    return dict(zip(heads, split, strict=True))
+    counts = [len(group) * group[0].num_heads for group in groups]
+    split = torch.split(context_BMD, counts, dim=1)
+    batch, _, width = context_BMD.shape
+    return [
+        context.view(batch, len(group), group[0].num_heads, width)
+        for context, group in zip(split, groups, strict=True)
+    ]
+
+
+def _directions(heads: Sequence[AttentionPooling]) -> Tensor:
+    """`AttentionPooling.directions` of P heads of one config, `PND`."""
+    shape = (len(heads), heads[0].num_heads, heads[0].head_dim)
+    query_PNK = torch.stack([head.query for head in heads]).view(shape)
+    key_PNKD = torch.stack([head.key.weight for head in heads]).view(*shape, -1)
+    return torch.einsum("pnk,pnkd->pnd", query_PNK, key_PNKD) / math.sqrt(heads[0].head_dim)
+
+
+def _values(heads: Sequence[AttentionPooling], context_BPND: Tensor) -> Tensor:
+    """`AttentionPooling.values` of P heads of one config, `PBD`."""
+    shape = (len(heads), heads[0].num_heads, heads[0].head_dim)
+    value_PNKD = torch.stack([head.value.weight for head in heads]).view(*shape, -1)
+    return torch.einsum("bpnd,pnkd->pbnk", context_BPND, value_PNKD).flatten(2)
+
+
+def _classify(probes: Sequence[Probe], pooled_PBD: Tensor) -> Tensor:
+    """The logits `PBC` of P probes in one product."""
+    weight_PCD = torch.stack([probe.classifier.weight for probe in probes])
+    bias_PC = torch.stack([probe.classifier.bias for probe in probes])
+    return torch.baddbmm(bias_PC[:, None], pooled_PBD, weight_PCD.mT)
 
 
 def _tokens(features: LayerFeatures) -> Tensor:

@@ -1,4 +1,4 @@
-"""Commands about models: train, finetune, probe, generate, report, export."""
+"""Commands about models: train, finetune, probe, features, generate, report, export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the application."""
-    for command in (train, finetune, probe, ablate, generate, report):
+    for command in (train, finetune, probe, features, ablate, generate, report):
         app.command()(command)
     group = typer.Typer(no_args_is_help=True, help="Models in the formats of other libraries.")
     group.command("hf")(export_hf)
@@ -102,11 +102,20 @@ def probe(
             help="pooling head; repeatable; average and attention unless given",
         ),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE", help="a protocol of `verb: probe`, such as probe_imagenet_linear_128"
+        ),
+    ] = None,
     layers: Annotated[
-        str, typer.Option(help="all, or a list such as 0,3,6; negatives count from the end")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="all, which is the default, or a list such as 0,3,6; negatives count from the end"
+        ),
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help="which labelled source of the run's recipe to probe on")
+        str | None, typer.Option(help="which labelled source of the data to probe on")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -114,17 +123,17 @@ def probe(
     ] = None,
     imports: ImportOption = None,
 ) -> None:
-    """Train probes on every layer of a frozen model, on the run's own labelled data."""
-    from toto.jobs.probe import start_probing
+    """Train probes on every layer of a frozen model, on the run's own labelled data.
 
-    start_probing(
-        run,
-        heads=pool or ["average", "attention"],
-        layers=layers,
-        source=source,
-        overrides=overrides or [],
-        imports=imports or [],
-    )
+    All layers, poolings, learning rates, weight decays and seeds are trained in one pass.
+    """
+    from toto.jobs.probe import ProbeRequest, start_probing
+
+    request = ProbeRequest(
+        run=run, recipe=recipe, heads=tuple(pool or ()), layers=layers, source=source,
+        overrides=tuple(overrides or ()), imports=tuple(imports or ()),
+    )  # fmt: skip
+    start_probing(request)
 
 
 def ablate(
@@ -150,6 +159,56 @@ def ablate(
     from toto.jobs.ablate import ablate as run_ablation
 
     run_ablation(table, small=small, only=only or [], gpus=gpus, show=show)
+
+
+def features(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory or checkpoint")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="a packed dataset, or a folder or a file of pictures and videos"
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
+    layers: Annotated[
+        str, typer.Option(help="all, or a list such as 0,3,6; negatives count from the end")
+    ] = "all",
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="of each video, from its middle; else the trained context's"),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="every N-th decoded frame, instead of the trained")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="side in pixels, instead of the trained one")
+    ] = None,
+    rope_base: Annotated[
+        float | None, typer.Option(min=1.0, help="RoPE's base, instead of the trained one")
+    ] = None,
+    attention: Annotated[
+        Literal["causal", "full"] | None,
+        typer.Option(help="who reads whom, instead of the trained mask"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="samples in one pass of the model")] = 8,
+    dtype: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="of the files; NumPy reads fp32 alone")
+    ] = "fp32",
+    imports: ImportOption = None,
+) -> None:
+    """Write the features of your own videos and pictures, [T, H, W, D] per sample and layer.
+
+    OUT gets safetensors files and index.json. A writing that was interrupted goes on.
+    """
+    from toto.jobs.features import FeaturesRequest, start_features
+    from toto.jobs.seen_as import Seen
+
+    seen = Seen(resolution=resolution, frames=frames, rope_base=rope_base, attention=attention)
+    request = FeaturesRequest(
+        run=run, data=data, out=out, layers=layers, seen=seen, stride=stride, batch=batch,
+        dtype=dtype, imports=tuple(imports or ()),
+    )  # fmt: skip
+    start_features(request)
 
 
 def generate(

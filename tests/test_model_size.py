@@ -9,7 +9,7 @@ from toto.backbones.config import LLAMA_PRESETS, LlamaConfig
 from toto.model import AutoregressiveModel
 from toto.model_size import ModelSize
 from toto.recipe.derived import derived_numbers
-from toto.recipe.reader import list_recipes, read_recipe
+from toto.recipe.reader import read_recipe, training_recipes
 from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
 from toto.tokenizers.config import DvaeConfig, PatchConfig
@@ -74,7 +74,7 @@ def test_macs_of_patches_count_their_embedding_and_each_target_once():
         assert size.forward_macs(changed, layout) == blocks + embedding + readout
 
 
-@pytest.mark.parametrize("entry", list_recipes(), ids=lambda entry: entry.path.stem)
+@pytest.mark.parametrize("entry", training_recipes(), ids=lambda entry: entry.path.stem)
 def test_every_recipe_builds_on_the_meta_device_with_its_derived_count(entry):
     recipe = read_recipe(str(entry.path))
     if isinstance(recipe, TrainRecipe):

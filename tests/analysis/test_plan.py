@@ -11,7 +11,7 @@ from toto.analysis.memory_terms import COLUMNS
 from toto.analysis.plan import Cluster, Plan, parse_gpus, table4_macs
 from toto.errors import UserError
 from toto.model import AutoregressiveModel
-from toto.recipe.reader import list_recipes, read_recipe
+from toto.recipe.reader import read_recipe, training_recipes
 from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
 
@@ -57,7 +57,7 @@ def test_table_4_without_a_recipe(side):
     assert digits(macs, 3) == {16: "1.42e+17", 32: "5.68e+17"}[side]
 
 
-@pytest.mark.parametrize("entry", list_recipes(), ids=lambda entry: entry.path.stem)
+@pytest.mark.parametrize("entry", training_recipes(), ids=lambda entry: entry.path.stem)
 def test_every_recipe_of_a_model_has_a_plan_with_its_count(entry):
     recipe = read_recipe(str(entry.path))
     if not isinstance(recipe, TrainRecipe):

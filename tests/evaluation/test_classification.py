@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from toy_clips import DEPTH, WIDTH, ToyModel, toy_clips
 
 from toto.errors import DataError, UserError
-from toto.evaluation.classification import epoch_order, run_probes, train_bank
-from toto.evaluation.config import ProbeSettings
-from toto.evaluation.features import FeatureCache, FeatureReader
+from toto.evaluation.classification import _rate, epoch_order, run_probes, train_bank
+from toto.evaluation.feature_cache import FeatureCache, FeatureStore
+from toto.evaluation.features import FeatureReader
 from toto.heads.config import HEADS, AttentionConfig, HeadConfig
 from toto.tasks.probe_bank import Probe, ProbeBank
+from toto.tasks.probe_settings import ProbeSettings
 
 CLASSES = 3
 SETTINGS = ProbeSettings(
@@ -56,9 +58,16 @@ def validation():
 
 def features_of(clips, layers):
     reader = FeatureReader(
-        ToyModel(), nn.Identity(), clips, layers, CLASSES, "fp32", torch.float32, lambda: None
+        ToyModel(),
+        nn.Identity(),
+        clips,
+        layers,
+        CLASSES,
+        "fp32",
+        torch.float32,
+        lambda samples: None,
     )
-    return FeatureCache(reader, range(len(clips)), 8)
+    return FeatureCache.read(reader, range(len(clips)), 8)
 
 
 def plain_attention(head, x_BLD):
@@ -96,7 +105,7 @@ def train_alone(probe, x_SLD, label_S, chosen):
 def test_bank_equals_probes_trained_alone(train):
     layers = range(DEPTH + 1)
     bank = ProbeBank(SETTINGS, layers=layers, width=WIDTH, num_classes=CLASSES)
-    train_bank(bank, features_of(train, layers), range(len(train)), SETTINGS, lambda: None)
+    train_bank(bank, features_of(train, layers), range(len(train)), SETTINGS, lambda samples: None)
     for trained in bank.members():
         alone = Probe(
             trained.layer, trained.head_config, trained.lr, trained.weight_decay, trained.seed,
@@ -145,16 +154,16 @@ def test_the_size_of_the_cache_decides_and_is_said(train, validation):
         train.reads = 0
         probe(train, validation, settings(cache_gb=budget / 1e9), say=said.append)
         assert (train.reads == 41) == fits
-        assert len(said) == 1
-        assert f"40 samples × 3 layers × 18 tokens take {needed / 1e9:.3g} GB" in said[0]
-        assert ("more than cache_gb" in said[0]) != fits
+        assert len(said) == 2
+        assert f"40 samples × 3 layers × 18 tokens take {needed / 1e9:.3g} GB" in said[1]
+        assert ("more than cache_gb" in said[1]) != fits
 
 
 def test_average_pooling_alone_caches_no_tokens(train, validation):
     said = []
     probe(train, validation, settings(heads=("average",)), say=said.append)
     needed = FeatureCache.bytes_needed(40, DEPTH + 1, 18, WIDTH, None)
-    assert f"take {needed / 1e9:.3g} GB" in said[0]
+    assert f"take {needed / 1e9:.3g} GB" in said[1]
 
 
 def test_separable_features_reach_all_and_attention_finds_the_token():
@@ -251,7 +260,9 @@ def test_progress_counts_up_to_its_total(train, validation, cache_gb):
     seen = []
     probe(train, validation, settings(cache_gb=cache_gb), progress=lambda *at: seen.append(at))
     total = seen[-1][1]
-    assert seen == [(done + 1, total) for done in range(total)]
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1][0] == total
+    assert {whole for _, whole in seen} == {total}
 
 
 def test_epochs_visit_every_sample_once_in_an_order_of_their_own():
@@ -260,3 +271,128 @@ def test_epochs_visit_every_sample_once_in_an_order_of_their_own():
     assert len({tuple(order) for order in orders}) == 3
     assert epoch_order(range(5, 45), 0, 1) == orders[1]
     assert epoch_order(range(5, 45), 1, 1) != orders[1]
+
+
+def test_augmented_samples_are_read_anew_in_each_epoch(train, validation):
+    train.shift = 5
+    chosen = settings(augmentation="random_resized_crop_flip")
+    said = []
+    moved = probe(train, validation, chosen, say=said.append)
+    assert train.reads == 1 + 40 * SETTINGS.epochs
+    assert train.draws == [0] + [epoch for epoch in range(SETTINGS.epochs) for _ in range(40)]
+    assert "augmentation: the model reads the data in each of the 4 epochs" in said[1]
+    assert moved != probe(train, validation, SETTINGS), "draws differ"
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_what_is_augmented_is_not_cached(cache):
+    with pytest.raises(ValidationError, match="reads each sample anew in each epoch"):
+        settings(augmentation="random_resized_crop_flip", cache=cache)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_cache_that_is_asked_for_and_does_not_fit_is_refused(train, validation, cache):
+    with pytest.raises(UserError, match=rf"more than cache_gb 1e-06, and cache: {cache} is asked"):
+        probe(train, validation, settings(cache=cache, cache_gb=1e-6))
+
+
+def test_features_on_the_disk_are_taken_again_unless_something_differs(train, validation, tmp_path):
+    store = FeatureStore(tmp_path / "features", {"model": "a"})
+    first = probe(train, validation, settings(cache="disk"), store=store)
+    read = train.reads
+    said = []
+    assert probe(train, validation, settings(cache="disk"), store=store, say=said.append) == first
+    assert train.reads == read + 1, "one sample to count its tokens"
+    assert "taken from" in said[1]
+    assert first == probe(train, validation)
+    for other, changes in (
+        (FeatureStore(store.folder, {"model": "b"}), {}),
+        (store, {"layers": (0, 1)}),
+        (store, {"feature_dtype": "bf16"}),
+        (store, {"max_samples": 30}),
+    ):
+        files = len(list(store.folder.iterdir()))
+        probe(train, validation, settings(cache="disk", **changes), store=other)
+        assert len(list(store.folder.iterdir())) == files + 1
+
+
+def test_damaged_features_on_the_disk_are_named(train, validation, tmp_path):
+    store = FeatureStore(tmp_path, {})
+    probe(train, validation, settings(cache="disk"), store=store)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"is damaged .* Remove it and probe again"):
+        probe(train, validation, settings(cache="disk"), store=store)
+
+
+def test_scores_of_views_are_averaged(train, validation):
+    validation.shift = 3
+    chosen = settings(test_clips=2, test_crops=3, layers=(1,), heads=("average",), seeds=(0,))
+    results = probe(train, validation, chosen)
+    assert validation.draws == [view for view in range(6) for _ in range(30)]
+    bank = ProbeBank(chosen, layers=(1,), width=WIDTH, num_classes=CLASSES)
+    train_bank(bank, features_of(train, (1,)), range(40), chosen, lambda samples: None)
+    bank.eval()
+    reader = FeatureReader(
+        ToyModel(), nn.Identity(), validation, (1,), CLASSES, "fp32", None, lambda samples: None
+    )
+    total = 0
+    for view in range(6):
+        (batch,) = reader.batches(range(30), 30, view)
+        shift_D, scale_D = bank.norms["1"](batch.layers[1])
+        x_BD = (batch.layers[1].mean_BD - shift_D) * scale_D
+        total = total + torch.stack([p.classifier(x_BD).softmax(-1) for p in bank.members()])
+    hits = (total.argmax(-1) == validation.label_S).double().mean(1)
+    assert [row.accuracy for row in results.rows] == pytest.approx(hits.tolist())
+
+
+def test_the_rate_rises_from_0_and_falls_to_0():
+    chosen = settings(epochs=10, warmup_epochs=2)
+    rates = [_rate(epoch, chosen) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
+    with pytest.raises(ValidationError, match="warmup_epochs 10 of 10 epochs leave none"):
+        settings(epochs=10, warmup_epochs=10)
+
+
+def test_packed_pictures_are_read_in_an_order_without_their_classes(train, validation):
+    """All samples of a class stand together in a folder: as neighbours they would tell it."""
+    train.codes_STHW, validation.codes_STHW = train.codes_STHW[:, :1], validation.codes_STHW[:, :1]
+    model = Watched()
+    probe(train, validation, model=model, context=4)
+    first = model.frames[0]
+    assert first.shape[1] == 4
+    in_order = train.codes_STHW[: first.shape[:2].numel()].view_as(first)
+    assert not torch.equal(first, in_order)
+    given = torch.cat([frames.flatten(0, 1) for frames in model.frames])
+    for clips in (train, validation):
+        for picture in clips.codes_STHW[:, 0]:
+            assert (given == picture).all(-1).all(-1).any()
+
+
+class Watched(ToyModel):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = []
+
+    def features(self, frames, is_image_B, layers):
+        self.frames.append(frames)
+        return super().features(frames, is_image_B, layers)
+
+
+def test_lars_probes_are_those_of_larger_banks_too(train, validation):
+    chosen = settings(optimizer="lars", learning_rates=(0.1, 1.0))
+    rows = probe(train, validation, chosen).rows
+    alone = settings(
+        optimizer="lars", layers=(2,), heads=("average",), learning_rates=(1.0,),
+        weight_decays=(0.1,), seeds=(1,),
+    )  # fmt: skip
+    (row,) = probe(train, validation, alone).rows
+    (same,) = [
+        one
+        for one in rows
+        if (one.layer, one.head, one.lr, one.weight_decay, one.seed) == (2, "average", 1.0, 0.1, 1)
+    ]
+    assert row.loss == pytest.approx(same.loss, abs=1e-5)
+    assert row.accuracy == same.accuracy

@@ -8,7 +8,8 @@ from toy_clips import CODES, DEPTH, FRAMES, SIDE, WIDTH, ToyModel, toy_clips
 from toto.backbones.config import LlamaConfig
 from toto.data.batch import Batch
 from toto.errors import DataError, RunError
-from toto.evaluation.features import FeatureCache, FeatureReader
+from toto.evaluation.feature_cache import FeatureCache, load, save
+from toto.evaluation.features import FeatureReader
 from toto.model import AutoregressiveModel
 from toto.tasks.next_token import to_frames
 from toto.tokenizers.base import TokenGrid
@@ -23,7 +24,7 @@ def reader_of(clips, model=None, **changes):
         "num_classes": 3,
         "precision": "fp32",
         "dtype": torch.float32,
-        "advance": lambda: None,
+        "advance": lambda samples: None,
     }
     return FeatureReader(model or ToyModel(), nn.Identity(), clips, **{**settings, **changes})
 
@@ -109,7 +110,7 @@ def pixel_batch(pixels_BTCHW):
 def test_cache_gives_what_was_read_in_any_order_and_takes_the_bytes_that_it_said(dtype):
     clips = toy_clips(7, 3, seed=0)
     reader = reader_of(clips, dtype=dtype)
-    cache = FeatureCache(reader, [6, 1, 2, 5], 3)
+    cache = FeatureCache.read(reader, [6, 1, 2, 5], 3)
     clips.reads = 0
     for got, want in zip(cache.batches([5, 6, 1], 2), reader.batches([5, 6, 1], 2), strict=True):
         assert all(map(torch.equal, got.tensors(), want.tensors()))
@@ -118,6 +119,47 @@ def test_cache_gives_what_was_read_in_any_order_and_takes_the_bytes_that_it_said
     held = sum(x.nbytes for layer in everything.layers.values() for x in layer.tensors())
     tokens = reader.tokens_per_sample()
     assert held == FeatureCache.bytes_needed(4, len(LAYERS), tokens, WIDTH, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_cache_comes_back_from_the_disk_as_it_was(tmp_path, dtype):
+    reader = reader_of(toy_clips(5, 3, seed=0), dtype=dtype)
+    cache = FeatureCache.read(reader, [4, 1, 2], 2)
+    save(tmp_path / "f", cache)
+    loaded = load(tmp_path / "f", [4, 1, 2], LAYERS, torch.device("cpu"))
+    for got, want in zip(loaded.batches([2, 4], 2), cache.batches([2, 4], 2), strict=True):
+        assert all(map(torch.equal, got.tensors(), want.tensors()))
+        assert got.layers[0].length == want.layers[0].length
+
+
+def test_a_batch_is_read_in_pieces_that_make_no_difference():
+    clips = toy_clips(7, 3, seed=0)
+    (whole,) = reader_of(clips).batches(range(7), 7)
+    advanced = []
+    pieces = reader_of(clips, read_batch=3, advance=advanced.append).batches(range(7), 7)
+    (joined,) = pieces
+    assert all(map(torch.equal, joined.tensors(), whole.tensors()))
+    assert advanced == [3, 3, 1]
+
+
+def test_packed_pictures_share_a_sequence_each_after_those_before_it():
+    torch.manual_seed(0)
+    tokenizer = DvaeConfig(num_codes=CODES, weights="random:0")
+    model = AutoregressiveModel(tokenizer, LlamaConfig.model_validate({"preset": "tiny"}))
+    clips = toy_clips(8, 3, seed=0)
+    clips.codes_STHW = clips.codes_STHW[:, :1]
+    (packed,) = reader_of(clips, model, context=3).batches(range(8), 8)
+    (single,) = reader_of(clips, model).batches(range(8), 8)
+    for first, last in ((0, 3), (3, 6), (6, 8)):
+        together = clips.codes_STHW[first:last].transpose(0, 1)
+        with torch.no_grad():
+            want = model.features(together, torch.zeros(1, dtype=torch.bool), LAYERS)
+        for layer in LAYERS:
+            got = packed.layers[layer].tokens_BLD[first:last]
+            torch.testing.assert_close(got.flatten(0, 1), want[layer][0])
+    alone, beside = single.layers[2].tokens_BLD, packed.layers[2].tokens_BLD
+    torch.testing.assert_close(beside[[0, 3, 6]], alone[[0, 3, 6]])
+    assert not torch.allclose(beside[[1, 2, 4, 5, 7]], alone[[1, 2, 4, 5, 7]], atol=1e-3)
 
 
 def test_bytes_of_the_demo():

@@ -75,8 +75,8 @@ def test_a_single_probe_was_not_chosen():
 
 def test_files(results, tmp_path):
     folder = tmp_path / "probe"
-    results.write(folder, source="digits", step=5)
-    results.write(folder, source="digits", step=7)
+    results.write(folder, source="digits", step=5, protocol={"epochs": 20})
+    results.write(folder, source="digits", step=7, protocol={"epochs": 20})
     lines = (folder / "results.jsonl").read_text().splitlines()
     keys = ["layer", "head", "lr", "accuracy", "low", "high", "loss", "chance"]
     keys += ["weight_decay", "seed"]
@@ -86,6 +86,7 @@ def test_files(results, tmp_path):
     assert ProbeScore(**summary["best"]["average"]) == results.scores()[2]
     assert summary["text"] == results.summary()
     assert (summary["source"], summary["step"]) == ("digits", 7)
+    assert summary["protocol"] == {"epochs": 20}
     assert sorted(path.name for path in folder.iterdir()) == ["results.jsonl", "summary.json"]
 
 

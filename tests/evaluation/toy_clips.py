@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -15,22 +15,25 @@ CODES, FRAMES, SIDE, WIDTH, DEPTH = 16, 2, 3, 12, 2
 
 @dataclass
 class ToyClips:
-    """Clips in memory; `reads` counts the samples that were read."""
+    """Clips in memory; `reads` counts the samples that were read, `draws` which views."""
 
     codes_STHW: torch.Tensor
     label_S: torch.Tensor
     reads: int = 0
+    draws: list[int] = field(default_factory=list)
+    shift: int = 0
 
     def __len__(self):
         return len(self.label_S)
 
-    def batches(self, order, size):
+    def batches(self, order, size, draw=0):
         for start in range(0, len(order), size):
             rows = torch.tensor(list(order[start : start + size]))
             self.reads += len(rows)
+            self.draws += [draw] * len(rows)
             yield Batch(
                 pixels_BTCHW=None,
-                codes_BTHW=self.codes_STHW[rows],
+                codes_BTHW=(self.codes_STHW[rows] + self.shift * draw) % CODES,
                 is_image_B=torch.zeros(len(rows), dtype=torch.bool),
                 source_B=torch.zeros(len(rows), dtype=torch.int64),
                 position_B=rows,

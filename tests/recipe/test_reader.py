@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from toto.errors import RecipeError, UserError
-from toto.recipe.reader import check_recipe, find_recipe, list_recipes, merge, read_recipe
+from toto.recipe.reader import (
+    check_recipe,
+    find_recipe,
+    list_recipes,
+    merge,
+    read_probe_recipe,
+    read_recipe,
+)
 from toto.recipe.yaml_reader import dump_yaml
 from toto.tasks.discriminator import PatchDiscriminator
 
@@ -416,9 +423,12 @@ def test_every_shipped_recipe_is_sound_and_has_a_title():
     listed = list_recipes()
     assert listed
     for entry in listed:
-        recipe = read_recipe(str(entry.path))
         assert entry.title
-        assert recipe.layout.num_visual > 0
+        if entry.verb == "probe":
+            assert "# Expected:" in entry.path.read_text()
+            read_probe_recipe(str(entry.path))
+        else:
+            assert read_recipe(str(entry.path)).layout.num_visual > 0
         header = entry.path.read_text().partition("verb:")[0]
         for line in ("# Paper:", "# Command:", "# Hardware:", "# Measured:"):
             assert line in header
@@ -452,3 +462,31 @@ def test_masks_that_leave_nothing_to_predict_are_refused(mask: str, place: str, 
 def test_tokenizers_do_not_recompute() -> None:
     with pytest.raises(RecipeError, match="keep all they compute"):
         read_recipe("tokenizer_dvae_tiny", overrides=["training.recompute=true"])
+
+
+def test_protocols_of_probes_are_read_overridden_and_kept_apart(tmp_path):
+    path = write(tmp_path / "p.yaml", {"verb": "probe", "probes": {"epochs": 3}})
+    protocol = read_probe_recipe(path, ["probes.heads=[attention]"])
+    assert (protocol.name, protocol.probes.epochs, len(protocol.probes.heads)) == ("p", 3, 1)
+    with pytest.raises(RecipeError, match=r"trains no model. toto probe RUN --recipe takes it"):
+        read_recipe(path)
+    with pytest.raises(RecipeError, match="'train' is no protocol of probes"):
+        read_probe_recipe("recipes/quickstart.yaml")
+    wrong = {"verb": "probe", "probes": {"epoch": 3, "test_crops": 2}}
+    with pytest.raises(RecipeError, match=r"probes.epoch: unknown key") as refused:
+        read_probe_recipe(write(tmp_path / "w.yaml", wrong))
+    assert "probes.test_crops" in str(refused.value)
+
+
+def test_protocols_of_the_paper_hold_its_numbers():
+    k400 = read_probe_recipe("probe_k400").probes
+    assert (k400.frames, k400.resolution, k400.test_clips, k400.test_crops) == (16, 128, 10, 3)
+    linear = read_probe_recipe("probe_imagenet_linear_256").probes
+    assert (linear.epochs, linear.resolution, linear.optimizer) == (90, 256, "lars")
+    assert 0.1 * linear.batch_size / 256 in linear.learning_rates
+    for name in ("probe_imagenet_attention_128", "probe_imagenet_attention_256"):
+        probes = read_probe_recipe(name).probes
+        assert probes.epochs == 90
+        assert 6e-5 in probes.learning_rates
+    (head,) = read_probe_recipe("probe_k400_mlp").probes.heads
+    assert head.label == "cross_attention(num_heads=16)"

@@ -9,10 +9,9 @@ import numpy as np
 from toto.data.decode import UndecodableError, decode_frames
 from toto.data.index import NO_LABEL
 from toto.data.loader import collate
-from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
-from toto.data.transforms import square
 from toto.data.units import Units
+from toto.data.views import CentreView, Views
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,12 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["FrameList", "LabelledDataset", "read_clip"]
 
 PIECE = 2**16
+CENTRE_VIEW = CentreView()
 
 
 def read_clip(
-    dataset: Dataset, sample: int, start: int, clip: ClipConfig
+    dataset: Dataset,
+    sample: int,
+    start: int,
+    clip: ClipConfig,
+    views: Views = CENTRE_VIEW,
+    draw: int = 0,
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """`clip.frames` frames of one sample from decoded frame `start`, in their centre square.
+
+    Args:
+        dataset: raw or tokens.
+        sample: its number.
+        start: the first frame.
+        clip: frames, stride and resolution.
+        views: what is cut out of pixels, instead of the centre square.
+        draw: of the view.
 
     Returns:
         uint8 `[T, R, R, 3]` pixels, or uint16 `[T, H, W]` codes from token shards.
@@ -50,7 +63,7 @@ def read_clip(
             f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
             "the file and pack its folder again"
         ) from error
-    return square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
+    return views.cut(frames, clip.resolution, sample, draw)
 
 
 class FrameList:
@@ -89,22 +102,29 @@ class FrameList:
 
 
 class LabelledDataset:
-    """One clip of each labelled sample that is not excluded: a picture, or the middle of a video.
+    """A clip of each labelled sample that is not excluded: a picture, or a stretch of a video.
 
     Args:
         dataset: with labels, raw or tokens.
         clip: of a video; a picture is one frame whatever it says.
+        views: which stretch and which part of the frames; the middle and its centre square.
 
     Raises:
-        DataError: no labels, or a video that is shorter than the clip.
+        DataError: no labels, a video that is shorter than the clip, or crops of tokens.
     """
 
-    def __init__(self, dataset: Dataset, clip: ClipConfig) -> None:
+    def __init__(self, dataset: Dataset, clip: ClipConfig, views: Views = CENTRE_VIEW) -> None:
         if not dataset.classes:
             raise DataError(
                 f"{dataset.path} has no labels. Pack a folder with one sub-folder a class"
             )
+        if views.crops and dataset.form == "tokens":
+            raise DataError(
+                f"{dataset.path} holds tokens of centre squares, and other crops need pixels. "
+                "Name the packed pictures or videos (data.tokens: in_run)"
+            )
         self._dataset = dataset
+        self._views = views
         self._is_image = dataset.kind == "images"
         self._clip = clip.model_copy(update={"frames": 1}) if self._is_image else clip
         kept = dataset.kept()
@@ -121,21 +141,24 @@ class LabelledDataset:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
+    def batches(self, order: Sequence[int], size: int, draw: int = 0) -> Iterator[Batch]:
         """The samples of these numbers, in this order, `size` a batch; the last may be smaller.
 
         Args:
             order: numbers from 0 to len-1: excluded and unlabelled samples are not counted.
             size: B of a batch.
+            draw: which one of each sample, as `Views` counts them.
         """
         for first in range(0, len(order), size):
-            yield collate([self._sequence(number) for number in order[first : first + size]])
+            some = order[first : first + size]
+            yield collate([self._sequence(number, draw) for number in some])
 
-    def _sequence(self, number: int) -> DrawnSequence:
+    def _sequence(self, number: int, draw: int) -> DrawnSequence:
         sample = self._samples[number]
-        start = (self._dataset.frames(sample) - self._clip.span) // 2
+        room = self._dataset.frames(sample) - self._clip.span
+        start = self._views.start(room, sample, draw)
         return DrawnSequence(
-            frames=read_clip(self._dataset, sample, start, self._clip),
+            frames=read_clip(self._dataset, sample, start, self._clip, self._views, draw),
             is_image=self._is_image,
             source=0,
             position=sample,

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from toto.backbones.base import resolve_layers
 from toto.data.progress import Progress, silent
 from toto.errors import DataError, UserError
-from toto.evaluation.features import FeatureCache, FeatureReader, FeatureSource, LabelledClips
+from toto.evaluation.feature_cache import FeatureStore, plan_cache
+from toto.evaluation.features import FeatureReader, FeatureSource, LabelledClips
+from toto.evaluation.lars import Lars
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
 from toto.heads.config import AverageConfig
 from toto.tasks.probe_bank import LabelledFeatures, ProbeBank
+from toto.training.task import Mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from toto.evaluation.config import ProbeSettings
     from toto.model import AutoregressiveModel
+    from toto.tasks.probe_settings import ProbeSettings
     from toto.tokenizers.base import Tokenizer
-    from toto.training.task import Mean
 
 __all__ = ["epoch_order", "run_probes", "train_bank"]
 
+CONTEXT_ORDER = 2**63  # a number that no epoch has
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -39,27 +43,32 @@ def run_probes(
     settings: ProbeSettings,
     num_classes: int,
     precision: Literal["fp32", "bf16"],
+    context: int = 1,
+    store: FeatureStore | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> ProbeResults:
     """Train all probes of the settings together, and score each on `validation`.
 
-    The backbone is frozen. Its features of the training samples are read once and cached if they
-    fit into `settings.cache_gb`; else they are read anew in each epoch, with the same outcome.
+    The backbone is frozen. Its features of the training samples are read once and cached where the
+    settings and the budget allow; else they are read anew in each epoch. Without augmentation and
+    with pictures alone in their sequence the outcome is the same.
 
     Args:
         model: frozen; on the device where the probes are to be trained.
         tokenizer: the model's, on the same device.
-        train: labelled samples to learn from.
-        validation: labelled samples to score on.
+        train: labelled samples to learn from; draw e is what epoch e shows.
+        validation: labelled samples to score on; draw v is view v.
         settings: which probes, and how they are trained.
         num_classes: labels are 0..num_classes-1.
         precision: of the model's pass; probes compute in fp32.
-        progress: called with batches done and batches to do: read, trained on and scored.
-        say: called with one line about the cache, before the work begins.
+        context: pictures that share a sequence; 1: none do.
+        store: a file for cached features, of the fingerprint of all that they depend on.
+        progress: called with samples done and samples to do: read, trained on and scored.
+        say: called with one line about the bank and one about the cache, before the work begins.
 
     Raises:
-        UserError: a layer that the model lacks.
+        UserError: a layer that the model lacks, or a cache that was asked for and does not fit.
         DataError: an empty dataset, a sample without label or of an unknown class.
         RunError: features that are not finite.
     """
@@ -69,22 +78,31 @@ def run_probes(
     for name, clips in (("training", train), ("validation", validation)):
         if not len(clips):
             raise DataError(f"the {name} data are empty. Give a dataset with labelled samples")
-    samples = _draw(len(train), settings)
     count = _Count(progress)
 
     def reader(clips: LabelledClips) -> FeatureReader:
-        return FeatureReader(model, tokenizer, clips, layers, num_classes, precision, dtype, count)
+        return FeatureReader(
+            model, tokenizer, clips, layers, num_classes, precision, dtype, count,
+            settings.read_batch, context,
+        )  # fmt: skip
 
-    source, size = reader(train), settings.batch_size
+    source = reader(train)
     width = model.backbone.config.width
-    fits = _cache_fits(source, len(samples), width, settings, say)
-    steps, reads = math.ceil(len(samples) / size), 1 if fits else settings.epochs
-    count.total = steps * (reads + settings.epochs) + math.ceil(len(validation) / size)
-    features: FeatureSource = FeatureCache(source, samples, size) if fits else source
     bank = ProbeBank(settings, layers=layers, width=width, num_classes=num_classes)
-    bank.to(next(model.parameters()).device)
+    bank.to(source.device)
+    say(_describe(bank, settings))
+    samples, held_out = _draw(len(train), settings), list(range(len(validation)))
+    if context > 1:  # neighbours in a sequence must not tell the class, as those of a folder would
+        samples = _shuffled(samples, settings.data_seed)
+        held_out = _shuffled(held_out, settings.data_seed)
+    plan = plan_cache(source, samples, width, settings, store)
+    say(plan.text)
+    views = settings.test_clips * settings.test_crops
+    reads = {"read": 1, "stored": 0, "none": settings.epochs}[plan.kind]
+    count.total = len(samples) * (reads + settings.epochs) + len(validation) * views
+    features = plan.carry_out(source, samples)
     losses = train_bank(bank, features, samples, settings, count)
-    hits = _score(bank, reader(validation), len(validation), size)
+    hits = _score(bank, reader(validation), held_out, views, settings.read_batch)
     return ProbeResults(
         _rows(bank, losses, hits, num_classes), len(samples), len(validation), settings.epochs
     )
@@ -95,16 +113,21 @@ def epoch_order(samples: Sequence[int], seed: int, epoch: int) -> list[int]:
     return [samples[index] for index in _permutation(len(samples), seed, epoch + 1)]
 
 
+def _shuffled(samples: Sequence[int], seed: int) -> list[int]:
+    """The order in which pictures that share sequences are read."""
+    return [samples[index] for index in _permutation(len(samples), seed, CONTEXT_ORDER)]
+
+
 class _Count:
-    """Counts batches of every kind."""
+    """Counts samples that were read, trained on or scored."""
 
     def __init__(self, report: Progress) -> None:
         self.report = report
         self.done = 0
         self.total = 0
 
-    def __call__(self) -> None:
-        self.done += 1
+    def __call__(self, samples: int) -> None:
+        self.done += samples
         self.report(self.done, self.total)
 
 
@@ -138,29 +161,15 @@ def _permutation(count: int, seed: int, number: int) -> list[int]:
     return order
 
 
-def _cache_fits(
-    source: FeatureReader,
-    samples: int,
-    width: int,
-    settings: ProbeSettings,
-    say: Callable[[str], None],
-) -> bool:
-    """Compare the size of the cache with the budget, and say what comes of it."""
-    tokens = source.tokens_per_sample()
-    needed = FeatureCache.bytes_needed(samples, len(source.layers), tokens, width, source.dtype)
-    fits = needed <= settings.cache_gb * 1e9
-    what = (
-        f"features of {samples} samples × {len(source.layers)} layers × {tokens} tokens take "
-        f"{needed / 1e9:.3g} GB"
+def _describe(bank: ProbeBank, settings: ProbeSettings) -> str:
+    """How many probes there are, and what they take: weights, gradients and optimizer's state."""
+    probes = len(bank.members())
+    numbers = sum(parameter.numel() for parameter in bank.parameters())
+    copies = {"adamw": 4, "lars": 3}[settings.optimizer]
+    return (
+        f"{probes} probes of {numbers / 1e6:.3g} M parameters together, trained in "
+        f"{copies * 4 * numbers / 1e9:.3g} GB"
     )
-    if fits:
-        say(f"{what}: cached (cache_gb {settings.cache_gb:g})")
-    else:
-        say(
-            f"{what}, more than cache_gb {settings.cache_gb:g}: the model reads the data in each "
-            f"of the {settings.epochs} epochs. Raise cache_gb, or probe fewer layers or samples"
-        )
-    return fits
 
 
 def train_bank(
@@ -168,39 +177,48 @@ def train_bank(
     source: FeatureSource,
     samples: Sequence[int],
     settings: ProbeSettings,
-    advance: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> Mean:
     """Train all probes of a bank, each as if it were alone.
 
-    AdamW with the probe's own learning rate and weight decay, and a cosine to 0 over all steps;
-    vectors do not decay.
+    AdamW or LARS with the probe's own learning rate and weight decay; a linear warm-up from 0, then
+    a cosine to 0 over the other steps; vectors do not decay.
 
     Args:
         bank: on the features' device.
         source: gives features of all layers of the bank.
         samples: the numbers of the training samples.
-        settings: epochs, batch size, seed of the order.
-        advance: called after each step.
+        settings: epochs, batch size, warm-up, optimizer, seed of the order.
+        advance: called with the number of samples after each step.
 
     Returns:
         The mean training loss of each probe in the last epoch.
     """
-    optimizer = _optimizer(bank)
-    steps = settings.epochs * math.ceil(len(samples) / settings.batch_size)
+    optimizer = _optimizer(bank, settings.optimizer)
+    steps_an_epoch = math.ceil(len(samples) / settings.batch_size)
     bank.train()
     step = 0
     for epoch in range(settings.epochs):
         losses: list[Mean] = []
         order = epoch_order(samples, settings.data_seed, epoch)
-        for batch in source.batches(order, settings.batch_size):
+        for batch in source.batches(order, settings.batch_size, epoch):
+            scale = _rate(step / steps_an_epoch, settings)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = group["peak"] * scale
             optimizer.zero_grad()
             losses.append(_backward(bank, batch))
             optimizer.step()
             step += 1
-            advance()
+            advance(len(batch.label_B))
     return _add(losses)
+
+
+def _rate(epoch: float, settings: ProbeSettings) -> float:
+    """The share of the peak learning rate after so many epochs."""
+    warmup = settings.warmup_epochs
+    if epoch < warmup:
+        return epoch / warmup
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (settings.epochs - warmup)))
 
 
 def _backward(bank: ProbeBank, batch: LabelledFeatures) -> Mean:
@@ -218,15 +236,26 @@ def _backward(bank: ProbeBank, batch: LabelledFeatures) -> Mean:
 
 
 @torch.no_grad()
-def _score(bank: ProbeBank, source: FeatureSource, samples: int, size: int) -> Mean:
+def _score(
+    bank: ProbeBank, source: FeatureSource, order: Sequence[int], views: int, size: int
+) -> Mean:
+    """Hits of each probe by the mean of its softmax scores over the views of a sample."""
     bank.eval()
-    batches = source.batches(range(samples), size)
-    return _add([bank(batch).metrics["accuracy"] for batch in batches])
+    hits_P = torch.zeros(len(bank.members()), dtype=torch.float64)
+    for first in range(0, len(order), size):
+        some = order[first : first + size]
+        scores_PBC: Tensor | float = 0.0
+        for view in range(views):
+            (batch,) = source.batches(some, len(some), view)
+            scores_PBC = scores_PBC + bank.scores(batch)
+        assert isinstance(scores_PBC, Tensor)
+        hits_P += (scores_PBC.argmax(-1) == batch.label_B).double().sum(1).cpu()
+    return Mean(hits_P, torch.full_like(hits_P, len(order)))
 
 
-def _optimizer(bank: ProbeBank) -> torch.optim.Optimizer:
-    """AdamW with a group per learning rate and weight decay; vectors do not decay."""
-    groups = [
+def _optimizer(bank: ProbeBank, name: Literal["adamw", "lars"]) -> torch.optim.Optimizer:
+    """With a group per learning rate and weight decay; vectors do not decay."""
+    groups: list[dict[str, Any]] = [
         {
             "params": [
                 parameter
@@ -241,7 +270,7 @@ def _optimizer(bank: ProbeBank) -> torch.optim.Optimizer:
         for lr, weight_decay in product(bank.config.learning_rates, bank.config.weight_decays)
         for decays in (True, False)
     ]
-    return torch.optim.AdamW(groups, fused=True)
+    return Lars(groups) if name == "lars" else torch.optim.AdamW(groups, fused=True)
 
 
 def _add(means: list[Mean]) -> Mean:

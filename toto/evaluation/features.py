@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from toto.model import AutoregressiveModel
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["FeatureCache", "FeatureReader", "FeatureSource", "LabelledClips"]
+__all__ = ["FeatureReader", "FeatureSource", "LabelledClips"]
 
 
 class LabelledClips(Protocol):
@@ -29,15 +28,18 @@ class LabelledClips(Protocol):
     def __len__(self) -> int:
         """How many samples there are."""
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
-        """The samples of these numbers, in this order, `size` a batch; the last may be smaller."""
+    def batches(self, order: Sequence[int], size: int, draw: int = 0) -> Iterator[Batch]:
+        """The samples of these numbers, in this order, `size` a batch; the last may be smaller.
+
+        `draw` tells apart what is shown of a sample: the epoch of an augmentation, or the view.
+        """
 
 
 class FeatureSource(Protocol):
     """Where batches of features come from: the model itself, or a cache of what it gave."""
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[LabelledFeatures]:
-        """The features of these samples, in this order, `size` a batch."""
+    def batches(self, order: Sequence[int], size: int, draw: int = 0) -> Iterator[LabelledFeatures]:
+        """The features of these samples, in this order, `size` a batch; see `LabelledClips`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class FeatureReader:
         num_classes: labels must lie below.
         precision: of the model's pass.
         dtype: what single tokens are rounded to; None keeps their means and variances alone.
-        advance: called after each batch.
+        advance: called with the number of samples after each pass of the model.
+        read_batch: samples in one pass of the model.
+        context: pictures that share a sequence, each after those before it; 1 for clips.
     """
 
     model: AutoregressiveModel
@@ -62,7 +66,9 @@ class FeatureReader:
     num_classes: int
     precision: Literal["fp32", "bf16"]
     dtype: torch.dtype | None
-    advance: Callable[[], None]
+    advance: Callable[[int], None]
+    read_batch: int = 32
+    context: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -76,23 +82,25 @@ class FeatureReader:
             frames = to_frames(self.tokenizer, batch.to(self.device))
         return frames.shape[1:4].numel()
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[LabelledFeatures]:
+    def batches(self, order: Sequence[int], size: int, draw: int = 0) -> Iterator[LabelledFeatures]:
         """See `FeatureSource.batches`.
 
         Raises:
             DataError: a sample without label, or of a class that does not exist.
             RunError: features that are not finite.
         """
-        for batch in self.clips.batches(order, size):
-            check_labels(batch, self.num_classes)
-            yield self._read(batch.to(self.device))
-            self.advance()
+        for first in range(0, len(order), size):
+            some = order[first : first + size]
+            read = self.clips.batches(some, min(self.read_batch, size), draw)
+            yield LabelledFeatures.join([self._read(batch) for batch in read])
 
     @torch.no_grad()  # inference_mode's tensors could not be saved for the probes' backward
     def _read(self, batch: Batch) -> LabelledFeatures:
+        check_labels(batch, self.num_classes)
+        batch = batch.to(self.device)
         frames = to_frames(self.tokenizer, batch)
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.model.features(frames, batch.is_image_B, self.layers)
+            found = self._features(frames, batch.is_image_B)
         layers = {layer: _keep(found[layer], self.dtype) for layer in self.layers}
         for layer, features in layers.items():
             if not bool(features.var_BD.isfinite().all()):
@@ -100,47 +108,21 @@ class FeatureReader:
                     f"features of layer {layer} are not finite. Probe an earlier checkpoint, or "
                     "this one in fp32"
                 )
+        self.advance(len(batch))
         return LabelledFeatures(layers, batch.label_B)
 
-
-class FeatureCache:
-    """The features of some samples, read once and held on the model's device.
-
-    Args:
-        source: where they are read from.
-        samples: the numbers of the samples.
-        size: samples a batch while reading.
-    """
-
-    def __init__(self, source: FeatureSource, samples: Sequence[int], size: int) -> None:
-        self._row_of = {sample: row for row, sample in enumerate(samples)}
-        self._held: LabelledFeatures | None = None
-        start = 0
-        for batch in source.batches(samples, size):
-            if self._held is None:
-                self._held = batch.map(lambda x: x.new_empty(len(samples), *x.shape[1:]))
-            end = start + len(batch.label_B)
-            for held, x in zip(self._held.tensors(), batch.tensors(), strict=True):
-                held[start:end] = x
-            start = end
-
-    @staticmethod
-    def bytes_needed(
-        samples: int, layers: int, tokens: int, width: int, dtype: torch.dtype | None
-    ) -> int:
-        """Memory of a cache: tokens in `dtype` (None: none), their mean and variance in fp32."""
-        moments = 2 * width * torch.float32.itemsize
-        singles = 0 if dtype is None else tokens * width * dtype.itemsize
-        return samples * layers * (moments + singles)
-
-    def batches(self, order: Sequence[int], size: int) -> Iterator[LabelledFeatures]:
-        """See `FeatureSource.batches`; only samples that were read can be asked for."""
-        if self._held is None:
-            return
-        for start in range(0, len(order), size):
-            numbers = [self._row_of[sample] for sample in order[start : start + size]]
-            rows = torch.tensor(numbers, device=self._held.label_B.device)
-            yield self._held.map(partial(torch.index_select, dim=0, index=rows))
+    def _features(self, frames: Tensor, is_image_B: Tensor) -> dict[int, Tensor]:
+        """`{layer: BLD}` of the samples; pictures that share a sequence are taken apart again."""
+        if self.context == 1:
+            return self.model.features(frames, is_image_B, self.layers)
+        found: list[dict[int, Tensor]] = []
+        whole = len(frames) - len(frames) % self.context
+        for part in (frames[:whole], frames[whole:]):
+            if len(part):
+                together = part.view(-1, min(self.context, len(part)), *part.shape[2:])
+                read = self.model.features(together, is_image_B[: len(together)], self.layers)
+                found.append({k: x.reshape(len(part), -1, x.shape[-1]) for k, x in read.items()})
+        return {layer: torch.cat([part[layer] for part in found]) for layer in self.layers}
 
 
 def _keep(x_BLD: Tensor, dtype: torch.dtype | None) -> LayerFeatures:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -154,13 +154,16 @@ class ProbeResults:
             f"chance {best.chance:.1%}"
         )
 
-    def write(self, folder: Path, *, source: str, step: int) -> None:
+    def write(
+        self, folder: Path, *, source: str, step: int, protocol: Mapping[str, object]
+    ) -> None:
         """Write `results.jsonl`, a row a line, and `summary.json`; each replaces an older one.
 
         Args:
             folder: made if it is missing.
             source: what the samples are of.
             step: of the checkpoint that was probed.
+            protocol: every choice, as plain values of JSON.
 
         Raises:
             RunError: the disk is full or refuses.
@@ -169,6 +172,7 @@ class ProbeResults:
         summary = {
             "source": source,
             "step": step,
+            "protocol": protocol,
             "best": {head: asdict(self.best(head)) for head in self.heads},
             "train_samples": self.train_samples,
             "validation_samples": self.validation_samples,

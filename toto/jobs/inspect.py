@@ -10,7 +10,13 @@ from toto.backbones.config import BACKBONES
 from toto.heads.config import HEADS
 from toto.jobs.console import say
 from toto.recipe.derived import describe
-from toto.recipe.reader import list_recipes, read_recipe
+from toto.recipe.reader import (
+    PROBE_VERB,
+    list_recipes,
+    read_probe_recipe,
+    read_recipe,
+    recipe_verb,
+)
 from toto.recipe.yaml_reader import dump_yaml
 from toto.registry import Registry, import_plugin
 from toto.tasks.config import FEATURE_NETWORKS, TASKS
@@ -54,9 +60,15 @@ def list_family(family: str, *, imports: Sequence[str]) -> None:
 def show_recipe(name: str, overrides: Sequence[str]) -> None:
     """Print the resolved recipe as YAML, then as comments the numbers and settings derived of it.
 
+    A protocol of probes has none.
+
     Raises:
         RecipeError: every mistake of the recipe.
     """
+    if recipe_verb(name) == PROBE_VERB:
+        protocol = read_probe_recipe(name, overrides)
+        say(dump_yaml(protocol.model_dump(mode="json")).rstrip())
+        return
     recipe = read_recipe(name, overrides)
     say(dump_yaml(recipe.model_dump(mode="json")).rstrip())
     for what, value in describe(recipe):

@@ -1,7 +1,8 @@
-"""`toto probe`: every layer of a frozen model, on labelled data of its run."""
+"""`toto probe`: every layer of a frozen model, on labelled data of its run or of a protocol."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,96 +11,127 @@ from pydantic import ValidationError
 
 from toto.analysis.figures import draw_layer_curve
 from toto.data.clips import LabelledDataset
+from toto.data.views import CentreView, GridViews, RandomViews
 from toto.errors import DataError, RecipeError, UserError
 from toto.evaluation.classification import run_probes
-from toto.evaluation.config import ProbeSettings
+from toto.evaluation.feature_cache import FeatureStore
 from toto.jobs.console import progress_bar, say
+from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.recipe.overrides import apply_override
+from toto.recipe.reader import read_probe_recipe
+from toto.recipe.schemas import ProbeRecipe, TrainRecipe
 from toto.recipe.yaml_reader import parse_value
+from toto.tasks.probe_settings import ProbeSettings
+from toto.training.checkpoint import MODEL_FILE, FileRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from toto.tokenizers.base import Tokenizer
 
-__all__ = ["start_probing"]
+__all__ = ["ProbeRequest", "start_probing"]
 
 FOLDER = "probe"
 CURVE = "curve.png"
+FEATURES = "features"
 
 
-def start_probing(
-    run: str | None,
-    *,
-    heads: Sequence[str],
-    layers: str,
-    source: str | None,
-    overrides: Sequence[str],
-    imports: Sequence[str],
-) -> None:
-    """Probe a run and write results.jsonl, summary.json and curve.png in RUN/probe.
+@dataclass(frozen=True)
+class ProbeRequest:
+    """The command's arguments.
 
-    Args:
+    Attributes:
         run: a run or checkpoint; None takes the newest next-token checkpoint under ./runs.
-        heads: pooling heads, each a name or a mapping as YAML.
-        layers: `all`, or numbers with commas.
+        recipe: a protocol; None takes the defaults, and average and attention pooling.
+        heads: pooling heads, each a name or a mapping as YAML, instead of the protocol's.
+        layers: `all`, or numbers with commas; None takes the protocol's.
         source: the labelled source to probe on; None takes the first labelled one.
         overrides: other fields of ProbeSettings.
         imports: plug-ins to import first.
+    """
+
+    run: str | None
+    recipe: str | None
+    heads: tuple[str, ...]
+    layers: str | None
+    source: str | None
+    overrides: tuple[str, ...]
+    imports: tuple[str, ...]
+
+
+def start_probing(request: ProbeRequest) -> None:
+    """Probe a run; write results.jsonl, summary.json and curve.png in RUN/probe.
 
     Raises:
-        UserError: no such run, source or layer, or settings that do not fit.
+        UserError: no such run, recipe, source or layer, or settings that do not fit.
         DataError: data without labels.
     """
-    import_all(imports)
-    settings = _settings(heads, layers, overrides)
-    trained = load_trained(resolve_run(run))
-    labelled = _labelled_source(trained, source)
-    assert labelled.validation is not None
-    clip = labelled.clip
-    if settings.frames is not None:
-        clip = clip.model_copy(update={"frames": settings.frames})
-    train = LabelledDataset(labelled.train, clip)
-    validation = LabelledDataset(labelled.validation, clip)
+    import_all(request.imports)
+    protocol = _protocol(request)
+    settings = protocol.probes
+    found = seen_as(resolve_run(request.run), _seen(protocol))
+    trained = load_trained(found)
+    labelled = _labelled_source(found.recipe, trained.tokenizer, request.source)
+    train, validation = _clips(labelled, settings)
+    classes = len(labelled.train.classes)
     say(
-        f"probing {trained.found.checkpoint} on {labelled.name}: {len(train):,} training and "
-        f"{len(validation):,} validation samples of {len(labelled.train.classes)} classes"
+        f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
+        f"{len(validation):,} validation samples of {classes} classes"
     )
-    with progress_bar("probing") as progress:
+    folder = found.run / FOLDER
+    with progress_bar("probing", "samples") as progress:
         results = run_probes(
             trained.model,
             trained.tokenizer,
             train,
             validation,
             settings=settings,
-            num_classes=len(labelled.train.classes),
+            num_classes=classes,
             precision=trained.precision,
+            context=found.recipe.clip.frames if settings.context == "packed" else 1,
+            store=FeatureStore(folder / FEATURES, _origin(trained, labelled)),
             progress=progress,
             say=say,
         )
-    folder = trained.found.run / FOLDER
-    step = trained.found.meta.step
-    results.write(folder, source=labelled.name, step=step)
-    title = f"{trained.found.run.name} at step {step:,} on {labelled.name}"
+    step = found.meta.step
+    results.write(
+        folder, source=labelled.name, step=step, protocol=protocol.model_dump(mode="json")
+    )
+    title = f"{found.run.name} at step {step:,} on {labelled.name}"
     draw_layer_curve(folder / CURVE, results.rows, title)
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json, {CURVE}")
 
 
-def _settings(heads: Sequence[str], layers: str, overrides: Sequence[str]) -> ProbeSettings:
-    raw: dict[str, Any] = {"heads": [_head(head) for head in heads]}
-    if layers != "all":
-        try:
-            raw["layers"] = [int(layer) for layer in layers.split(",")]
-        except ValueError:
-            raise UserError(f"--layers {layers}: write all, or numbers such as 0,3,6") from None
-    for override in overrides:
-        apply_override(raw, override, "toto probe")
+def _protocol(request: ProbeRequest) -> ProbeRecipe:
+    """The recipe's, or the defaults, with what the command line says on top."""
+    changes: dict[str, Any] = {}
+    if request.heads:
+        changes["heads"] = [_head(head) for head in request.heads]
+    if request.layers is not None:
+        changes["layers"] = _layers(request.layers)
+    where = "toto probe"
+    protocol = ProbeRecipe(name="default")
+    if request.recipe is not None:
+        protocol, where = read_probe_recipe(request.recipe), request.recipe
+    raw = protocol.probes.model_dump(mode="json") | changes
+    for override in request.overrides:
+        apply_override(raw, override, where)
     try:
-        return ProbeSettings.model_validate(raw)
+        settings = ProbeSettings.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError("toto probe", explain(error, ProbeSettings, raw)) from None
+        raise RecipeError(where, explain(error, ProbeSettings, raw)) from None
+    return protocol.model_copy(update={"probes": settings})
+
+
+def _layers(text: str) -> str | list[int]:
+    if text == "all":
+        return text
+    try:
+        return [int(layer) for layer in text.split(",")]
+    except ValueError:
+        raise UserError(f"--layers {text}: write all, or numbers such as 0,3,6") from None
 
 
 def _head(text: str) -> Any:
@@ -110,12 +142,22 @@ def _head(text: str) -> Any:
         raise UserError(f"--pool {text}: no YAML. {mend}") from error
 
 
-def _labelled_source(trained: Trained, wanted: str | None) -> Source:
-    recipe = trained.found.recipe
-    sources = open_sources(recipe, trained.tokenizer)
+def _seen(protocol: ProbeRecipe) -> Seen:
+    settings = protocol.probes
+    return Seen(
+        resolution=settings.resolution,
+        frames=settings.frames,
+        rope_base=settings.rope_base,
+        attention=settings.attention,
+        data=protocol.data,
+        pixels=settings.augmentation != "none" or settings.test_crops > 1,
+    )
+
+
+def _labelled_source(recipe: TrainRecipe, tokenizer: Tokenizer, wanted: str | None) -> Source:
     if wanted is not None and wanted not in recipe.data.sources:
-        raise UserError(f"--source {wanted}: the run has {', '.join(recipe.data.sources)}")
-    for source in sources:
+        raise UserError(f"--source {wanted}: there are {', '.join(recipe.data.sources)}")
+    for source in open_sources(recipe, tokenizer):
         if wanted not in (None, source.name):
             continue
         if source.validation is not None and source.train.classes:
@@ -130,3 +172,46 @@ def _labelled_source(trained: Trained, wanted: str | None) -> Source:
         "with one sub-folder a class, and name it in data.sources"
         + (f" (the run read {Path(recipe.data.root)})" if wanted is None else "")
     )
+
+
+def _clips(source: Source, settings: ProbeSettings) -> tuple[LabelledDataset, LabelledDataset]:
+    """Training and validation samples, as the settings show them.
+
+    Raises:
+        DataError: no labels, videos too short, crops of tokens, tokens of another resolution, or
+            videos where pictures are to share sequences.
+    """
+    assert source.validation is not None
+    if settings.context == "packed" and source.train.kind == "videos":
+        raise DataError(
+            f"context: packed puts pictures into one sequence, and {source.train.path} holds "
+            "videos. Write context: single"
+        )
+    for dataset in (source.train, source.validation):
+        made = dataset.manifest.tokens and dataset.manifest.tokens.resolution
+        if made not in (None, source.clip.resolution):
+            raise DataError(
+                f"{dataset.path} holds tokens of {made} px, and {source.clip.resolution} px are "
+                "asked for. Name the packed pictures or videos"
+            )
+    augments = settings.augmentation != "none"
+    shown = RandomViews(settings.data_seed) if augments else CentreView()
+    grid = GridViews(settings.test_clips, settings.test_crops)
+    return (
+        LabelledDataset(source.train, source.clip, shown),
+        LabelledDataset(source.validation, source.clip, grid),
+    )
+
+
+def _origin(trained: Trained, source: Source) -> dict[str, object]:
+    """All that the features of training samples depend on, but for what the store knows itself."""
+    recipe, meta = trained.found.recipe, trained.found.meta
+    return {
+        "model": FileRecord.of(trained.found.checkpoint / MODEL_FILE).sha256,
+        "tokenizer": meta.tokenizer,
+        "data": source.train.fingerprint(),
+        "clip": source.clip.model_dump(mode="json"),
+        "backbone": recipe.backbone.model_dump(mode="json"),
+        "mask": recipe.mask.model_dump(mode="json"),
+        "device": trained.device.type,
+    }

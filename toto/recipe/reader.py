@@ -15,19 +15,26 @@ from toto.errors import Problem, RecipeError, UserError
 from toto.recipe.messages import explain
 from toto.recipe.overrides import apply_override
 from toto.recipe.rules import broken_rules
-from toto.recipe.schemas import SCHEMAS, Recipe
+from toto.recipe.schemas import SCHEMAS, ProbeRecipe, Recipe
 from toto.recipe.yaml_reader import read_yaml
 from toto.registry import import_plugin, nearest
 
 __all__ = [
+    "PROBE_VERB",
     "ListedRecipe",
     "check_recipe",
     "find_recipe",
     "list_recipes",
     "merge",
+    "read_probe_recipe",
     "read_recipe",
+    "recipe_verb",
     "shipped_recipes",
+    "training_recipes",
 ]
+
+
+PROBE_VERB = "probe"
 
 
 def shipped_recipes() -> Path:
@@ -86,8 +93,23 @@ def list_recipes() -> list[ListedRecipe]:
     return listed
 
 
+def training_recipes() -> list[ListedRecipe]:
+    """Those of them that `read_recipe` reads."""
+    return [listed for listed in list_recipes() if listed.verb != PROBE_VERB]
+
+
+def recipe_verb(name: str) -> object:
+    """What a recipe names as its verb, right or wrong; None without one.
+
+    Raises:
+        UserError: no such recipe.
+        RecipeError: it is no YAML.
+    """
+    return _read_with_base(find_recipe(name)).get("verb")
+
+
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
+    """Read, override and check a recipe that trains a model or a tokenizer.
 
     Args:
         name: path or name, as `find_recipe` takes it.
@@ -97,17 +119,47 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, or an `imports:` entry that is not there.
         RecipeError: its mistakes, all of them.
     """
+    raw, where = _read_named(name, overrides)
+    raw.setdefault("output", f"runs/{raw['name']}")
+    return check_recipe(raw, where)
+
+
+def read_probe_recipe(name: str, overrides: Sequence[str] = ()) -> ProbeRecipe:
+    """Read, override and check a protocol of probes.
+
+    Args:
+        name: path or name, as `find_recipe` takes it.
+        overrides: `a.b=value` with the value as YAML, applied in order.
+
+    Raises:
+        UserError: no such recipe, or an `imports:` entry that is not there.
+        RecipeError: its mistakes, all of them, or it is a recipe of another verb.
+    """
+    raw, where = _read_named(name, overrides)
+    verb = raw.get("verb")
+    if verb != PROBE_VERB:
+        mend = f"Take one of `verb: {PROBE_VERB}`; `toto list recipes` shows those that come along"
+        raise RecipeError(where, [Problem("verb", f"{verb!r} is no protocol of probes", mend)])
+    for reference in raw["imports"]:
+        import_plugin(reference, Path.cwd())
+    try:
+        return ProbeRecipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(where, explain(error, ProbeRecipe, raw)) from None
+
+
+def _read_named(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The mapping of a recipe with its name and its imports found, and what messages call it."""
     path = find_recipe(name)
     raw = _read_with_base(path)
     for override in overrides:
         apply_override(raw, override, str(path))
     raw.setdefault("name", path.stem)
-    raw.setdefault("output", f"runs/{raw['name']}")
     raw["imports"] = [
         str((path.parent / entry).resolve()) if entry.endswith(".py") else entry
         for entry in _imports(raw, str(path))
     ]
-    return check_recipe(raw, str(path))
+    return raw, str(path)
 
 
 def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
@@ -122,6 +174,11 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
         RecipeError: its mistakes, all of them.
     """
     verb = raw.get("verb")
+    if verb == PROBE_VERB:
+        problem = Problem(
+            "verb", "a protocol of probes trains no model", "toto probe RUN --recipe takes it"
+        )
+        raise RecipeError(where, [problem])
     if not isinstance(verb, str) or verb not in SCHEMAS:
         what = "missing" if verb is None else f"unknown verb {verb!r}"
         problem = Problem("verb", what, f"Write one of {', '.join(SCHEMAS)}")

@@ -1,4 +1,7 @@
-"""The recipes: one schema a verb. Every field is described where it is declared."""
+"""The recipes: one schema a verb; SCHEMAS are those that train a model or a tokenizer.
+
+Every field is described where it is declared.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from toto.data.config import ClipConfig, DataConfig
 from toto.registry import Config
 from toto.sequence import SequenceLayout
 from toto.tasks.config import TASKS, ClassifyConfig, DvaeTaskConfig, NextTokenConfig, TaskConfig
+from toto.tasks.probe_settings import ProbeSettings
 from toto.tokenizers.config import TOKENIZERS, TokenizerConfig
 from toto.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
-__all__ = ["SCHEMAS", "Recipe", "TokenizerRecipe", "TrainRecipe"]
+__all__ = ["SCHEMAS", "ProbeRecipe", "Recipe", "TokenizerRecipe", "TrainRecipe"]
 
 
 class Recipe(Config):
@@ -96,6 +100,17 @@ class TokenizerRecipe(Recipe):
 
     verb: Literal["tokenizer"] = "tokenizer"
     task: Annotated[TaskConfig, TASKS] = DvaeTaskConfig()
+
+
+class ProbeRecipe(Config):
+    """`toto probe RUN --recipe`: a protocol, which holds for any run that was trained."""
+
+    verb: Literal["probe"] = "probe"
+    name: str = Field(description="of the protocol; the file's name unless it is given")
+    title: str = Field("", description="one line for `toto list recipes`")
+    imports: tuple[str, ...] = Field((), description="modules or .py files that register plug-ins")
+    data: DataConfig | None = Field(None, description="labelled; none: the run's own")
+    probes: ProbeSettings = ProbeSettings()
 
 
 SCHEMAS: dict[str, type[Recipe]] = {"train": TrainRecipe, "tokenizer": TokenizerRecipe}

@@ -67,6 +67,14 @@ class LayerFeatures:
         mean_BD, var_BD, *tokens = map(change, self.tensors())
         return LayerFeatures(mean_BD, var_BD, self.length, *tokens)
 
+    @staticmethod
+    def join(parts: Sequence[LayerFeatures]) -> LayerFeatures:
+        """The samples of all parts, which are of one length and kind."""
+        mean_BD, var_BD, *tokens = [
+            torch.cat(same) for same in zip(*(part.tensors() for part in parts), strict=True)
+        ]
+        return LayerFeatures(mean_BD, var_BD, parts[0].length, *tokens)
+
 
 @dataclass(frozen=True)
 class LabelledFeatures:
@@ -83,6 +91,17 @@ class LabelledFeatures:
         """The same of other samples: `change` is applied to each tensor."""
         layers = {layer: features.map(change) for layer, features in self.layers.items()}
         return LabelledFeatures(layers, change(self.label_B))
+
+    @staticmethod
+    def join(parts: Sequence[LabelledFeatures]) -> LabelledFeatures:
+        """One batch of several, of the same layers."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = {
+            layer: LayerFeatures.join([part.layers[layer] for part in parts])
+            for layer in parts[0].layers
+        }
+        return LabelledFeatures(layers, torch.cat([part.label_B for part in parts]))
 
 
 class TokenNorm(nn.Module):
@@ -213,13 +232,20 @@ class ProbeBank(Task[LabelledFeatures]):
         for layer, features in batch.layers.items():
             start = self.layers.index(layer) * self.per_layer
             here = slice(start, start + self.per_layer)
-            logits_PBC = self._logits(self.members()[here], features, layer)
+            logits_PBC = self._logits(self._at(layer), features, layer)
             loss_PB = _cross_entropy(logits_PBC, batch.label_B)
             loss = loss + loss_PB.mean(1).sum()
             total_P[here] = loss_PB.detach().double().sum(1)
             hits_P[here] = (logits_PBC.argmax(-1) == batch.label_B).double().sum(1)
             count_P[here] = len(batch.label_B)
         return TaskOutput(loss, {"loss": Mean(total_P, count_P), "accuracy": Mean(hits_P, count_P)})
+
+    def scores(self, batch: LabelledFeatures) -> Tensor:
+        """The softmax of every probe, `PBC` fp32; the batch holds all layers of the bank."""
+        logits = [
+            self._logits(self._at(layer), batch.layers[layer], layer) for layer in self.layers
+        ]
+        return torch.cat(logits).float().softmax(-1)
 
     def num_targets(self, batch: LabelledFeatures) -> int:
         """The samples of the batch."""
@@ -234,6 +260,10 @@ class ProbeBank(Task[LabelledFeatures]):
             else:
                 roles[name] = "readout" if ".classifier." in name else "hidden"
         return roles
+
+    def _at(self, layer: int) -> list[Probe]:
+        start = self.layers.index(layer) * self.per_layer
+        return self.members()[start : start + self.per_layer]
 
     def _logits(self, probes: list[Probe], features: LayerFeatures, layer: int) -> Tensor:
         if self.config.batch_norm:

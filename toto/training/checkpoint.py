@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "MODEL_FILE",
     "CheckpointMeta",
     "FileRecord",
     "check_tensors",

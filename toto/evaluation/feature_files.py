@@ -1,0 +1,218 @@
+"""Features of many samples as files: `[T, H, W, D]` per sample and layer, and an index.
+
+    OUT/features-00000.safetensors    tensors called "<sample>.<layer>"
+    OUT/index.json                    what they are of, each sample's name, shape and file
+
+Finished shards wait in `.OUT.partial` and are gone on with; memory holds one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from toto.data.loader import collate
+from toto.data.progress import Progress, silent
+from toto.errors import DataError, UserError
+from toto.files import PARTIAL, disk_errors, replacing, write_atomic
+from toto.sequence import SequenceLayout
+from toto.tasks.next_token import to_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from toto.data.middles import Middles
+    from toto.data.stream import DrawnSequence
+    from toto.model import AutoregressiveModel
+    from toto.tokenizers.base import Tokenizer
+
+__all__ = ["Extraction", "write_features"]
+
+SHARD_BYTES = 256 * 2**20
+INDEX, PLAN = "index.json", "plan.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is to be written.
+
+    Attributes:
+        clips: the samples.
+        layers: resolved, 0..L.
+        width: D.
+        grid: (H, W) of a frame.
+        dtype: of the files.
+        precision: of the model's pass.
+        batch: samples in one pass of the model.
+        origin: model, data and transform, as plain values of JSON.
+    """
+
+    clips: Middles
+    layers: Sequence[int]
+    width: int
+    grid: tuple[int, int]
+    dtype: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16"]
+    batch: int
+    origin: Mapping[str, object]
+
+    def bytes_of(self, frames: int) -> int:
+        """Of one sample."""
+        values = frames * self.grid[0] * self.grid[1] * self.width * len(self.layers)
+        return values * DTYPES[self.dtype].itemsize
+
+    def most_bytes(self) -> int:
+        """Of all samples; less where videos turn out shorter than a clip."""
+        return sum(self.bytes_of(self.clips.most_frames(i)) for i in range(len(self.clips)))
+
+    def shards(self) -> list[range]:
+        """The samples of each file, as many as fit into SHARD_BYTES."""
+        count = max(SHARD_BYTES // self.bytes_of(self.clips.clip.frames), 1)
+        return [
+            range(first, min(first + count, len(self.clips)))
+            for first in range(0, len(self.clips), count)
+        ]
+
+    def plan(self) -> dict[str, object]:
+        """All that decides the files, as plain values of JSON."""
+        names = [self.clips.name(number) for number in range(len(self.clips))]
+        return {
+            "format_version": 1,
+            "origin": dict(self.origin),
+            "axes": "THWD",
+            "layers": list(self.layers),
+            "dtype": self.dtype,
+            "precision": self.precision,
+            "names": names,
+        }
+
+
+def write_features(
+    out: Path,
+    model: AutoregressiveModel,
+    tokenizer: Tokenizer,
+    extraction: Extraction,
+    *,
+    progress: Progress = silent,
+) -> None:
+    """Write the features of all samples; an interrupted writing is gone on with.
+
+    Args:
+        out: a folder that does not exist yet.
+        model: in evaluation mode, as is the tokenizer, on the same device.
+        tokenizer: of the model's inputs.
+        extraction: of what, and how.
+        progress: called with samples done and samples to do.
+
+    Raises:
+        UserError: `out` exists, or was begun with other settings.
+        DataError: a sample that cannot be read; what was finished waits for the next attempt.
+        RunError: the disk is full or refuses.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already. Remove it, or choose another folder")
+    partial = out.parent / f".{out.name}{PARTIAL}"
+    plan = extraction.plan()
+    with disk_errors(out):
+        _open_partial(partial, plan)
+    entries: list[dict[str, object]] = []
+    for number, samples in enumerate(extraction.shards()):
+        path = partial / f"features-{number:05d}.safetensors"
+        if not path.is_file():
+            tensors = _read_shard(model, tokenizer, extraction, samples)
+            with disk_errors(out), replacing(path) as unfinished:
+                save_file(tensors, unfinished)
+        entries += _entries(path, extraction, samples)
+        progress(samples.stop, len(extraction.clips))
+    index = {key: value for key, value in plan.items() if key != "names"} | {"samples": entries}
+    with disk_errors(out):
+        write_atomic(partial / INDEX, json.dumps(index, indent=1) + "\n")
+        (partial / PLAN).unlink()
+        partial.rename(out)
+
+
+def _open_partial(partial: Path, plan: Mapping[str, object]) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    path, text = partial / PLAN, json.dumps(plan, sort_keys=True)
+    if not path.is_file():
+        write_atomic(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{partial} was begun with other data or settings. Remove it, or choose another folder"
+        )
+
+
+def _read_shard(
+    model: AutoregressiveModel, tokenizer: Tokenizer, extraction: Extraction, samples: range
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for group in _alike(map(extraction.clips.read, samples), extraction.batch):
+        for sequence, found in zip(
+            group, _features(model, tokenizer, extraction, group), strict=True
+        ):
+            for layer, x_THWD in found.items():
+                tensors[f"{sequence.position}.{layer}"] = x_THWD
+    return tensors
+
+
+def _alike(sequences: Iterator[DrawnSequence], most: int) -> Iterator[list[DrawnSequence]]:
+    """Runs of sequences of one length and kind, which can share a pass."""
+    group: list[DrawnSequence] = []
+    for one in sequences:
+        same = group and (
+            (len(one.frames), one.is_image) == (len(group[0].frames), group[0].is_image)
+        )
+        if group and (not same or len(group) == most):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _features(
+    model: AutoregressiveModel,
+    tokenizer: Tokenizer,
+    extraction: Extraction,
+    group: list[DrawnSequence],
+) -> list[dict[int, Tensor]]:
+    """`THWD` of each layer, of each sequence, on the CPU."""
+    device = next(model.parameters()).device
+    batch = collate(group).to(device)
+    frames = to_frames(tokenizer, batch)
+    layout = SequenceLayout(*frames.shape[1:4])
+    with torch.autocast(device.type, torch.bfloat16, enabled=extraction.precision == "bf16"):
+        found = model.features(frames, batch.is_image_B, extraction.layers)
+    kept = {
+        layer: layout.visual_to_grid(x_BLD).to(DTYPES[extraction.dtype]).cpu()
+        for layer, x_BLD in found.items()
+    }
+    return [
+        {layer: x_BTHWD[row].clone() for layer, x_BTHWD in kept.items()}
+        for row in range(len(group))
+    ]
+
+
+def _entries(path: Path, extraction: Extraction, samples: range) -> list[dict[str, object]]:
+    """What the index says of a shard's samples."""
+    with safe_open(path, framework="pt") as file:
+        try:
+            shapes = [
+                file.get_slice(f"{number}.{extraction.layers[0]}").get_shape() for number in samples
+            ]
+        except SafetensorError as error:
+            raise DataError(f"{path} is damaged ({error}). Remove it and run again") from error
+    return [
+        {"name": extraction.clips.name(number), "sample": number, "file": path.name, "shape": shape}
+        for number, shape in zip(samples, shapes, strict=True)
+    ]

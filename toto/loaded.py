@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from toto.errors import UserError
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video
+from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import load_trained, resolve_run
 from toto.sequence import SequenceLayout
 from toto.tokenizers.base import PatchGrid, TokenGrid
@@ -28,15 +29,29 @@ __all__ = ["LoadedModel", "load"]
 DEFAULT_SAMPLING = SamplingConfig()
 
 
-def load(run: str | Path) -> LoadedModel:
+def load(
+    run: str | Path,
+    *,
+    resolution: int | None = None,
+    rope_base: float | None = None,
+    attention: Literal["causal", "full"] | None = None,
+) -> LoadedModel:
     """The model of a run or checkpoint, in evaluation mode, on a GPU where there is one.
 
     Plug-ins that the run used must have been imported: a checkpoint never imports code.
 
+    Args:
+        run: its path.
+        resolution: side of the frames in pixels, instead of the trained one.
+        rope_base: RoPE's base, instead of the trained one.
+        attention: who reads whom, instead of the trained mask.
+
     Raises:
         CheckpointError: there is no such run, or its files or its tokenizer are not those it had.
+        UserError: the tokenizer has no such resolution, the backbone no RoPE or no such mask.
     """
-    return LoadedModel(load_trained(resolve_run(str(run))))
+    seen = Seen(resolution=resolution, rope_base=rope_base, attention=attention)
+    return LoadedModel(load_trained(seen_as(resolve_run(str(run)), seen)))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,31 @@ def test_pixels_become_codes_and_features(loaded):
     assert not torch.equal(video, images)
 
 
+def test_a_model_is_seen_otherwise_than_it_was_trained(loaded):
+    run = loaded.trained.found.run
+    codes = torch.randint(32, (1, 2, 4, 4), generator=torch.Generator().manual_seed(0))
+    other = codes.clone()
+    other[:, 1] = 31 - other[:, 1]
+
+    @torch.no_grad()
+    def first_frame(model, frames):
+        is_image_B = torch.zeros(1, dtype=torch.bool)
+        return model.trained.model.features(frames, is_image_B, [-1])[-1][:, :16]
+
+    torch.testing.assert_close(first_frame(loaded, other), first_frame(loaded, codes))
+    full = library.load(run, attention="full")
+    assert (first_frame(full, other) - first_frame(full, codes)).abs().max() > 1e-5
+    turned = library.load(run, rope_base=50_000.0)
+    assert (first_frame(turned, codes) - first_frame(loaded, codes)).abs().max() > 1e-5
+    side = 2 * loaded.recipe.clip.resolution
+    larger = library.load(run, resolution=side)
+    height, width = loaded.recipe.tokenizer.grid(side)
+    found = larger.features(torch.rand(1, 1, 3, side, side), [-1])[-1]
+    assert found.shape[2:4] == (height, width)
+    with pytest.raises(UserError, match="Crop and resize"):
+        larger.encode(pixels_of(loaded))
+
+
 def test_generation_goes_on_after_the_prompt(loaded):
     pixels = pixels_of(loaded)
     video = loaded.generate(pixels, 3, sampling=SamplingConfig(top_k=4), seeds=[5, 6])

@@ -124,7 +124,7 @@ def test_twice_gives_the_same_bytes(home, tracked):
 
 
 def test_a_killed_one_goes_on_to_the_same_bytes(home, tracked, monkeypatch):
-    """The disk is full in the second sequence: the old folder stays, and the first is not redone."""
+    """The disk is full in the second sequence: the old folder stays, the first is not redone."""
     command = ("track", "run", *HERE, "--out", "killed")
     (home / "killed/masks").mkdir(parents=True)
     written = []

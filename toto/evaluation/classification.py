@@ -75,9 +75,7 @@ def run_probes(
     model.eval()
     tokenizer.eval()
     layers, dtype = _layers(model, settings), _kept_dtype(settings)
-    for name, clips in (("training", train), ("validation", validation)):
-        if not len(clips):
-            raise DataError(f"the {name} data are empty. Give a dataset with labelled samples")
+    samples, held_out = _to_read(train, validation, settings, context)
     count = _Count(progress)
 
     def reader(clips: LabelledClips) -> FeatureReader:
@@ -88,14 +86,10 @@ def run_probes(
 
     source = reader(train)
     width = model.backbone.config.width
+    plan = plan_cache(source, samples, width, settings, store)
     bank = ProbeBank(settings, layers=layers, width=width, num_classes=num_classes)
     bank.to(source.device)
     say(_describe(bank, settings))
-    samples, held_out = _draw(len(train), settings), list(range(len(validation)))
-    if context > 1:  # neighbours in a sequence must not tell the class, as those of a folder would
-        samples = _shuffled(samples, settings.data_seed)
-        held_out = _shuffled(held_out, settings.data_seed)
-    plan = plan_cache(source, samples, width, settings, store)
     say(plan.text)
     views = settings.test_clips * settings.test_crops
     reads = {"read": 1, "stored": 0, "none": settings.epochs}[plan.kind]
@@ -111,6 +105,20 @@ def run_probes(
 def epoch_order(samples: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The order in which an epoch (from 0) visits the samples: a function of its arguments."""
     return [samples[index] for index in _permutation(len(samples), seed, epoch + 1)]
+
+
+def _to_read(
+    train: LabelledClips, validation: LabelledClips, settings: ProbeSettings, context: int
+) -> tuple[list[int], list[int]]:
+    """The samples of both datasets, in the order in which they are read first."""
+    for name, clips in (("training", train), ("validation", validation)):
+        if not len(clips):
+            raise DataError(f"the {name} data are empty. Give a dataset with labelled samples")
+    samples, held_out = _draw(len(train), settings), list(range(len(validation)))
+    if context == 1:
+        return samples, held_out
+    # Neighbours in a sequence must not tell the class, as those of a folder would.
+    return _shuffled(samples, settings.data_seed), _shuffled(held_out, settings.data_seed)
 
 
 def _shuffled(samples: Sequence[int], seed: int) -> list[int]:

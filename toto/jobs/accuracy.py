@@ -138,7 +138,12 @@ def write_accuracies(
         tuple(rows), samples, round(counted.count[0].item()), _epochs(recipe, labelled, samples)
     )
     folder = run.path / (PROBE_FOLDER if len(rows) > 1 else CLASSIFIER_FOLDER)
-    results.write(folder, source=", ".join(part.source.name for part in held_out), step=step)
+    results.write(
+        folder,
+        source=", ".join(part.source.name for part in held_out),
+        step=step,
+        protocol=recipe.task.model_dump(mode="json"),
+    )
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json")
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelAndHeads", "NextTokenProbesTask", "token_norm"]
 
 PROBES = "probes"
-PROBE_SEED = 0
 """Of initial weights: a probe's start depends on what it is, not on the run."""
 
 
@@ -86,7 +85,6 @@ class NextTokenProbesTask(NextTokenTask):
             layers=range(backbone.num_layers + 1),
             width=backbone.width,
             num_classes=labels.num_classes,
-            seed=PROBE_SEED,
         )
         self._needs_tokens = any(type(head) is not AverageConfig for head in probes.heads)
         self._trained = ModelAndHeads(model, PROBES, self.bank)

@@ -1,0 +1,38 @@
+"""Every command of docs/protocols.md, as a reader would; every protocol stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from command_line import toto, write_recipe
+from tiny_runs import tiny_recipe
+
+from toto.recipe.reader import list_recipes
+
+DOC = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
+
+
+def test_every_command_runs(tmp_path, tiny_datasets):
+    raw = tiny_recipe(tiny_datasets, steps=2)
+    toto("train", write_recipe(tmp_path, raw, "quickstart.yaml"), cwd=tmp_path)
+    shutil.copytree(tiny_datasets / "videos-val", tmp_path / "data/digits-val")
+    blocks = re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)
+    commands = [line[2:] for block in blocks for line in block.splitlines()]
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        toto(*words, *(["--set", "epochs=1"] if words[0] == "probe" else []), cwd=tmp_path)
+    assert [command.split()[1] for command in commands] == ["probe", "probe", "show", "features"]
+    for name in ("results.jsonl", "summary.json", "curve.png"):
+        assert (tmp_path / "runs/quickstart/probe" / name).is_file()
+        assert f"`{name}`" in DOC
+    assert (tmp_path / "features/index.json").is_file()
+
+
+def test_every_protocol_is_described():
+    headings = "".join(line for line in DOC.splitlines() if line.startswith("## "))
+    for name in (entry.path.stem for entry in list_recipes() if entry.verb == "probe"):
+        short = name.removeprefix("probe_imagenet_linear").removeprefix("probe_imagenet_attention")
+        assert f"`{name}`" in headings or f"`{short}`" in headings, name

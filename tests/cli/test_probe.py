@@ -19,7 +19,7 @@ def trained(tmp_path_factory, tiny_datasets):
     folder = tmp_path_factory.mktemp("user")
     shutil.copytree(tiny_datasets, folder / "data")
     raw = tiny_recipe(tiny_datasets, steps=2)
-    raw["data"]["root"] = "data"
+    raw["data"] |= {"root": "data", "tokens": "once"}
     toto("train", write_recipe(folder, raw), cwd=folder)
     return folder
 
@@ -148,3 +148,5 @@ def test_packed_pictures_are_probed(tmp_path, tiny_folders):
         toto("probe", *QUICK, "--layers", "1", "--set", f"context={context}", cwd=tmp_path)
         losses.append([row["loss"] for row in rows_of(tmp_path)])
     assert losses[0] != losses[1]
+    done = toto("probe", "--set", "test_clips=2", cwd=tmp_path, code=2)
+    assert "holds pictures, which have one" in done.stderr

@@ -178,14 +178,19 @@ def _clips(source: Source, settings: ProbeSettings) -> tuple[LabelledDataset, La
     """Training and validation samples, as the settings show them.
 
     Raises:
-        DataError: no labels, videos too short, crops of tokens, tokens of another resolution, or
-            videos where pictures are to share sequences.
+        DataError: no labels, videos too short, crops of tokens, tokens of another resolution, clips
+            of pictures, or videos where pictures are to share sequences.
     """
     assert source.validation is not None
     if settings.context == "packed" and source.train.kind == "videos":
         raise DataError(
             f"context: packed puts pictures into one sequence, and {source.train.path} holds "
             "videos. Write context: single"
+        )
+    if settings.test_clips > 1 and source.validation.kind == "images":
+        raise DataError(
+            f"test_clips {settings.test_clips}: {source.validation.path} holds pictures, which "
+            "have one. Write test_clips: 1; test_crops: 3 shows more of each"
         )
     for dataset in (source.train, source.validation):
         made = dataset.manifest.tokens and dataset.manifest.tokens.resolution

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelAndHeads", "NextTokenProbesTask", "token_norm"]
 
 PROBES = "probes"
-"""Of initial weights: a probe's start depends on what it is, not on the run."""
 
 
 class ModelAndHeads(nn.Module):

@@ -63,7 +63,7 @@ def run_probes(
         num_classes: labels are 0..num_classes-1.
         precision: of the model's pass; probes compute in fp32.
         context: pictures that share a sequence; 1: none do.
-        store: a file for cached features, of the fingerprint of all that they depend on.
+        store: where features are kept on the disk, if the settings say so.
         progress: called with samples done and samples to do: read, trained on and scored.
         say: called with one line about the bank and one about the cache, before the work begins.
 
@@ -77,11 +77,12 @@ def run_probes(
     layers, dtype = _layers(model, settings), _kept_dtype(settings)
     samples, held_out = _to_read(train, validation, settings, context)
     count = _Count(progress)
+    read_batch = math.ceil(settings.read_batch / context) * context  # whole sequences
 
     def reader(clips: LabelledClips) -> FeatureReader:
         return FeatureReader(
             model, tokenizer, clips, layers, num_classes, precision, dtype, count,
-            settings.read_batch, context,
+            read_batch, context,
         )  # fmt: skip
 
     source = reader(train)
@@ -96,7 +97,7 @@ def run_probes(
     count.total = len(samples) * (reads + settings.epochs) + len(validation) * views
     features = plan.carry_out(source, samples)
     losses = train_bank(bank, features, samples, settings, count)
-    hits = _score(bank, reader(validation), held_out, views, settings.read_batch)
+    hits = _score(bank, reader(validation), held_out, views, read_batch)
     return ProbeResults(
         _rows(bank, losses, hits, num_classes), len(samples), len(validation), settings.epochs
     )

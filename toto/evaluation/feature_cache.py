@@ -92,7 +92,7 @@ class FeatureStore:
             "layers": list(source.layers),
             "dtype": str(source.dtype),
             "precision": source.precision,
-            "context": source.context,
+            "context": (source.context, source.read_batch if source.context > 1 else None),
             "samples": list(samples),
         }
         text = json.dumps(what, sort_keys=True)
@@ -183,7 +183,7 @@ def plan_cache(
     Raises:
         UserError: a cache that the settings ask for does not fit, or has no place.
     """
-    tokens, size = source.tokens_per_sample(), settings.read_batch
+    tokens, size = source.tokens_per_sample(), source.read_batch
     needed = FeatureCache.bytes_needed(
         len(samples), len(source.layers), tokens, width, source.dtype
     )

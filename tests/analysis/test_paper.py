@@ -12,10 +12,15 @@ from toto.analysis.reproduced import filled, recipe_of, table_cells
 from toto.errors import UserError
 from toto.recipe.reader import read_recipe
 
+LINEAR_128 = "probe/probe_imagenet_linear_128"
 
-def write_run(folder, accuracy, *, head="average", tokens=2_000_000):
-    """The records of a probed run of two logged steps at 1,000 tokens a second."""
-    (folder / "probe").mkdir(parents=True)
+
+def write_run(folder, accuracy, *, head="average", results="probe", layer=1, tokens=2_000_000):
+    """The records of a probed run of two logged steps at 1,000 tokens a second.
+
+    The layer beside the best has a hundredth less.
+    """
+    (folder / results).mkdir(parents=True)
     line = {
         "kind": "train", "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1000.0, "data_wait": 0.0,
     }  # fmt: skip
@@ -25,12 +30,12 @@ def write_run(folder, accuracy, *, head="average", tokens=2_000_000):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     rows = [
         {
-            "layer": layer, "head": head, "lr": 0.001, "accuracy": accuracy - abs(layer - 1) / 100,
+            "layer": one, "head": head, "lr": 0.001, "accuracy": accuracy - abs(one - layer) / 100,
             "low": 0.1, "high": 0.9, "loss": 1.0, "chance": 0.01,
         }
-        for layer in range(3)
+        for one in range(layer - 1, layer + 2)
     ]  # fmt: skip
-    (folder / "probe/results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def named(name):
@@ -51,7 +56,7 @@ def test_every_recipe_it_names_comes_along(name):
     assert read_recipe(name).verb == "train"
 
 
-@pytest.mark.parametrize("word", ["tokenizers", "pooling", "architecture"])
+@pytest.mark.parametrize("word", ["tokenizers", "resolution", "pooling", "architecture"])
 def test_every_ablation_has_small_recipes(word):
     for row in ablation(word).rows:
         read_recipe(recipe_of(row, small=True))
@@ -63,7 +68,7 @@ def test_an_unknown_ablation_names_those_that_are():
 
 
 def test_a_row_says_gap_layer_run_and_cost(tmp_path):
-    write_run(tmp_path / "arch_mamba", 0.397)
+    write_run(tmp_path / "arch_mamba", 0.397, results=LINEAR_128)
     entry = ablation("architecture")
     head, cells = table_cells(entry, filled(entry, tmp_path, small=False), small=False)
     assert head == ["", "top-1, %: paper", "ours", "gap", "of", "run", "cost"]
@@ -75,7 +80,7 @@ def test_a_row_says_gap_layer_run_and_cost(tmp_path):
 
 
 def test_another_pooling_than_the_papers_fills_no_row_of_its_size(tmp_path):
-    write_run(tmp_path / "arch_mamba", 0.4, head="attention")
+    write_run(tmp_path / "arch_mamba", 0.4, head="attention", results=LINEAR_128)
     write_run(tmp_path / "arch_mamba_small", 0.4, head="attention")
     entry = ablation("architecture")
     assert [one.ours for one in filled(entry, tmp_path, small=False)] == [(None,)] * 3
@@ -86,11 +91,26 @@ def test_another_pooling_than_the_papers_fills_no_row_of_its_size(tmp_path):
     assert "gap" not in head, "small runs are of other data"
 
 
-def test_poolings_are_rows_of_one_run(tmp_path):
-    write_run(tmp_path / "ablation_dvae16", 0.5, head="attention")
+def test_poolings_are_rows_of_one_run_at_the_layer_that_the_paper_reads(tmp_path):
+    run, results = tmp_path / "ablation_dvae16", "probe/probe_imagenet_attention_128"
+    write_run(run, 0.5, head="attention", results=results, layer=8)
     rows = filled(ablation("pooling"), tmp_path, small=False)
     assert rows[0].ours == (None,)
-    assert rows[1].ours[0].value == pytest.approx(50)
+    assert rows[1].ours[0].value == pytest.approx(49), "layer 9, and the best is 8"
+
+
+def test_tracking_is_read_at_its_best_layer(tmp_path):
+    write_run(tmp_path / "pretrain_base", 0.5)
+    folder = tmp_path / "pretrain_base/track"
+    folder.mkdir()
+    layers = [
+        {"layer": layer, "J&F": 0.4, "J mean": layer / 10, "F mean": 0.5} for layer in (0, 3)
+    ] + [{"layer": "copy", "J&F": 0.1, "J mean": 0.1, "F mean": 0.1}]
+    content = {"best_layer": 3, "layers": layers, "preset": "crw"}
+    (folder / "summary.json").write_text(json.dumps(content))
+    row = next(one for one in filled(named("Table 10"), tmp_path, small=False) if one.run)
+    assert [ours.value for ours in row.ours] == pytest.approx([40, 30, 50])
+    assert row.row.label == "Toto-base, 256 px"
 
 
 def test_parameters_and_compute_need_no_run(tmp_path):
@@ -102,7 +122,7 @@ def test_parameters_and_compute_need_no_run(tmp_path):
 
 
 def test_the_page_shows_what_there_is_and_says_what_there_is_not(tmp_path):
-    write_run(tmp_path / "ablation_dvae16", 0.5)
+    write_run(tmp_path / "ablation_dvae16", 0.5, results=LINEAR_128, layer=9)
     write_run(tmp_path / "arch_llama_small", 0.075)
     entries = [gather(entry, tmp_path) for entry in paper()]
     states = {entry.name: entry.state for entry in entries}

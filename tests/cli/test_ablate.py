@@ -64,6 +64,16 @@ def test_a_stopped_training_stops_the_table(tmp_path, steps):
     assert "stopped at arch_gpt2_small; the same command goes on" in printed
 
 
+def test_the_papers_size_is_probed_by_its_protocols(tmp_path, steps):
+    commands, done, _ = steps
+    done.add("ablation_dvae16")
+    toto("ablate", "pooling", cwd=tmp_path)
+    assert commands == [
+        ["probe", "runs/ablation_dvae16", "--recipe", "probe_imagenet_linear_128"],
+        ["probe", "runs/ablation_dvae16", "--recipe", "probe_imagenet_attention_128"],
+    ]
+
+
 def test_one_row_alone(tmp_path, steps):
     commands, _, _ = steps
     only = ("--only", "arch_mamba_small")

@@ -24,12 +24,12 @@ def trained(tmp_path_factory, tiny_datasets):
     return folder
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "runs/tiny/probe/results.jsonl").open()]
+def rows_of(folder, results="probe"):
+    return [json.loads(line) for line in (folder / f"runs/tiny/{results}/results.jsonl").open()]
 
 
-def summary_of(folder):
-    return json.loads((folder / "runs/tiny/probe/summary.json").read_text())
+def summary_of(folder, results="probe"):
+    return json.loads((folder / f"runs/tiny/{results}/summary.json").read_text())
 
 
 def test_two_runs_of_a_probe_give_the_same_digits(trained):
@@ -96,8 +96,9 @@ def test_a_protocol_names_its_own_data_and_the_command_line_goes_on_top(trained)
     command = ("probe", "--recipe", "protocol.yaml")
     done = toto(*command, "--layers", "0", "--set", "epochs=1", cwd=trained)
     assert "on mine: 12 training and 6 validation samples of 2 classes" in done.stdout
-    assert {(row["layer"], row["head"]) for row in rows_of(trained)} == {(0, "attention")}
-    summary = summary_of(trained)
+    rows = rows_of(trained, "probe/protocol")
+    assert {(row["layer"], row["head"]) for row in rows} == {(0, "attention")}
+    summary = summary_of(trained, "probe/protocol")
     assert summary["protocol"]["name"] == "protocol"
     assert summary["protocol"]["probes"]["epochs"] == 1
     assert "verb: probe" in toto("show", "protocol.yaml", cwd=trained).stdout

@@ -14,7 +14,7 @@ from toto.registry import Config
 __all__ = ["Entry", "Measure", "Row", "ablation", "paper"]
 
 FILE = Path(__file__).with_name("paper.yaml")
-Measure = Literal["probe", "loss", "parameters", "compute"]
+Measure = Literal["probe", "loss", "parameters", "compute", "track J&F", "track J", "track F"]
 
 
 class Row(Config):
@@ -27,6 +27,7 @@ class Row(Config):
         after: the recipe of the run that this one goes on from.
         preset: of LLaMA, whose parameters are ours; nothing is trained.
         pool: the pooling of this row's probe, where the table has several.
+        results: likewise; see `Entry`.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Row(Config):
     after: str | None = None
     preset: str | None = None
     pool: str | None = None
+    results: str | None = None
 
 
 class Entry(Config):
@@ -47,6 +49,9 @@ class Entry(Config):
         columns: what the numbers are, with unit.
         measures: what gives ours in each column; none where toto does not fill the table.
         pool: the pooling of the paper's probes.
+        layer: the one that they read; None for the best.
+        results: the folder of a run that ours are read from; `probe/NAME` is written by
+            `toto probe RUN --recipe NAME`. Small runs are probed without a protocol.
         rows: of the table.
         runs: whose losses the figure compares.
         picture: where a figure of ours is found under the folder of runs, a pattern.
@@ -60,6 +65,8 @@ class Entry(Config):
     columns: tuple[str, ...] = ()
     measures: tuple[Measure, ...] = ()
     pool: str | None = None
+    layer: int | None = None
+    results: str | None = None
     rows: tuple[Row, ...] = ()
     runs: tuple[str, ...] = ()
     picture: str | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from toto.analysis.plan import table4_macs
-from toto.analysis.records import METRICS
-from toto.analysis.runs import peaks, read_run
+from toto.analysis.records import METRICS, json_object, parse
+from toto.analysis.runs import PROBE_FOLDER, peaks, read_probes, read_run
 from toto.backbones.config import LlamaConfig
 from toto.model_size import ModelSize
 from toto.recipe.reader import read_recipe
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from toto.analysis.paper import Entry, Measure, Row
     from toto.analysis.runs import RunRecord
 
-__all__ = ["SMALL_NOTE", "Filled", "Ours", "filled", "recipe_of", "table_cells"]
+__all__ = ["SMALL_NOTE", "Filled", "Ours", "filled", "recipe_of", "results_of", "table_cells"]
 
 SMALL = "_small"
 SMALL_NOTE = (
@@ -70,6 +73,11 @@ def recipe_of(row: Row, *, small: bool) -> str | None:
     return f"{row.recipe}{SMALL}" if small else row.recipe
 
 
+def results_of(entry: Entry, row: Row, *, small: bool) -> str | None:
+    """The folder of a row's run that its numbers are read from."""
+    return str(PROBE_FOLDER) if small else row.results or entry.results
+
+
 def filled(entry: Entry, runs: Path, *, small: bool) -> list[Filled]:
     """A table with what the runs in a folder say.
 
@@ -115,7 +123,7 @@ def _fill(entry: Entry, row: Row, runs: Path, *, small: bool) -> Filled:
         return Filled(row, (None,) * len(entry.columns), None, "")
     folder = None if name is None or not (runs / name / METRICS).is_file() else runs / name
     record = None if folder is None else read_run(folder)
-    asked = _Asked(row, name, row.pool or entry.pool, small, record)
+    asked = _Asked(entry, row, name, small, record)
     ours = tuple(MEASURES[measure](asked) for measure in entry.measures)
     return Filled(row, ours, folder, _cost(record))
 
@@ -124,29 +132,64 @@ def _fill(entry: Entry, row: Row, runs: Path, *, small: bool) -> Filled:
 class _Asked:
     """What a measure is taken of."""
 
+    entry: Entry
     row: Row
     recipe: str | None
-    pool: str | None
     small: bool
     record: RunRecord | None
 
+    @property
+    def pool(self) -> str | None:
+        return self.row.pool or self.entry.pool
+
+    @property
+    def results(self) -> Path | None:
+        """The folder that holds what was measured on the run."""
+        named = results_of(self.entry, self.row, small=self.small)
+        if self.record is None or named is None:
+            return None
+        return self.record.folder / named
+
 
 def _probe(asked: _Asked) -> Ours | None:
-    """The best layer's accuracy in per cent, with the pooling of the paper's number.
+    """Accuracy in per cent, with the pooling of the paper's number and at its layer.
 
-    A small run may have been probed with another one: the best is taken then, and named.
+    A small run may have been probed with another pooling, and has other layers: the best is taken
+    then, and named.
     """
-    if asked.record is None:
+    if asked.results is None:
         return None
-    found = peaks(asked.record.probes)
-    rows = [row for row in found if row.head == asked.pool]
-    if not rows and asked.small and asked.row.pool is None:
-        rows = found
-    if not rows:
+    found = read_probes(asked.results)
+    if not asked.small and asked.entry.layer is not None:
+        found = [row for row in found if row.layer == asked.entry.layer]
+    scores = [score for score in peaks(found) if score.head == asked.pool]
+    if not scores and asked.small and asked.row.pool is None:
+        scores = peaks(found)
+    if not scores:
         return None
-    row = rows[0]
-    interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-    return Ours(100 * row.accuracy, f"{row.head}, {interval}, layer {row.layer}")
+    score = scores[0]
+    interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+    return Ours(100 * score.accuracy, f"{score.head}, {interval}, layer {score.layer}")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Of track/summary.json what is shown: figures by name, of each layer."""
+
+    best_layer: int
+    layers: list[dict[str, int | str | float]]
+
+
+TRACKED = TypeAdapter(Tracked)
+
+
+def _track(asked: _Asked, figure: str) -> Ours | None:
+    """A figure of DAVIS at the layer with the best J&F, in per cent."""
+    if asked.results is None or not (path := asked.results / "summary.json").is_file():
+        return None
+    tracked = parse(TRACKED, json_object(path.read_bytes(), str(path)), str(path))
+    best = next(one for one in tracked.layers if one["layer"] == tracked.best_layer)
+    return Ours(100 * float(best[figure]), f"layer {tracked.best_layer}")
 
 
 def _loss(asked: _Asked) -> Ours | None:
@@ -184,6 +227,9 @@ def _size(name: str) -> tuple[int, int]:
 
 
 MEASURES: dict[Measure, Callable[[_Asked], Ours | None]] = {
+    "track J&F": partial(_track, figure="J&F"),
+    "track J": partial(_track, figure="J mean"),
+    "track F": partial(_track, figure="F mean"),
     "probe": _probe,
     "loss": _loss,
     "parameters": _parameters,

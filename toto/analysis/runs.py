@@ -32,11 +32,12 @@ __all__ = [
     "RunRecord",
     "SourceLoss",
     "peaks",
+    "read_probes",
     "read_run",
 ]
 
-PROBES = Path("probe") / "results.jsonl"
-PROBED = Path("probe") / "summary.json"
+PROBE_FOLDER = Path("probe")
+PROBED = PROBE_FOLDER / "summary.json"
 GENERATED = Path("generated") / "generated.json"
 
 
@@ -156,7 +157,7 @@ def read_run(folder: Path) -> RunRecord:
         DataError: a record that is not as toto writes it, with file and line.
     """
     train, evals = read_metrics(folder, TRAIN_POINT, EVALUATION)
-    probes = [parse(PROBE_ROW, value, where) for where, value in json_lines(folder / PROBES)]
+    probes = read_probes(folder / PROBE_FOLDER)
     return RunRecord(
         folder,
         train,
@@ -165,6 +166,16 @@ def read_run(folder: Path) -> RunRecord:
         _read_probed(folder / PROBED),
         _read_generated(folder / GENERATED),
     )
+
+
+def read_probes(folder: Path) -> list[ProbeRow]:
+    """The rows that a probing, or a fine-tuning with labels, left in a folder; none before it.
+
+    Raises:
+        DataError: a line that is not as toto writes it, with file and line.
+    """
+    lines = json_lines(folder / "results.jsonl")
+    return [parse(PROBE_ROW, value, where) for where, value in lines]
 
 
 def peaks(rows: Sequence[ProbeRow]) -> list[ProbeScore]:

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toto.analysis.paper import ablation
-from toto.analysis.reproduced import SMALL_NOTE, Filled, filled, recipe_of, table_cells
+from toto.analysis.reproduced import SMALL_NOTE, Filled, filled, recipe_of, results_of, table_cells
+from toto.analysis.runs import PROBE_FOLDER
 from toto.errors import RunError, UserError, error_of_code
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import say, say_table
@@ -21,19 +23,17 @@ from toto.training.interrupt import WARNINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
     from types import FrameType
 
     from toto.analysis.paper import Entry
 
 __all__ = ["ablate"]
 
-# How the tables of docs/records are probed: minutes on a laptop, beside hours.
+# How the tables of docs/records are probed: minutes on a laptop; the paper's size has protocols.
 SMALL_PROBE = (
     "--pool", "average", "--pool", "attention", "--set", "max_samples=10000", "--set", "epochs=5",
     "--set", "batch_size=64", "--set", "learning_rates=[0.003]",
 )  # fmt: skip
-FULL_PROBE = ("--pool", "average", "--pool", "attention")
 
 
 def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, show: bool) -> None:
@@ -61,13 +61,17 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
         raise UserError(
             f"--only {', '.join(unknown)}: not of {entry.name}. It has {', '.join(recipes)}"
         )
-    for name in recipes:
-        read_recipe(name)
+    for recipe in recipes:
+        read_recipe(recipe)
     if not show:
-        for name in only or recipes:
-            if not _run_row(name, SMALL_PROBE if small else FULL_PROBE, gpus):
+        for row in entry.rows:
+            name = recipe_of(row, small=small)
+            if name is None or (only and name not in only):
+                continue
+            if not _trained(name, gpus):
                 say(f"stopped at {name}; the same command goes on")
                 return
+            _probe(RUNS / name, results_of(entry, row, small=small))
     rows = filled(entry, RUNS, small=small)
     _write(entry, rows, small=small)
     _print(entry, rows, small=small)
@@ -78,28 +82,33 @@ def _recipes(entry: Entry, *, small: bool) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _run_row(name: str, probe: Sequence[str], gpus: int | None) -> bool:
-    """Train and probe what is not yet; False if the user stopped the training."""
+def _trained(name: str, gpus: int | None) -> bool:
+    """Train the recipe unless it is done; False if the user stopped it."""
     run = RUNS / name
     if not _done(run):
         words = ["train", name]
         if run.is_dir() and look_at(run).checkpoint is not None:
             words.append("--resume")
         _toto([*words, *([] if gpus is None else ["--gpus", str(gpus)])])
-        if not _done(run):
-            return False
-    if not _probed(run):
-        _toto(["probe", str(run), *probe])
-    return True
+    return _done(run)
+
+
+def _probe(run: Path, results: str | None) -> None:
+    """Probe the run unless its newest checkpoint has been: by a protocol, or as small runs are."""
+    assert results is not None
+    if _probed(run, results):
+        return
+    protocol = Path(results).name
+    words = SMALL_PROBE if results == str(PROBE_FOLDER) else ("--recipe", protocol)
+    _toto(["probe", str(run), *words])
 
 
 def _done(run: Path) -> bool:
     return run.is_dir() and look_at(run).state == "done"
 
 
-def _probed(run: Path) -> bool:
-    """Whether its newest checkpoint has been probed."""
-    path = run / "probe" / "summary.json"
+def _probed(run: Path, results: str) -> bool:
+    path = run / results / "summary.json"
     if not path.is_file():
         return False
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -63,6 +63,8 @@ class ProbeRequest:
 def start_probing(request: ProbeRequest) -> None:
     """Probe a run; write results.jsonl, summary.json and curve.png in RUN/probe.
 
+    A protocol's stand in RUN/probe/NAME.
+
     Raises:
         UserError: no such run, recipe, source or layer, or settings that do not fit.
         DataError: data without labels.
@@ -79,7 +81,7 @@ def start_probing(request: ProbeRequest) -> None:
         f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
         f"{len(validation):,} validation samples of {classes} classes"
     )
-    folder = found.run / FOLDER
+    folder = found.run / FOLDER / ("" if request.recipe is None else protocol.name)
     with progress_bar("probing", "samples") as progress:
         results = run_probes(
             trained.model,

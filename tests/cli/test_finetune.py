@@ -74,6 +74,7 @@ def test_labels_are_probed_at_every_layer(trained, probed):
         for head in ("average", "attention")
         for lr in (1e-3, 3e-3)
     }
+    assert {row["weight_decay"] for row in rows} == {recipe["optimizer"]["weight_decay"]} == {0.1}
     summary = json.loads((run / "probe/summary.json").read_text())
     assert (summary["train_samples"], summary["source"], summary["step"]) == (12, "videos", 4)
     assert "chance 50.0%" in probed.stdout

@@ -126,6 +126,7 @@ def write_accuracies(
                 layer=probe.layer,
                 head=probe.head.label,
                 lr=recipe.optimizer.lr if probe.lr is None else probe.lr,
+                weight_decay=recipe.optimizer.weight_decay,
                 accuracy=hits / count,
                 low=low,
                 high=high,

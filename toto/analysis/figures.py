@@ -225,7 +225,7 @@ def draw_tracking(path: Path, results: TrackingResults) -> None:
             title=f"best J&F {best:.1%} at layer {results.best}",
             xlabel="layer (0 is the embedding)",
             ylabel="J, F",
-            ylim=(0, None),
+            ylim=(0, 1.1 * max(copied, *(max(values) for values in curves.values()))),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -32,7 +32,7 @@ __all__ = ["ablate"]
 # How the tables of docs/records are probed: minutes on a laptop; the paper's size has protocols.
 SMALL_PROBE = (
     "--pool", "average", "--pool", "attention", "--set", "max_samples=10000", "--set", "epochs=5",
-    "--set", "batch_size=64", "--set", "learning_rates=[0.003]",
+    "--set", "batch_size=64", "--set", "learning_rates=[0.003]", "--set", "cache_gb=10",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 __all__ = ["RMSNorm"]
 
@@ -23,6 +24,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Any float `[..., D]` → the same shape and dtype."""
-        x_fp32 = x_BLD.float()
-        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
-        return (x_fp32 * inverse_rms * self.weight).to(x_BLD.dtype)
+        normed_BLD = rms_norm(x_BLD.float(), self.weight.shape, self.weight.float(), self.eps)
+        return normed_BLD.to(x_BLD.dtype)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from html_page import Page
-from toy_run import eval_line, train_line, write_lines, write_run
+from toy_run import eval_line, train_line, write_findings, write_lines, write_run
 
+from toto.analysis.findings import read_findings
 from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.runs import read_run
 from toto.analysis.summary import probe_table, summary, validation_table
 from toto.analysis.training_report import TrainingReport, write_training_report
-from toto.errors import RunError
+from toto.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ def content(folder: Path, name: str = "quick") -> TrainingReport:
     return TrainingReport(
         name=name,
         record=read_run(folder),
+        findings=read_findings(folder),
         command="toto train recipes/quickstart.yaml",
         recipe=f"name: {name}\nseed: 0\n",
         sources=[DataSource(name, "samples/digits", 1234, 200, 0.6, 5000, 1.5, 3)],
@@ -53,6 +55,28 @@ def test_a_full_run_shows_every_part(tmp_path: Path) -> None:
     for shown in ("quick", "1,234", "60.0%", "toto train recipes/quickstart.yaml", "seed: 0"):
         assert shown in page.text
     assert "the validation loss on digits is 2.75 nats/token, 0.25 below copying" in page.text
+
+
+def test_tracking_losses_by_position_protocols_and_classes_are_shown(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_findings(tmp_path)
+    page = render(content(tmp_path), tmp_path)
+    assert page.tags.count("img") == 3 + 3
+    for shown in (
+        "Accuracy by layer: mine",
+        "cross_attention: best at layer 2\n64 samples.",
+        "Classes through the whole model",
+        "2.500 nats/token in the mean of 8 sequences of data/val; 3.000 in the first frame, 2.000",
+        "best at layer 1: J&F 31.0%. This is of step 50; the run has gone on to step 100.",
+    ):
+        assert shown in page.text
+
+
+def test_a_broken_finding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "track").mkdir()
+    (tmp_path / "track" / "summary.json").write_text('{"step": 5}')
+    with pytest.raises(DataError, match=r"track/summary.json: text: Field required"):
+        read_findings(tmp_path)
 
 
 def test_missing_parts_say_what_to_run(tmp_path: Path) -> None:

@@ -95,3 +95,28 @@ def write_run(folder: Path, source: str = "digits") -> None:
         ],
     }
     (generated / "generated.json").write_text(json.dumps(record))
+
+
+def write_findings(folder: Path) -> None:
+    """A protocol's probes, classes, losses by position, and tracking at an earlier step."""
+    summaries = {
+        "probe/mine": (100, "cross_attention: best at layer 2\n64 samples."),
+        "classify": (100, "attention: best at layer 2."),
+        "track": (50, "best at layer 1: J&F 31.0%."),
+    }
+    for name, (step, text) in summaries.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "summary.json").write_text(json.dumps({"step": step, "text": text}))
+    (folder / "token_loss").mkdir()
+    losses = {
+        "step": 100,
+        "data": "data/val",
+        "sequences": 8,
+        "unit": "nats/token",
+        "mean": 2.5,
+        "by_frame": {"model": [3.0, 2.0], "copy": [None, 4.0]},
+    }
+    (folder / "token_loss" / "token_loss.json").write_text(json.dumps(losses))
+    picture_HWC = np.zeros((8, 8, 3), dtype=np.uint8)
+    for name in ("probe/mine/curve.png", "track/curve.png", "token_loss/token_loss.png"):
+        write_png(folder / name, picture_HWC)

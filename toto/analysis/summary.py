@@ -9,7 +9,7 @@ from toto.analysis.runs import peaks
 if TYPE_CHECKING:
     from toto.analysis.runs import RunRecord
 
-__all__ = ["probe_table", "summary", "validation_table"]
+__all__ = ["age", "probe_table", "summary", "validation_table"]
 
 NO_VALUE = "–"
 
@@ -85,7 +85,7 @@ def _probe_sentence(record: RunRecord) -> str:
         f"The best probe reads the label from layer {best.layer} with {best.head} pooling: "
         f"{best.accuracy:.1%} right (95% interval {best.low:.1%} to {best.high:.1%}), "
         f"{best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
-        + _age(record, record.probed.step if record.probed else None)
+        + age(record, record.probed.step if record.probed else None)
     )
 
 
@@ -102,7 +102,7 @@ def _generation_sentence(record: RunRecord) -> str:
     }
     return (
         f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."
-        + _age(record, generated.step)
+        + age(record, generated.step)
     )
 
 
@@ -110,7 +110,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _age(record: RunRecord, step: int | None) -> str:
+def age(record: RunRecord, step: int | None) -> str:
     """Nothing where `step` is the run's last; else a warning."""
     if step == record.last_step:
         return ""

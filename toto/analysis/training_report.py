@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toto.analysis import plots
 from toto.analysis.page import data_uri, write_page
@@ -14,11 +14,12 @@ from toto.analysis.report import (
     Section,
     reconstruction_sheet,
 )
-from toto.analysis.summary import probe_table, summary, validation_table
+from toto.analysis.summary import age, probe_table, summary, validation_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from toto.analysis.findings import Finding
     from toto.analysis.runs import Generated, RunRecord
 
 __all__ = ["TrainingReport", "write_training_report"]
@@ -36,12 +37,14 @@ class TrainingReport(ReportContent):
 
     Attributes:
         record: what the run wrote; parts that are missing are named as not run.
+        findings: what other commands left in the run, a section each.
         reconstructions: or why there are none.
         loss_unit: "nats/token", or what the loss of the run is measured in.
         samples_video: whether the model's predictions can be drawn and taken in again.
     """
 
     record: RunRecord
+    findings: list[Finding]
     reconstructions: Reconstructions | str
     loss_unit: str = "nats/token"
     samples_video: bool = True
@@ -61,6 +64,7 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
             "probes": probe_table(record),
             "loss_sections": _loss_sections(content),
             "probe_section": _probe_section(record),
+            "findings": [_finding(one, record) for one in content.findings],
             "reconstructions": _reconstructions(content),
             "generated": record.generated,
             "generation_caption": _generation_caption(record.generated),
@@ -116,13 +120,24 @@ def _knows_utilisation(record: RunRecord) -> bool:
 def _probe_section(record: RunRecord) -> Section:
     return Section(
         "Accuracy by layer",
-        "How well a linear classifier reads the label from each layer of the frozen model, at its "
-        "best learning rate and decay: the band is the 95% interval that the number of samples "
+        "How well a probe, of which the model learns nothing, reads the label from each layer, at "
+        "its best learning rate and decay: the band is the 95% interval that the number of samples "
         "leaves, bars that of the mean over seeds, the ring the best layer. Layer, rate and decay "
         "were chosen on the very split that is shown, so the best value leans high.",
         [plots.accuracy_by_layer(record.probes)] if record.probes else [],
         f"toto probe {record.folder}",
     )
+
+
+def _finding(found: Finding, record: RunRecord) -> dict[str, Any]:
+    """A section: its lines, the last with a warning where the run has gone on since."""
+    *lines, last = found.lines
+    return {
+        "title": found.title,
+        "caption": found.caption,
+        "lines": [*lines, last + age(record, found.step)],
+        "picture": None if found.picture is None else _embed(found.picture),
+    }
 
 
 def _reconstructions(content: TrainingReport) -> dict[str, str | int] | None:

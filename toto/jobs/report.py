@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toto.analysis.findings import read_findings
 from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.runs import read_run
 from toto.analysis.tokenizer_report import TokenizerReport, write_tokenizer_report
@@ -81,6 +82,7 @@ def _report_training(found: FoundRun, out: Path) -> None:
     content = TrainingReport(
         name=recipe.name,
         record=record,
+        findings=read_findings(found.run),
         command=started["command"],
         recipe=_recipe_text(recipe),
         sources=_data_sources(found),

@@ -95,6 +95,13 @@ def test_a_generated_file_that_is_gone_is_named(tmp_path: Path) -> None:
         read_run(tmp_path / "run")
 
 
+def test_an_older_generated_json_says_what_makes_a_new_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "generated" / "generated.json").write_text('{"step": 100}')
+    with pytest.raises(DataError, match=r"prompts: Field required\. Run `toto generate` again"):
+        read_run(tmp_path / "run")
+
+
 def row(layer: int, head: str, lr: float, accuracy: float) -> ProbeRow:
     return ProbeRow(layer, head, lr, accuracy, 0.0, 1.0, None, 0.1)
 

@@ -371,6 +371,12 @@ def test_a_base_that_is_nowhere_is_refused(tmp_path, base):
         read_recipe(path)
 
 
+def test_a_base_named_as_the_list_names_it_is_told_its_file(tmp_path):
+    path = write(tmp_path / "mine.yaml", {"base": "quickstart"})
+    with pytest.raises(RecipeError, match=r"Write quickstart\.yaml, a shipped recipe"):
+        read_recipe(path)
+
+
 def test_overrides_are_yaml_and_checked_like_the_file(tmp_path):
     path = write(tmp_path / "good.yaml", GOOD)
     recipe = read_recipe(path, ["optimizer.lr=3e-3", "training.steps=9", "backbone.num_layers=1"])

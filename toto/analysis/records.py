@@ -99,8 +99,19 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def parse(kind: TypeAdapter[T], value: dict[str, Any], where: str) -> T:
+def parse(
+    kind: TypeAdapter[T],
+    value: dict[str, Any],
+    where: str,
+    mend: str = "Restore the file or run again",
+) -> T:
     """An object as what it should be.
+
+    Args:
+        kind: what it should be.
+        value: the object.
+        where: it stands; opens the message.
+        mend: closes the message.
 
     Raises:
         DataError: it is not that; `where` and the first wrong field open the message.
@@ -110,9 +121,7 @@ def parse(kind: TypeAdapter[T], value: dict[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{where}: {field}: {first['msg']}. Restore the file or run again"
-        ) from error
+        raise DataError(f"{where}: {field}: {first['msg']}. {mend}") from error
 
 
 def _missing_run(folder: Path) -> str:

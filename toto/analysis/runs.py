@@ -197,7 +197,9 @@ def _read_probed(path: Path) -> Probed | None:
 def _read_generated(path: Path) -> Generated | None:
     if not path.is_file():
         return None
-    generated = parse(GENERATED_FILE, json_object(path.read_bytes(), str(path)), str(path))
+    value = json_object(path.read_bytes(), str(path))
+    mend = f"Run `toto generate` again, or remove {path.parent}"
+    generated = parse(GENERATED_FILE, value, str(path), mend)
     for sample in generated.samples:
         for name in (sample.gif, sample.sheet):
             if not (path.parent / name).is_file():

@@ -87,7 +87,8 @@ def start_features(request: FeaturesRequest) -> None:
     _announce(extraction, request.out)
     with progress_bar("features", "samples") as progress:
         write_features(request.out, trained.model, trained.tokenizer, extraction, progress=progress)
-    say(f"{request.out}: index.json and {len(extraction.shards())} files")
+    files = len(extraction.shards())
+    say(f"{request.out}: index.json and {files} {'file' if files == 1 else 'files'}")
 
 
 def _numbers(text: str) -> list[int]:

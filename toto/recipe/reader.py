@@ -239,7 +239,12 @@ def _read_with_base(path: Path) -> dict[str, Any]:
     named = Path(str(raw.pop("base")))
     found = [place for place in (path.parent / named, *_shipped(named)) if place.is_file()]
     if not found:
-        mend = "Write its path relative to the recipe, or the file of a shipped recipe"
+        file = f"{named}.yaml"
+        mend = (
+            f"Write {file}, a shipped recipe"
+            if any(place.is_file() for place in _shipped(Path(file)))
+            else "Write its path relative to the recipe, or the file of a shipped recipe"
+        )
         raise RecipeError(str(path), [Problem("base", f"no file {path.parent / named}", mend)])
     base_path = found[0]
     base = read_yaml(base_path)

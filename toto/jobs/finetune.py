@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from toto.jobs.sources import Source
+    from toto.jobs.trained import FoundRun
 
 __all__ = ["FinetuneRequest", "finetune_recipe", "start_finetuning"]
 
@@ -61,7 +62,13 @@ def start_finetuning(request: FinetuneRequest) -> None:
     """
     import_all(request.imports)
     if request.resume and request.run is None:
-        request = _resumed(request)
+        newest = newest_finetuning()
+        _say(f"going on with the newest fine-tuning: {newest.checkpoint}")
+        if _is_bare(request):
+            recipe = newest.recipe.model_copy(update={"output": str(newest.run)})
+            run_training(recipe, resume=True, asked=Asked(str(recipe.init_from)))
+            return
+        request = _resumed(request, newest)
     trained = resolve_run(request.run)
     checkpoint = str(trained.checkpoint)
     labelled = _labelled_sources(trained.recipe, checkpoint, request)
@@ -77,10 +84,14 @@ def start_finetuning(request: FinetuneRequest) -> None:
     run_training(recipe, resume=request.resume, asked=asked)
 
 
-def _resumed(request: FinetuneRequest) -> FinetuneRequest:
-    """A bare `--resume` means the newest fine-tuning, and RUN is what that one began from."""
-    newest = newest_finetuning()
-    _say(f"going on with the newest fine-tuning: {newest.checkpoint}")
+def _is_bare(request: FinetuneRequest) -> bool:
+    """Whether nothing is asked of a fine-tuning but to go on."""
+    asked = (request.resolution, request.frames, request.rope_base, request.steps, request.output)
+    return set(asked) == {None} and not request.overrides and request.task == "next_token_probes"
+
+
+def _resumed(request: FinetuneRequest, newest: FoundRun) -> FinetuneRequest:
+    """RUN is what the newest fine-tuning began from; the other arguments are to be as before."""
     output = request.output or str(newest.run)
     classifies = isinstance(newest.recipe.task, ClassifyConfig)
     task: FinetuneTask = "classify" if classifies else request.task

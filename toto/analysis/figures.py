@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from toto.evaluation.tracking_results import TrackingResults
 
 __all__ = [
+    "DPI",
     "LIGHT",
     "draw_coordinates",
     "draw_layer_curve",
@@ -53,6 +54,7 @@ LEGEND_LINE = 0.2
 LEGEND_LETTERS = 150  # that fit beside each other above three panels
 WIDE = (9.2, 4.0)
 DPI = 150
+"""Of every .png file."""
 
 
 def draw_ngrams(path: Path, series: Mapping[str, Sequence[NgramStatistics]]) -> None:

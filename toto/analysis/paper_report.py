@@ -67,8 +67,8 @@ def write_paper_page(out: Path, entries: list[PaperEntry], runs: Path) -> None:
         {
             "content": {"name": "Toto, reproduced", "facts": {}},
             "lead": LEAD.format(runs=f"{runs}/"),
-            "summary_head": ["", "what", "here"],
-            "summary": [[one.name, one.title, one.state] for one in entries],
+            "summary_head": ["", "here", "what"],
+            "summary": [[one.name, one.state, one.title] for one in entries],
             "entries": entries,
         },
     )

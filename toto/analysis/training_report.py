@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from toto.analysis import plots
+from toto.analysis.figures import DPI
 from toto.analysis.page import data_uri, write_page
 from toto.analysis.report import (
     COURSE_CAPTION,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingReport", "write_training_report"]
 
 
+CSS_DPI = 96
 UTILISATION = (
     " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
     "device's peak; that of the last start stands under Machine."
@@ -137,7 +141,14 @@ def _finding(found: Finding, record: RunRecord) -> dict[str, Any]:
         "caption": found.caption,
         "lines": [*lines, last + age(record, found.step)],
         "picture": None if found.picture is None else _embed(found.picture),
+        "width": None if found.picture is None else _shown_width(found.picture),
     }
+
+
+def _shown_width(picture: Path) -> int:
+    """In CSS pixels: the width in inches that the picture was drawn for."""
+    with Image.open(picture) as image:
+        return round(image.width * CSS_DPI / DPI)
 
 
 def _reconstructions(content: TrainingReport) -> dict[str, str | int] | None:

@@ -15,20 +15,30 @@ from toto.recipe.reader import list_recipes
 DOC = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
 
 
-def test_every_command_runs(tmp_path, tiny_datasets):
+def test_every_command_runs(tmp_path, tiny_datasets, monkeypatch):
     raw = tiny_recipe(tiny_datasets, steps=2)
     toto("train", write_recipe(tmp_path, raw, "quickstart.yaml"), cwd=tmp_path)
     shutil.copytree(tiny_datasets / "videos-val", tmp_path / "data/digits-val")
+    for part in ("train", "val"):
+        shutil.copytree(tiny_datasets / f"videos-{part}", tmp_path / f"data/letters-{part}")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
+    (tmp_path / "letters.yaml").write_text(recipe)
     blocks = re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)
     commands = [line[2:] for block in blocks for line in block.splitlines()]
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         toto(*words, *(["--set", "epochs=1"] if words[0] == "probe" else []), cwd=tmp_path)
-    assert [command.split()[1] for command in commands] == ["probe", "probe", "show", "features"]
+    verbs = ["probe", "probe", "show", "features", "probe"]
+    assert [command.split()[1] for command in commands] == verbs
+    assert (tmp_path / "runs/quickstart/probe/letters/curve.png").is_file()
     for name in ("results.jsonl", "summary.json", "curve.png"):
         assert (tmp_path / "runs/quickstart/probe" / name).is_file()
         assert f"`{name}`" in DOC
-    assert (tmp_path / "features/index.json").is_file()
+    (program,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(program, names)
+    assert getattr(names["last_THWD"], "shape", None) == (4, 4, 4, 64)
 
 
 def test_every_protocol_is_described():

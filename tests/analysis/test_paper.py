@@ -10,22 +10,26 @@ from toto.analysis.paper import ablation, paper
 from toto.analysis.paper_report import gather, write_paper_page
 from toto.analysis.reproduced import filled, recipe_of, table_cells
 from toto.errors import UserError
-from toto.recipe.reader import read_recipe
+from toto.recipe.reader import read_probe_recipe, read_recipe
 
 LINEAR_128 = "probe/probe_imagenet_linear_128"
 
 
-def write_run(folder, accuracy, *, head="average", results="probe", layer=1, tokens=2_000_000):
-    """The records of a probed run of two logged steps at 1,000 tokens a second.
+def write_run(
+    folder, accuracy, *, head="average", results="probe", layer=1, tokens=2_000_000, steps=None
+):
+    """The records of a probed run at 1,000 tokens a second, logged at half of it and at its end.
 
-    The layer beside the best has a hundredth less.
+    The layers beside the best have a hundredth less.
     """
     (folder / results).mkdir(parents=True)
+    steps = steps or read_recipe(folder.name).training.steps
     line = {
         "kind": "train", "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1000.0, "data_wait": 0.0,
     }  # fmt: skip
     lines = [
-        line | {"step": step, "tokens": step * tokens // 2, "loss": 4.0 / step} for step in (1, 2)
+        line | {"step": step, "tokens": seen, "loss": 4.0 * steps / 2 / step}
+        for step, seen in ((max(steps // 2, 1), tokens // 2), (steps, tokens))
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     rows = [
@@ -106,11 +110,73 @@ def test_tracking_is_read_at_its_best_layer(tmp_path):
     layers = [
         {"layer": layer, "J&F": 0.4, "J mean": layer / 10, "F mean": 0.5} for layer in (0, 3)
     ] + [{"layer": "copy", "J&F": 0.1, "J mean": 0.1, "F mean": 0.1}]
-    content = {"best_layer": 3, "layers": layers, "preset": "crw"}
+    content = {
+        "best_layer": 3, "layers": layers, "preset": "crw", "resolution": 256,
+        "step": read_recipe("pretrain_base").training.steps, "frames": {"one": 9, "two": 9},
+    }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(content))
     row = next(one for one in filled(named("Table 10"), tmp_path, small=False) if one.run)
     assert [ours.value for ours in row.ours] == pytest.approx([40, 30, 50])
     assert row.row.label == "Toto-base, 256 px"
+    assert row.departures == ("2 sequences, and the paper has 30",)
+    (folder / "summary.json").write_text(json.dumps(content | {"resolution": 512}))
+    row = next(one for one in filled(named("Table 10"), tmp_path, small=False) if one.run)
+    assert row.ours == (None,) * 3, "512 px are another row"
+
+
+def write_summary(run, protocol, *, step, **changes):
+    probes = read_probe_recipe(protocol).probes.model_dump(mode="json") | changes
+    summary = {"step": step, "source": "imagenet", "protocol": {"probes": probes}}
+    (run / "probe" / protocol / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
+    run, protocol = tmp_path / "ablation_dvae16", "probe_imagenet_linear_128"
+    write_run(run, 0.5, results=LINEAR_128, layer=9)
+    end = read_recipe("ablation_dvae16").training.steps
+
+    def departures():
+        return filled(ablation("pooling"), tmp_path, small=False)[0].departures
+
+    write_summary(run, protocol, step=end, layers=[9], read_batch=1)
+    assert departures() == (), "the paper reads the 9th layer alone"
+    write_summary(run, protocol, step=end, epochs=1, max_samples=100)
+    assert departures() == (f"other epochs, max_samples than {protocol} has",)
+    write_summary(run, protocol, step=end - 1)
+    assert departures() == (f"measured at step {end - 1:,}, before the last",)
+    entry = ablation("pooling")
+    _, cells = table_cells(entry, filled(entry, tmp_path, small=False), small=False)
+    assert cells[0][4].endswith("layer 9; " + departures()[0])
+
+
+def test_an_unfinished_run_reproduces_nothing(tmp_path):
+    for name in ("pretrain_base", "pretrain_large", "pretrain_1b"):
+        write_run(tmp_path / name, 0.5, steps=10)
+    entry = gather(named("Figure 2"), tmp_path)
+    assert entry.state == "in part"
+    assert "trained 10 of 1,000,000 steps" in entry.tables[0].rows[0][4]
+
+
+def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
+    (tmp_path / "quickstart/probe").mkdir(parents=True)
+    (tmp_path / "quickstart/probe/curve.png").write_bytes(b"a picture")
+    assert gather(named("Figure 4"), tmp_path).state == "drawn"
+
+
+@pytest.mark.parametrize(
+    ("table", "run", "protocol"),
+    [
+        ("Table 7", "pretrain_base-finetune", "probe_imagenet_attention_256"),
+        ("Table 8", "pretrain_base", "probe_k400"),
+        ("Table 14", "pretrain_1b", "probe_igpt"),
+        ("Table 16", "pretrain_base", "probe_k400_mlp"),
+    ],
+)
+def test_a_protocol_fills_its_table(table, run, protocol, tmp_path):
+    (head,) = read_probe_recipe(protocol).probes.heads
+    write_run(tmp_path / run, 0.5, head=head.label, results=f"probe/{protocol}", steps=1_000_000)
+    (row,) = [one for one in filled(named(table), tmp_path, small=False) if one.run]
+    assert row.ours[0].value == pytest.approx(50)
 
 
 def test_parameters_and_compute_need_no_run(tmp_path):

@@ -25,18 +25,27 @@ class Row(Config):
         paper: its numbers, one a column.
         recipe: that gives ours; None of what the paper compares with, or what toto lacks yet.
         after: the recipe of the run that this one goes on from.
+        run: its name, where a command of the table gives it and no recipe.
         preset: of LLaMA, whose parameters are ours; nothing is trained.
         pool: the pooling of this row's probe, where the table has several.
         results: likewise; see `Entry`.
+        resolution: in pixels, of a row that is tracked.
     """
 
     label: str
     paper: tuple[float, ...]
     recipe: str | None = None
     after: str | None = None
+    run: str | None = None
     preset: str | None = None
     pool: str | None = None
     results: str | None = None
+    resolution: int | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether toto gives it; else the paper compares with it."""
+        return (self.recipe or self.run or self.preset) is not None
 
 
 class Entry(Config):
@@ -53,7 +62,6 @@ class Entry(Config):
         results: the folder of a run that ours are read from; `probe/NAME` is written by
             `toto probe RUN --recipe NAME`. Small runs are probed without a protocol.
         rows: of the table.
-        runs: whose losses the figure compares.
         picture: where a figure of ours is found under the folder of runs, a pattern.
         command: that gives it.
         why_not: why toto does not give it.
@@ -68,7 +76,6 @@ class Entry(Config):
     layer: int | None = None
     results: str | None = None
     rows: tuple[Row, ...] = ()
-    runs: tuple[str, ...] = ()
     picture: str | None = None
     command: str | None = None
     why_not: str | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PaperEntry", "gather", "write_paper_page"]
 
-State = Literal["reproduced", "in part", "small only", "not run", "not in toto"]
+State = Literal["reproduced", "in part", "small only", "drawn", "not run", "not in toto"]
 MAX_PICTURES = 3
 LEAD = (
     "An Empirical Study of Autoregressive Pre-training from Videos (arXiv 2501.05453). Ours are "
@@ -100,15 +100,16 @@ def gather(entry: Entry, runs: Path) -> PaperEntry:
 def _state(entry: Entry, rows: list[Filled], small: list[Filled], pictures: list[Picture]) -> State:
     if entry.why_not:
         return "not in toto"
-    wanted = [one for one in rows if one.row.recipe or one.row.preset]
-    whole = [one for one in wanted if None not in one.ours]
-    if pictures or (wanted and len(whole) == len(wanted)):
+    wanted = [one for one in rows if one.row.is_ours]
+    whole = [one for one in wanted if None not in one.ours and not one.departures]
+    if wanted and len(whole) == len(wanted):
         return "reproduced"
     if any(ours is not None for one in wanted for ours in one.ours):
         return "in part"
     if any(ours is not None for one in small for ours in one.ours):
         return "small only"
-    return "not run"
+    # Of whichever run: nobody compares a picture with the paper's.
+    return "drawn" if pictures else "not run"
 
 
 def _pictures(entry: Entry, runs: Path) -> list[Picture]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -13,12 +13,12 @@ from toto.analysis.records import METRICS, json_object, parse
 from toto.analysis.runs import PROBE_FOLDER, peaks, read_probes, read_run
 from toto.backbones.config import LlamaConfig
 from toto.model_size import ModelSize
-from toto.recipe.reader import read_recipe
+from toto.recipe.reader import read_probe_recipe, read_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.tokenizers.config import VqganConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from toto.analysis.paper import Entry, Measure, Row
@@ -33,6 +33,8 @@ SMALL_NOTE = (
 )
 NOT_RUN = "not run"
 TABLE_15_TOKENIZER = VqganConfig(num_codes=1024)
+DAVIS_SEQUENCES = 30  # of DAVIS-2017's val.txt
+FREE_SETTINGS = {"read_batch", "cache", "cache_gb"}  # of a protocol: they change no figure
 LAST_SHARE = 0.02  # of the logged steps, whose mean loss is that at the end: as comparison.py's
 
 
@@ -58,12 +60,15 @@ class Filled:
         ours: one a column; None where it was not run.
         run: the run that was read, or None.
         cost: tokens and time of its training, in words.
+        departures: how it was not made as its recipe and its protocol say, in words; empty where
+            it was.
     """
 
     row: Row
     ours: tuple[Ours | None, ...]
     run: Path | None
     cost: str
+    departures: tuple[str, ...] = ()
 
 
 def recipe_of(row: Row, *, small: bool) -> str | None:
@@ -109,23 +114,26 @@ def _cells(one: Filled, *, small: bool) -> list[str]:
     cells, notes = [one.row.label], []
     for number, ours in zip(one.row.paper, one.ours, strict=True):
         if ours is None:
-            shown = [NOT_RUN if one.row.recipe or one.row.preset else "", ""]
+            shown = [NOT_RUN if one.row.is_ours else "", ""]
         else:
             shown = [f"{ours.value:.4g}", f"{ours.value - number:+.3g}"]
             notes.append(ours.note)
         cells += [f"{number:g}", *shown[: 1 if small else 2]]
+    notes += one.departures
     return [*cells, "; ".join(filter(None, notes)), str(one.run or ""), one.cost]
 
 
 def _fill(entry: Entry, row: Row, runs: Path, *, small: bool) -> Filled:
-    name = recipe_of(row, small=small)
-    if not entry.measures or (name is None and row.preset is None):
+    recipe = recipe_of(row, small=small)
+    if not entry.measures or not row.is_ours:
         return Filled(row, (None,) * len(entry.columns), None, "")
+    name = recipe or row.run
     folder = None if name is None or not (runs / name / METRICS).is_file() else runs / name
     record = None if folder is None else read_run(folder)
-    asked = _Asked(entry, row, name, small, record)
+    asked = _Asked(entry, row, recipe, small, record)
     ours = tuple(MEASURES[measure](asked) for measure in entry.measures)
-    return Filled(row, ours, folder, _cost(record))
+    told = tuple(_departures(asked)) if any(ours) else ()
+    return Filled(row, ours, folder, _cost(record), told)
 
 
 @dataclass(frozen=True)
@@ -174,20 +182,30 @@ def _probe(asked: _Asked) -> Ours | None:
 
 @dataclass(frozen=True)
 class Tracked:
-    """Of track/summary.json what is shown: figures by name, of each layer."""
+    """Of track/summary.json what is shown: figures by name, of each layer, and of what they are."""
 
     best_layer: int
     layers: list[dict[str, int | str | float]]
+    step: int
+    resolution: int
+    frames: dict[str, int]
 
 
 TRACKED = TypeAdapter(Tracked)
 
 
-def _track(asked: _Asked, figure: str) -> Ours | None:
-    """A figure of DAVIS at the layer with the best J&F, in per cent."""
+def _tracked(asked: _Asked) -> Tracked | None:
+    """What was tracked at the resolution of the row."""
     if asked.results is None or not (path := asked.results / "summary.json").is_file():
         return None
     tracked = parse(TRACKED, json_object(path.read_bytes(), str(path)), str(path))
+    return tracked if tracked.resolution == asked.row.resolution else None
+
+
+def _track(asked: _Asked, figure: str) -> Ours | None:
+    """A figure of DAVIS at the layer with the best J&F, in per cent."""
+    if (tracked := _tracked(asked)) is None:
+        return None
     best = next(one for one in tracked.layers if one["layer"] == tracked.best_layer)
     return Ours(100 * float(best[figure]), f"layer {tracked.best_layer}")
 
@@ -235,6 +253,59 @@ MEASURES: dict[Measure, Callable[[_Asked], Ours | None]] = {
     "parameters": _parameters,
     "compute": _compute,
 }
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Of a probing's summary.json the checkpoint and every choice."""
+
+    step: int
+    protocol: dict[str, Any]
+
+
+PROBING = TypeAdapter(Probing)
+
+
+def _departures(asked: _Asked) -> Iterator[str]:
+    """How a row was not made as its recipe and its protocol say."""
+    record = asked.record
+    if record is None:
+        return
+    if asked.recipe is not None:
+        steps = read_recipe(asked.recipe).training.steps
+        if record.last_step < steps:
+            yield f"trained {record.last_step:,} of {steps:,} steps"
+    measured: Probing | Tracked | None = None
+    if "probe" in asked.entry.measures:
+        measured = _probing(asked)
+        yield from () if measured is None else _changed_settings(asked, measured)
+    elif any(measure.startswith("track") for measure in asked.entry.measures):
+        measured = _tracked(asked)
+        if measured is not None and len(measured.frames) != DAVIS_SEQUENCES:
+            yield f"{len(measured.frames)} sequences, and the paper has {DAVIS_SEQUENCES}"
+    if measured is not None and measured.step < record.last_step:
+        yield f"measured at step {measured.step:,}, before the last"
+
+
+def _probing(asked: _Asked) -> Probing | None:
+    assert asked.results is not None
+    path = asked.results / "summary.json"
+    if not path.is_file():
+        return None
+    return parse(PROBING, json_object(path.read_bytes(), str(path)), str(path))
+
+
+def _changed_settings(asked: _Asked, probing: Probing) -> Iterator[str]:
+    """What `--set`, `--pool` and `--layers` changed of a protocol; others have none."""
+    assert asked.results is not None
+    if asked.results.parent.name != PROBE_FOLDER.name:
+        return
+    protocol = read_probe_recipe(asked.results.name).probes.model_dump(mode="json")
+    free = FREE_SETTINGS if asked.entry.layer is None else FREE_SETTINGS | {"layers"}
+    found: dict[str, Any] = probing.protocol["probes"]
+    changed = [name for name in protocol if name not in free and found.get(name) != protocol[name]]
+    if changed:
+        yield f"other {', '.join(changed)} than {asked.results.name} has"
 
 
 def _cost(record: RunRecord | None) -> str:

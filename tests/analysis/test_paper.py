@@ -8,7 +8,7 @@ import pytest
 
 from toto.analysis.paper import ablation, paper
 from toto.analysis.paper_report import gather, write_paper_page
-from toto.analysis.reproduced import filled, recipe_of, table_cells
+from toto.analysis.reproduced import SMALL_PROBE, filled, recipe_of, table_cells
 from toto.errors import UserError
 from toto.recipe.reader import read_probe_recipe, read_recipe
 
@@ -147,6 +147,16 @@ def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
     entry = ablation("pooling")
     _, cells = table_cells(entry, filled(entry, tmp_path, small=False), small=False)
     assert cells[0][4].endswith("layer 9; " + departures()[0])
+
+
+def test_a_small_row_says_that_it_was_probed_otherwise(tmp_path):
+    run = tmp_path / "arch_mamba_small"
+    write_run(run, 0.4)
+    probes = SMALL_PROBE | {"epochs": 20}
+    summary = {"step": 10**9, "source": "pictures", "protocol": {"probes": probes}}
+    (run / "probe/summary.json").write_text(json.dumps(summary))
+    rows = filled(ablation("architecture"), tmp_path, small=True)
+    assert rows[1].departures == ("other epochs than `toto ablate` has",)
 
 
 def test_an_unfinished_run_reproduces_nothing(tmp_path):

@@ -40,7 +40,9 @@ def test_what_is_missing_is_trained_and_probed_in_the_order_of_the_table(tmp_pat
     commands, done, _ = steps
     done.add("arch_mamba_small")
     (tmp_path / "runs/arch_mamba_small/probe").mkdir(parents=True)
-    (tmp_path / "runs/arch_mamba_small/probe/summary.json").write_text('{"step": 3}')
+    (tmp_path / "runs/arch_mamba_small/probe/summary.json").write_text(
+        '{"step": 3, "best": {"average": {}, "attention": {}}}'
+    )
     (tmp_path / "runs/arch_llama_small").mkdir()
     printed = toto("ablate", "architecture", "--small", "--gpus", 2, cwd=tmp_path).stdout
     assert [words[:2] for words in commands] == [
@@ -79,6 +81,31 @@ def test_one_row_alone(tmp_path, steps):
     only = ("--only", "arch_mamba_small")
     toto("ablate", "architecture", "--small", *only, cwd=tmp_path)
     assert [words[1] for words in commands] == ["arch_mamba_small", "runs/arch_mamba_small"]
+
+
+def test_a_probing_without_a_pooling_of_the_table_is_made_anew(tmp_path, steps):
+    commands, done, _ = steps
+    done.add("ablation_dvae16_small")
+    folder = tmp_path / "runs/ablation_dvae16_small/probe"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"step": 3, "best": {"average": {}}}')
+    toto("ablate", "pooling", "--small", cwd=tmp_path)
+    assert commands[0] == [
+        "probe", "runs/ablation_dvae16_small", "--pool", "average", "--pool", "attention",
+        "--set", "max_samples=10000", "--set", "epochs=5", "--set", "batch_size=64",
+        "--set", "learning_rates=[0.003]",
+    ]  # fmt: skip
+
+
+def test_a_row_alone_does_not_go_on_from_a_run_that_is_not_done(tmp_path, steps):
+    commands, done, _ = steps
+    only = ("--only", "resolution_16to32_small")
+    refused = toto("ablate", "resolution", "--small", *only, cwd=tmp_path, code=2)
+    assert "goes on from runs/resolution_16_small, which is not done" in refused.stderr
+    assert commands == []
+    done.add("resolution_16_small")
+    toto("ablate", "resolution", "--small", *only, cwd=tmp_path)
+    assert commands[0] == ["train", "resolution_16to32_small"]
 
 
 def test_the_mistake_of_a_step_ends_the_command_as_its_own(tmp_path):

@@ -142,8 +142,20 @@ def test_classes_are_learned_through_the_whole_model(trained):
     assert (row["layer"], row["chance"]) == (1, 0.5)
     done = toto("generate", "runs/tiny-classify", cwd=trained, code=2)
     assert "Take a causal model" in done.stderr
+    done = toto("analyze", "token-loss", "runs/tiny-classify", "videos", cwd=trained, code=2)
+    assert "learned to tell classes apart, and no longer predicts tokens" in done.stderr
     toto("report", "runs/tiny-classify", cwd=trained)
     assert "of classes are right" in (run / "report.html").read_text()
+
+
+def test_tokens_cannot_be_mixed(trained, tiny_datasets, tmp_path):
+    toto("tokenize", tiny_datasets / "videos-train", tmp_path / "tokens", "--recipe",
+         write_recipe(tmp_path, tiny_recipe(tiny_datasets)), cwd=trained)  # fmt: skip
+    done = toto("finetune", "runs/tiny", "--classify", "--steps", "2", "--output", "runs/mixed",
+                "--set", "task.mixup=0.8",
+                "--set", f"data.sources={{videos: {{path: {tmp_path / 'tokens'}}}}}",
+                cwd=trained, code=2)  # fmt: skip
+    assert "holds tokens, and task.mixup mixes pixels" in done.stderr
 
 
 @pytest.fixture(scope="module")

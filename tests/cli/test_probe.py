@@ -104,6 +104,10 @@ def test_a_protocol_names_its_own_data_and_the_command_line_goes_on_top(trained)
     assert "verb: probe" in toto("show", "protocol.yaml", cwd=trained).stdout
     done = toto(*command, "--source", "yours", cwd=trained, code=2)
     assert "--source yours: there are mine" in done.stderr
+    protocol["data"]["sources"]["mine"]["validation"] = "videos-train"
+    write_recipe(trained, protocol, "protocol.yaml")
+    done = toto(*command, cwd=trained, code=2)
+    assert "probes would be scored on what they learned" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,3 +155,5 @@ def test_packed_pictures_are_probed(tmp_path, tiny_folders):
     assert losses[0] != losses[1]
     done = toto("probe", "--set", "test_clips=2", cwd=tmp_path, code=2)
     assert "holds pictures, which have one" in done.stderr
+    done = toto("probe", "--set", "frames=2", cwd=tmp_path, code=2)
+    assert "holds pictures, which are read alone" in done.stderr

@@ -354,6 +354,13 @@ def test_the_rate_rises_from_0_and_falls_to_0():
         settings(epochs=10, warmup_epochs=10)
 
 
+def test_batches_that_cut_shared_sequences_are_refused(train, validation):
+    uncached = settings(cache="none", batch_size=10, epochs=1)
+    with pytest.raises(UserError, match="each batch of 10 would cut one short"):
+        probe(train, validation, uncached, context=4)
+    probe(train, validation, settings(batch_size=10, epochs=1), context=4)
+
+
 def test_packed_pictures_are_read_in_an_order_without_their_classes(train, validation):
     """All samples of a class stand together in a folder: as neighbours they would tell it."""
     train.codes_STHW, validation.codes_STHW = train.codes_STHW[:, :1], validation.codes_STHW[:, :1]

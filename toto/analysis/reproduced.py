@@ -24,9 +24,23 @@ if TYPE_CHECKING:
     from toto.analysis.paper import Entry, Measure, Row
     from toto.analysis.runs import RunRecord
 
-__all__ = ["SMALL_NOTE", "Filled", "Ours", "filled", "recipe_of", "results_of", "table_cells"]
+__all__ = [
+    "SMALL",
+    "SMALL_NOTE",
+    "SMALL_PROBE",
+    "Filled",
+    "Ours",
+    "filled",
+    "recipe_of",
+    "results_of",
+    "table_cells",
+]
 
 SMALL = "_small"
+# How the tables of docs/records are probed: minutes on a laptop; the paper's size has protocols.
+SMALL_PROBE: dict[str, Any] = {
+    "max_samples": 10_000, "epochs": 5, "batch_size": 64, "learning_rates": [0.003],
+}  # fmt: skip
 SMALL_NOTE = (
     "small: other data, size and schedule than the paper's; only the rows can be compared with "
     "each other"
@@ -298,14 +312,18 @@ def _probing(asked: _Asked) -> Probing | None:
 def _changed_settings(asked: _Asked, probing: Probing) -> Iterator[str]:
     """What `--set`, `--pool` and `--layers` changed of a protocol; others have none."""
     assert asked.results is not None
-    if asked.results.parent.name != PROBE_FOLDER.name:
-        return
-    protocol = read_probe_recipe(asked.results.name).probes.model_dump(mode="json")
     free = FREE_SETTINGS if asked.entry.layer is None else FREE_SETTINGS | {"layers"}
-    found: dict[str, Any] = probing.protocol["probes"]
-    changed = [name for name in protocol if name not in free and found.get(name) != protocol[name]]
+    if asked.small:
+        protocol, name = SMALL_PROBE, "`toto ablate`"
+    elif asked.results.parent.name == PROBE_FOLDER.name:
+        name = asked.results.name
+        protocol = read_probe_recipe(name).probes.model_dump(mode="json")
+    else:
+        return
+    found: dict[str, Any] = probing.protocol.get("probes") or {}
+    changed = [key for key in protocol if key not in free and found.get(key) != protocol[key]]
     if changed:
-        yield f"other {', '.join(changed)} than {asked.results.name} has"
+        yield f"other {', '.join(changed)} than {name} has"
 
 
 def _cost(record: RunRecord | None) -> str:

@@ -68,7 +68,8 @@ def run_probes(
         say: called with one line about the bank and one about the cache, before the work begins.
 
     Raises:
-        UserError: a layer that the model lacks, or a cache that was asked for and does not fit.
+        UserError: a layer that the model lacks, a cache that was asked for and does not fit, or
+            batches that cut the sequences which pictures share.
         DataError: an empty dataset, a sample without label or of an unknown class.
         RunError: features that are not finite.
     """
@@ -88,6 +89,11 @@ def run_probes(
     source = reader(train)
     width = model.backbone.config.width
     plan = plan_cache(source, samples, width, settings, store)
+    if plan.kind == "none" and settings.batch_size % context:
+        raise UserError(
+            f"context: packed puts {context} pictures into a sequence, and each batch of "
+            f"{settings.batch_size} would cut one short. Take a batch_size that {context} divides"
+        )
     bank = ProbeBank(settings, layers=layers, width=width, num_classes=num_classes)
     bank.to(source.device)
     say(_describe(bank, settings))

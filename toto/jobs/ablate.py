@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toto.analysis.paper import ablation
-from toto.analysis.reproduced import SMALL_NOTE, Filled, filled, recipe_of, results_of, table_cells
+from toto.analysis.reproduced import (
+    SMALL,
+    SMALL_NOTE,
+    SMALL_PROBE,
+    Filled,
+    filled,
+    recipe_of,
+    results_of,
+    table_cells,
+)
 from toto.analysis.runs import PROBE_FOLDER
 from toto.errors import RunError, UserError, error_of_code
 from toto.files import disk_errors, write_atomic
@@ -25,15 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from toto.analysis.paper import Entry
+    from toto.analysis.paper import Entry, Row
 
 __all__ = ["ablate"]
 
-# How the tables of docs/records are probed: minutes on a laptop; the paper's size has protocols.
-SMALL_PROBE = (
-    "--pool", "average", "--pool", "attention", "--set", "max_samples=10000", "--set", "epochs=5",
-    "--set", "batch_size=64", "--set", "learning_rates=[0.003]", "--set", "cache_gb=10",
-)  # fmt: skip
+SMALL_POOLS = ("average", "attention")
+SMALL_CACHE_GB = 10  # features of 16 × 16 tokens fit
 
 
 def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, show: bool) -> None:
@@ -50,7 +56,8 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
         show: print what there is, and run nothing.
 
     Raises:
-        UserError: no such table, a recipe that is not of it, or the mistake of a step.
+        UserError: no such table, a recipe that is not of it, one that goes on from a run that is
+            not done, or the mistake of a step.
         RunError: a step failed.
         StoppedError: a scheduler's signal stopped a training; all is saved.
     """
@@ -68,6 +75,7 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
             name = recipe_of(row, small=small)
             if name is None or (only and name not in only):
                 continue
+            _require_origin(row, name, small=small)
             if not _trained(name, gpus):
                 say(f"stopped at {name}; the same command goes on")
                 return
@@ -80,6 +88,18 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
 def _recipes(entry: Entry, *, small: bool) -> list[str]:
     names = (recipe_of(row, small=small) for row in entry.rows)
     return list(dict.fromkeys(name for name in names if name))
+
+
+def _require_origin(row: Row, name: str, *, small: bool) -> None:
+    """Whoever asks for one row alone must have made the run that it goes on from."""
+    if row.after is None or _done(RUNS / name):
+        return
+    origin = f"{row.after}{SMALL}" if small else row.after
+    if not _done(RUNS / origin):
+        raise UserError(
+            f"{name} goes on from {RUNS / origin}, which is not done. Leave --only out, or add "
+            f"--only {origin}"
+        )
 
 
 def _trained(name: str, gpus: int | None) -> bool:
@@ -99,7 +119,12 @@ def _probe(run: Path, results: str | None) -> None:
     if _probed(run, results):
         return
     protocol = Path(results).name
-    words = SMALL_PROBE if results == str(PROBE_FOLDER) else ("--recipe", protocol)
+    words = ["--recipe", protocol]
+    if results == str(PROBE_FOLDER):
+        words = [word for pool in SMALL_POOLS for word in ("--pool", pool)]
+        for name, value in SMALL_PROBE.items():
+            words += ["--set", f"{name}={value}"]
+        words += ["--set", f"cache_gb={SMALL_CACHE_GB}"]
     _toto(["probe", str(run), *words])
 
 
@@ -112,6 +137,8 @@ def _probed(run: Path, results: str) -> bool:
     if not path.is_file():
         return False
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if results == str(PROBE_FOLDER) and not summary["best"].keys() >= set(SMALL_POOLS):
+        return False
     return bool(summary["step"] == look_at(run).checkpoint)
 
 
@@ -156,6 +183,7 @@ def _write(entry: Entry, rows: Sequence[Filled], *, small: bool) -> None:
             },
             "run": None if one.run is None else str(one.run),
             "cost": one.cost,
+            "departures": list(one.departures),
         }
         for one in rows
     ]

@@ -23,7 +23,7 @@ def labels_of(recipe: TrainRecipe, sources: Sequence[Source]) -> Labels | None:
 
     Raises:
         DataError: a source without labels, other classes than another's, videos beside pictures,
-            or what cannot be classified.
+            what cannot be classified, or tokens that are to be mixed.
     """
     task = recipe.task
     assert isinstance(task, ModelTaskConfig)
@@ -43,6 +43,8 @@ def labels_of(recipe: TrainRecipe, sources: Sequence[Source]) -> Labels | None:
                 )
     if isinstance(task, ClassifyConfig):
         _require_one_class_a_sequence(recipe, chosen)
+        if task.mixup:
+            _require_pixels(chosen)
     numbers = tuple(number for number, source in enumerate(sources) if source.name in names)
     return Labels(numbers, len(first.classes), first.kind == "images")
 
@@ -85,6 +87,15 @@ def _require_labels(dataset: Dataset, name: str, task: ModelTaskConfig) -> None:
             f"data.sources.{name}: {dataset.path} has no labels, and task {task.registered_name} "
             "learns from labels. Pack a folder with one sub-folder a class, or leave the source out"
         )
+
+
+def _require_pixels(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if source.train.form == "tokens":
+            raise DataError(
+                f"data.sources.{source.name}: {source.train.path} holds tokens, and task.mixup "
+                "mixes pixels. Name the packed pictures or videos, or write mixup: 0"
+            )
 
 
 def _require_one_class_a_sequence(recipe: TrainRecipe, sources: Sequence[Source]) -> None:

@@ -168,6 +168,11 @@ def _labelled_source(recipe: TrainRecipe, tokenizer: Tokenizer, wanted: str | No
                     f"{source.train.path} and {source.validation.path} have other classes. Pack "
                     "both from folders with the same sub-folders"
                 )
+            if source.train.fingerprint() == source.validation.fingerprint():
+                raise DataError(
+                    f"{source.validation.path} holds the very samples of {source.train.path}, and "
+                    "probes would be scored on what they learned. Name another validation dataset"
+                )
             return source
     raise DataError(
         f"{wanted or 'no source of the run'}: no labels with a validation dataset. Pack a folder "
@@ -181,13 +186,19 @@ def _clips(source: Source, settings: ProbeSettings) -> tuple[LabelledDataset, La
 
     Raises:
         DataError: no labels, videos too short, crops of tokens, tokens of another resolution, clips
-            of pictures, or videos where pictures are to share sequences.
+            or frames of pictures, or videos where pictures are to share sequences.
     """
     assert source.validation is not None
     if settings.context == "packed" and source.train.kind == "videos":
         raise DataError(
             f"context: packed puts pictures into one sequence, and {source.train.path} holds "
             "videos. Write context: single"
+        )
+    alone = settings.context == "single" and source.train.kind == "images"
+    if alone and settings.frames not in (None, 1):
+        raise DataError(
+            f"frames {settings.frames}: {source.train.path} holds pictures, which are read alone. "
+            "Leave it out, or write context: packed"
         )
     if settings.test_clips > 1 and source.validation.kind == "images":
         raise DataError(

@@ -16,10 +16,12 @@ from toto.analysis.token_loss import PositionLosses, baseline_positions, mean_by
 from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
+from toto.errors import UserError
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.sources import open_dataset
 from toto.jobs.trained import build_target_tokenizer, import_all, load_trained, resolve_run
+from toto.tasks.config import ClassifyConfig
 from toto.tasks.next_token import NextTokenTask
 
 if TYPE_CHECKING:
@@ -63,12 +65,18 @@ def analyze_token_loss(
         imports: plug-ins to import first.
 
     Raises:
-        UserError: no such run.
+        UserError: no such run, or one that learned classes.
         DataError: data that are missing, too short, broken, or tokens of another tokenizer.
         RunError: the disk is full or refuses.
     """
     import_all(imports)
-    trained = load_trained(resolve_run(run))
+    found = resolve_run(run)
+    if isinstance(found.recipe.task, ClassifyConfig):
+        raise UserError(
+            f"{found.checkpoint} learned to tell classes apart, and no longer predicts tokens. "
+            "Name a next-token run, such as the one that it began from"
+        )
+    trained = load_trained(found)
     dataset = open_dataset(data)
     if dataset.form == "tokens":
         require_tokenizer(dataset, trained.tokenizer)

@@ -206,6 +206,8 @@ def test_ranks_share_the_held_out_samples(pictures, world):
     ("overrides", "message"),
     [
         (["task={name: next_token_probes, probes: {sources: [nobody]}}"], "there is no source nob"),
+        (["task={name: next_token_probes, probes: {sources: [videos], heads: [average, average]}}"],
+         "heads names one twice"),
         (["task={name: next_token_probes, probes: {sources: [pictures]}}"], "has no labels, and"),
         (["task=classify"], "data.sources.pictures: .* has no labels, and task classify learns"),
         (["task=classify", "mask={name: prefix, frames: 1}"], "task classify predicts classes"),

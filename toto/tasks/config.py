@@ -144,6 +144,11 @@ class ProbesConfig(Config):
         description="peaks, each a probe of its own; they follow the schedule of the run",
     )
 
+    @model_validator(mode="after")
+    def _check_unique(self) -> Self:
+        _require_unique(self, "sources", "heads", "learning_rates")
+        return self
+
     def bank(self) -> ProbeBankConfig:
         """Their bank; normed features go in, so that nothing depends on the batch."""
         return ProbeBankConfig(
@@ -400,8 +405,12 @@ class ProbeBankConfig(TaskConfig):
 
     @model_validator(mode="after")
     def _check_unique(self) -> Self:
-        for name in ("heads", "learning_rates", "weight_decays", "seeds"):
-            values: tuple[object, ...] = getattr(self, name)
-            if any(value in values[:index] for index, value in enumerate(values)):
-                raise ValueError(f"{name} names one twice; name each once")
+        _require_unique(self, "heads", "learning_rates", "weight_decays", "seeds")
         return self
+
+
+def _require_unique(config: Config, *names: str) -> None:
+    for name in names:
+        values: tuple[object, ...] = getattr(config, name)
+        if any(value in values[:index] for index, value in enumerate(values)):
+            raise ValueError(f"{name} names one twice; name each once")

@@ -58,6 +58,14 @@ def test_what_is_missing_is_trained_and_probed_in_the_order_of_the_table(tmp_pat
     assert [row["paper"]["top-1, %"] for row in record] == [48.5, 40.7, 53.2]
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(tmp_path, steps, monkeypatch):
+    monkeypatch.setattr(ablate, "look_at", lambda run: RunState(run=str(run), state="killed"))
+    (tmp_path / "runs/arch_gpt2_small").mkdir(parents=True)
+    toto("ablate", "architecture", "--small", "--only", "arch_gpt2_small", cwd=tmp_path)
+    # `toto train` alone would refuse the folder.
+    assert steps[0][0] == ["train", "arch_gpt2_small", "--resume"]
+
+
 def test_a_stopped_training_stops_the_table(tmp_path, steps):
     commands, _, stopped = steps
     stopped.add("arch_gpt2_small")

@@ -107,7 +107,7 @@ def _trained(name: str, gpus: int | None) -> bool:
     run = RUNS / name
     if not _done(run):
         words = ["train", name]
-        if run.is_dir() and look_at(run).checkpoint is not None:
+        if run.is_dir():  # one without a checkpoint goes on from its beginning
             words.append("--resume")
         _toto([*words, *([] if gpus is None else ["--gpus", str(gpus)])])
     return _done(run)

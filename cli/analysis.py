@@ -71,7 +71,7 @@ def coordinates(
 def token_loss(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory or checkpoint")],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="a packed dataset, or its tokens, of the run's tokenizer")
+        str, typer.Argument(metavar="DATA", help="a packed dataset, or its tokens by the run's own")
     ],
     out: Annotated[
         Path | None,

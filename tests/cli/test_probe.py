@@ -54,6 +54,9 @@ def test_augmented_views_and_every_choice_are_recorded(trained):
     assert {row["weight_decay"] for row in rows_of(trained)} == {0, 0.1}
     chosen = summary_of(trained)["protocol"]["probes"]
     assert (chosen["test_clips"], chosen["data_seed"], chosen["batch_norm"]) == (2, 0, True)
+    conditions = summary_of(trained)["conditions"]
+    assert (conditions["precision"], conditions["clip"]["resolution"]) == ("fp32", 32)
+    assert conditions["validation"] != conditions["data"]
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_a_single_probe_was_not_chosen():
 
 def test_files(results, tmp_path):
     folder = tmp_path / "probe"
-    results.write(folder, source="digits", step=5, protocol={"epochs": 20})
-    results.write(folder, source="digits", step=7, protocol={"epochs": 20})
+    results.write(folder, source="digits", step=5, protocol={"epochs": 20}, conditions={})
+    results.write(folder, source="digits", step=7, protocol={"epochs": 20}, conditions={})
     lines = (folder / "results.jsonl").read_text().splitlines()
     keys = ["layer", "head", "lr", "accuracy", "low", "high", "loss", "chance"]
     keys += ["weight_decay", "seed"]

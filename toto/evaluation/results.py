@@ -155,7 +155,13 @@ class ProbeResults:
         )
 
     def write(
-        self, folder: Path, *, source: str, step: int, protocol: Mapping[str, object]
+        self,
+        folder: Path,
+        *,
+        source: str,
+        step: int,
+        protocol: Mapping[str, object],
+        conditions: Mapping[str, object],
     ) -> None:
         """Write `results.jsonl`, a row a line, and `summary.json`; each replaces an older one.
 
@@ -164,6 +170,7 @@ class ProbeResults:
             source: what the samples are of.
             step: of the checkpoint that was probed.
             protocol: every choice, as plain values of JSON.
+            conditions: what the protocol leaves to the run and the machine, likewise.
 
         Raises:
             RunError: the disk is full or refuses.
@@ -173,6 +180,7 @@ class ProbeResults:
             "source": source,
             "step": step,
             "protocol": protocol,
+            "conditions": conditions,
             "best": {head: asdict(self.best(head)) for head in self.heads},
             "train_samples": self.train_samples,
             "validation_samples": self.validation_samples,

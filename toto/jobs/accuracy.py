@@ -144,6 +144,16 @@ def write_accuracies(
         source=", ".join(part.source.name for part in held_out),
         step=step,
         protocol=recipe.task.model_dump(mode="json"),
+        conditions={
+            "data": {source.name: source.train.fingerprint() for source in labelled},
+            "validation": {
+                part.source.name: part.source.validation.fingerprint()
+                for part in held_out
+                if part.source.validation is not None
+            },
+            "precision": recipe.training.precision,
+            "device": recipe.training.device,
+        },
     )
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json")

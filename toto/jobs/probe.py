@@ -81,6 +81,7 @@ def start_probing(request: ProbeRequest) -> None:
         f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
         f"{len(validation):,} validation samples of {classes} classes"
     )
+    origin = _origin(trained, labelled)
     folder = found.run / FOLDER / ("" if request.recipe is None else protocol.name)
     with progress_bar("probing", "samples") as progress:
         results = run_probes(
@@ -92,13 +93,19 @@ def start_probing(request: ProbeRequest) -> None:
             num_classes=classes,
             precision=trained.precision,
             context=found.recipe.clip.frames if settings.context == "packed" else 1,
-            store=FeatureStore(folder / FEATURES, _origin(trained, labelled)),
+            store=FeatureStore(folder / FEATURES, origin),
             progress=progress,
             say=say,
         )
     step = found.meta.step
+    assert labelled.validation is not None
     results.write(
-        folder, source=labelled.name, step=step, protocol=protocol.model_dump(mode="json")
+        folder,
+        source=labelled.name,
+        step=step,
+        protocol=protocol.model_dump(mode="json"),
+        conditions=origin
+        | {"validation": labelled.validation.fingerprint(), "precision": trained.precision},
     )
     title = f"{found.run.name} at step {step:,} on {labelled.name}"
     draw_layer_curve(folder / CURVE, results.rows, title)

@@ -164,13 +164,18 @@ def test_an_unfinished_run_reproduces_nothing(tmp_path):
         write_run(tmp_path / name, 0.5, steps=10)
     entry = gather(named("Figure 2"), tmp_path)
     assert entry.state == "in part"
+    write_paper_page(tmp_path / "paper.html", [entry], tmp_path)
+    assert "Not run:" not in (tmp_path / "paper.html").read_text()
     assert "trained 10 of 1,000,000 steps" in entry.tables[0].rows[0][4]
 
 
 def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
     (tmp_path / "quickstart/probe").mkdir(parents=True)
     (tmp_path / "quickstart/probe/curve.png").write_bytes(b"a picture")
-    assert gather(named("Figure 4"), tmp_path).state == "drawn"
+    entry = gather(named("Figure 4"), tmp_path)
+    assert entry.state == "drawn"
+    write_paper_page(tmp_path / "paper.html", [entry], tmp_path)
+    assert "Not run:" not in (tmp_path / "paper.html").read_text()
 
 
 @pytest.mark.parametrize(

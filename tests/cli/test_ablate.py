@@ -101,7 +101,7 @@ def test_a_probing_without_a_pooling_of_the_table_is_made_anew(tmp_path, steps):
     assert commands[0] == [
         "probe", "runs/ablation_dvae16_small", "--pool", "average", "--pool", "attention",
         "--set", "max_samples=10000", "--set", "epochs=5", "--set", "batch_size=64",
-        "--set", "learning_rates=[0.003]",
+        "--set", "learning_rates=[0.003]", "--set", "cache_gb=10",
     ]  # fmt: skip
 
 

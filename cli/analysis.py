@@ -71,7 +71,8 @@ def coordinates(
 def token_loss(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory or checkpoint")],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="a packed dataset, or its tokens by the run's own")
+        str,
+        typer.Argument(metavar="DATA", help="a packed dataset, or tokens of the run's tokenizer"),
     ],
     out: Annotated[
         Path | None,

@@ -72,6 +72,14 @@ def test_tracking_losses_by_position_protocols_and_classes_are_shown(tmp_path: P
         assert shown in page.text
 
 
+def test_a_model_that_tells_classes_has_no_loss_by_frame(tmp_path: Path) -> None:
+    lines = [train_line(10), eval_line(10, {"digits": {"loss": 2.0, "accuracy": 0.25}})]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = render(content(tmp_path), tmp_path)
+    assert "25.0% of classes are right" in page.text
+    assert "Loss by frame" not in page.text
+
+
 def test_a_broken_finding_is_named(tmp_path: Path) -> None:
     (tmp_path / "track").mkdir()
     (tmp_path / "track" / "summary.json").write_text('{"step": 5}')

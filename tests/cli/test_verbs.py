@@ -17,6 +17,7 @@ from tiny_runs import tiny_recipe
 from toto.data.index import Dataset
 from toto.errors import CheckpointError, RunError
 from toto.jobs.finetune import FinetuneRequest, finetune_recipe
+from toto.jobs.history import first_start
 from toto.jobs.sources import MAKERS
 from toto.jobs.trained import resolve_run
 from toto.recipe.reader import check_recipe
@@ -79,6 +80,9 @@ def test_a_bare_resume_goes_on_with_the_newest_finetuning(trained, tmp_path):
         found = "going on with the newest fine-tuning: runs/finer/checkpoints/step-00000003"
         assert found in done.stdout
         assert training_losses(tmp_path / "runs/finer") == expected
+        begun = first_start(tmp_path / "runs/finer")
+        assert begun is not None
+        assert begun.command == f"toto {' '.join(command)}", "which the page says to repeat"
         shutil.rmtree(tmp_path / "runs/finer/checkpoints/step-00000004")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["finer", "tiny"]
 

@@ -96,17 +96,7 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
             training + validation,
             content.command,
         ),
-        Section(
-            "Loss by frame",
-            "The last evaluation, frame by frame: a curve that falls from left to right means that "
-            "the model uses the frames it has seen.",
-            [
-                plots.loss_by_frame(loss, source, unit)
-                for source, loss in last.items()
-                if loss.frame_loss is not None
-            ],
-            content.command,
-        ),
+        *_frame_sections(content),
         Section(
             "The course of the training",
             COURSE_CAPTION + (UTILISATION if _knows_utilisation(record) else ""),
@@ -114,6 +104,27 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
             content.command,
             small=True,
         ),
+    ]
+
+
+def _frame_sections(content: TrainingReport) -> list[Section]:
+    """None of a model that tells classes: it was evaluated, and has no loss of frames."""
+    evals = content.record.evals
+    panels = [
+        plots.loss_by_frame(loss, source, content.loss_unit)
+        for source, loss in (evals[-1].sources if evals else {}).items()
+        if loss.frame_loss is not None
+    ]
+    if evals and not panels:
+        return []
+    return [
+        Section(
+            "Loss by frame",
+            "The last evaluation, frame by frame: a curve that falls from left to right means that "
+            "the model uses the frames it has seen.",
+            panels,
+            content.command,
+        )
     ]
 
 

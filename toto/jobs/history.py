@@ -28,6 +28,7 @@ __all__ = [
     "End",
     "Start",
     "append",
+    "first_start",
     "last_start",
     "note_end",
     "note_failure",
@@ -150,6 +151,17 @@ def last_start(run: Path) -> Start | None:
     """
     starts = [entry for entry in read_history(run) if isinstance(entry, Start)]
     return starts[-1] if starts else None
+
+
+def first_start(run: Path) -> Start | None:
+    """The start that the run began with, not the ones that went on; None if none is recorded.
+
+    Raises:
+        DataError: see `read_history`.
+    """
+    starts = [entry for entry in read_history(run) if isinstance(entry, Start)]
+    begun = [entry for entry in starts if entry.resumed_from is None]
+    return begun[-1] if begun else None
 
 
 def note_end(run: Path, *, step: int, interrupted: bool) -> None:

@@ -17,7 +17,7 @@ from toto.analysis.training_report import TrainingReport, write_training_report
 from toto.data.clips import FrameList, read_clip
 from toto.data.config import ClipConfig
 from toto.jobs.console import say
-from toto.jobs.history import last_start
+from toto.jobs.history import first_start, last_start
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE
 from toto.jobs.sources import named_stream, open_dataset
@@ -141,14 +141,15 @@ def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:
 
 
 def _started(found: FoundCheckpoint) -> dict[str, Any]:
-    """Command and versions of the run's last start; its checkpoint knows the versions too."""
+    """What began the run, and the versions of its last start; its checkpoint knows them too."""
     start = last_start(found.run)
     if start is None:
         return {
             "command": f"{COMMANDS[found.recipe.verb]} {RECIPE_FILE}",
             "versions": found.meta.versions,
         }
-    return {"command": start.command, "versions": start.versions}
+    begun = first_start(found.run) or start
+    return {"command": begun.command, "versions": start.versions}
 
 
 def _peak_line(found: FoundCheckpoint) -> dict[str, str]:

@@ -164,3 +164,11 @@ def test_probes_stand_at_every_layer_of_a_model_without_memory():
     assert {probe.layer for probe in task.classifiers} == set(range(LLAMA.num_layers + 1))
     assert task.bank.members()[0].classifier.weight.shape == (CLASSES, LLAMA.width)
     assert not task.can_be_parted
+
+
+def test_labels_count_where_a_prefix_leaves_nothing_to_predict(monkeypatch):
+    task = toy_task(PROBES)
+    monkeypatch.setattr(task, "num_targets", lambda batch: 0)
+    engine = toy_engine(task)
+    assert engine.evaluate(toy_batch())["accuracy"].count.max() > 0
+    assert engine.evaluate(replace(toy_batch(), padding=True)) == {}

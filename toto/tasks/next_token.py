@@ -164,6 +164,10 @@ class NextTokenTask(ModelTask):
             metrics["source_loss"] = _by_source(sums_B, batch.source_B, self.num_sources)
         return TaskOutput(losses_BL[:, given:].mean(), metrics)
 
+    def is_padding(self, batch: Batch) -> bool:
+        """As the batch says: a picture as long as the prefix has no target, but maybe a label."""
+        return batch.padding
+
     def num_targets(self, batch: Batch) -> int:
         """T·H·W a sequence, and the end for codes, less a prefix; padding has none."""
         if batch.padding:

@@ -157,7 +157,7 @@ class DeepSpeedEngine(Generic[B]):
                 _, metrics = self._engine(batch.to(self._device))
         finally:
             self._task.train()
-        return dict(metrics) if self._task.num_targets(batch) else {}
+        return {} if self._task.is_padding(batch) else dict(metrics)
 
     def state(self) -> EngineState:
         """See `Engine.state`; copies on the CPU."""

@@ -110,7 +110,7 @@ class LocalEngine(Generic[B]):
                 output = self._task(batch.to(self._device))
         finally:
             self._task.train()
-        return dict(output.metrics) if self._task.num_targets(batch) else {}
+        return {} if self._task.is_padding(batch) else dict(output.metrics)
 
     def state(self) -> EngineState:
         """See `Engine.state`."""

@@ -81,6 +81,10 @@ class Task(nn.Module, ABC, Generic[B]):
     def num_targets(self, batch: B) -> int:
         """How many targets `loss` is the mean of: the micro-batch's weight in its step."""
 
+    def is_padding(self, batch: B) -> bool:
+        """Whether its metrics count nothing: it only keeps this rank in step with the others."""
+        return self.num_targets(batch) == 0
+
     @abstractmethod
     def param_roles(self) -> dict[str, ParamRole]:
         """The role of every parameter of `trainable`, by its name in `named_parameters()`."""

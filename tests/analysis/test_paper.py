@@ -144,6 +144,10 @@ def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
     assert departures() == (f"other epochs, max_samples than {protocol} has",)
     write_summary(run, protocol, step=end - 1)
     assert departures() == (f"measured at step {end - 1:,}, before the last",)
+    older = {"step": end, "source": "imagenet"}
+    (run / "probe" / protocol / "summary.json").write_text(json.dumps(older))
+    assert departures() == ("its settings are not on record",)
+    write_summary(run, protocol, step=end - 1)
     entry = ablation("pooling")
     _, cells = table_cells(entry, filled(entry, tmp_path, small=False), small=False)
     assert cells[0][4].endswith("layer 9; " + departures()[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -271,10 +271,10 @@ MEASURES: dict[Measure, Callable[[_Asked], Ours | None]] = {
 
 @dataclass(frozen=True)
 class Probing:
-    """Of a probing's summary.json the checkpoint and every choice."""
+    """Of a probing's summary.json the checkpoint and every choice, which older ones lack."""
 
     step: int
-    protocol: dict[str, Any]
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 PROBING = TypeAdapter(Probing)
@@ -319,6 +319,9 @@ def _changed_settings(asked: _Asked, probing: Probing) -> Iterator[str]:
         name = asked.results.name
         protocol = read_probe_recipe(name).probes.model_dump(mode="json")
     else:
+        return
+    if not probing.protocol:
+        yield "its settings are not on record"
         return
     found: dict[str, Any] = probing.protocol.get("probes") or {}
     changed = [key for key in protocol if key not in free and found.get(key) != protocol[key]]

@@ -19,7 +19,7 @@ from toy_pretraining import (
 
 from toto.errors import UserError
 from toto.model import AutoregressiveModel
-from toto.tasks.config import ClassifyConfig, Labels, NextTokenProbesConfig
+from toto.tasks.config import ClassifyConfig, Labels, ModelParts, NextTokenProbesConfig
 from toto.training.config import ScheduleConfig
 from toto.training.distributed import Ranks
 from toto.training.engine_deepspeed import DeepSpeedEngine
@@ -48,7 +48,7 @@ def task_of(name: str):
     tokenizer = BrightnessConfig()
     model = AutoregressiveModel(tokenizer, BACKBONES["llama"])
     labels = Labels((0,), CLASSES, is_image=True)
-    return TASKS[name].build(model, tokenizer.build(), None, num_sources=3, labels=labels)
+    return TASKS[name].build(ModelParts(model, tokenizer.build(), None, 3, labels))
 
 
 def batches(step: int, ranks: Ranks, name: str):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from toy_brightness import BrightnessConfig
 
 from toto.backbones.config import Gpt2Config, LlamaConfig, MambaConfig
 from toto.data.batch import Batch
 from toto.data.ranks import micro_batches, share
 from toto.model import AutoregressiveModel
 from toto.tasks.next_token import NextTokenTask
-from toto.tokenizers.base import TokenGrid, Tokenizer
-from toto.tokenizers.config import PatchConfig, TokenizerConfig
+from toto.tokenizers.config import PatchConfig
 from toto.training.config import (
     DeepSpeedConfig,
     OptimizerConfig,
@@ -26,7 +25,7 @@ from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 from toto.training.schedule import WarmupCosine
 
-T, H, W, PIXELS, CODES = 2, 2, 2, 8, 12
+T, H, W, PIXELS = 2, 2, 2, 8
 SEQUENCES = 7  # of a step: no number of ranks but 1 divides it
 MICRO_BATCH = 2
 STEPS = 20
@@ -36,37 +35,6 @@ BACKBONES = {
     "gpt2": Gpt2Config(width=16, num_layers=2, num_heads=2, ffn_dim=32),
     "mamba": MambaConfig(width=16, num_layers=2),
 }
-
-
-class BrightnessConfig(TokenizerConfig):
-    """Code = brightness of a 4×4 cell, through weights that nobody trains."""
-
-    registered_name = "brightness"
-
-    @property
-    def codebook_size(self) -> int:
-        return CODES
-
-    def grid(self, resolution: int) -> tuple[int, int]:
-        return resolution // 4, resolution // 4
-
-    def build(self) -> Brightness:
-        return Brightness(self)
-
-
-class Brightness(Tokenizer):
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config)
-        self.pool = nn.Conv2d(3, 1, 4, 4, bias=False)
-        nn.init.constant_(self.pool.weight, 1 / 48)
-
-    def encode(self, pixels_BCHW):
-        assert self.pool.weight.dtype == torch.float32
-        assert self.pool.weight.numel() == 48
-        return TokenGrid((self.pool(pixels_BCHW)[:, 0] * (CODES - 0.001)).long())
-
-    def decode(self, grid):
-        raise NotImplementedError
 
 
 def toy_task(backbone: str = "llama", *, patches: bool = False) -> NextTokenTask:

@@ -12,7 +12,7 @@ from toto.jobs.trained import build_model
 from toto.model_size import ModelSize
 from toto.recipe.derived import derived_numbers
 from toto.recipe.reader import find_recipe, read_recipe
-from toto.tasks.config import ClassifyConfig, Labels
+from toto.tasks.config import ClassifyConfig, Labels, ModelParts
 from toto.tokenizers.config import PatchConfig
 
 IMAGES = 1_281_167  # of ImageNet-1k, §4.1
@@ -77,10 +77,8 @@ def test_a_model_that_classifies_is_built_of_its_recipe(name):
     recipe, classes = read_recipe(name), CLASSES[name]
     assert isinstance(recipe.task, ClassifyConfig)
     with torch.device("meta"):
-        task = recipe.task.build(
-            build_model(recipe), PatchConfig(patch_size=8).build(), None,
-            num_sources=1, labels=Labels((0,), classes, is_image=True),
-        )  # fmt: skip
+        tokenizer, labels = PatchConfig(patch_size=8).build(), Labels((0,), classes, is_image=True)
+        task = recipe.task.build(ModelParts(build_model(recipe), tokenizer, None, 1, labels))
     weights = dict(task.trainable.named_parameters())
     assert weights["classifier.linear.weight"].shape == (classes, recipe.backbone.width)
     total = sum(weight.numel() for weight in weights.values())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from toy_brightness import BrightnessConfig
 
 from toto.backbones.config import LlamaConfig
 from toto.data.batch import Batch
 from toto.layers.masks import CAUSAL, Mask
 from toto.model import AutoregressiveModel
-from toto.tasks.config import Labels, ModelTaskConfig, NextTokenProbesConfig
+from toto.tasks.config import Labels, ModelParts, ModelTaskConfig, NextTokenProbesConfig
 from toto.tasks.next_token import ModelTask
-from toto.tokenizers.base import TokenGrid, Tokenizer
-from toto.tokenizers.config import TokenizerConfig
 from toto.training.config import OptimizerConfig, ScheduleConfig
 from toto.training.engine_local import LocalEngine
 from toto.training.schedule import WarmupCosine
@@ -22,32 +20,7 @@ PROBES = NextTokenProbesConfig.model_validate(
     {"name": "next_token_probes", "probes": {"sources": ["a"], "learning_rates": [1e-2, 3e-2]}}
 )
 PLAIN = NextTokenProbesConfig.model_validate({"name": "next_token_probes", "probes": None})
-CODES, CLASSES, PIXELS = 12, 3, 8
-
-
-class BrightnessConfig(TokenizerConfig):
-    """Code = brightness of a 4×4 cell."""
-
-    registered_name = "brightness"
-
-    @property
-    def codebook_size(self) -> int:
-        return CODES
-
-    def grid(self, resolution: int) -> tuple[int, int]:
-        return resolution // 4, resolution // 4
-
-    def build(self) -> Brightness:
-        return Brightness(self)
-
-
-class Brightness(Tokenizer):
-    def encode(self, pixels_BCHW):
-        cells_BHW = nn.functional.avg_pool2d(pixels_BCHW.mean(1), 4)
-        return TokenGrid((cells_BHW * (CODES - 0.001)).long())
-
-    def decode(self, grid):
-        raise NotImplementedError
+CLASSES, PIXELS = 3, 8
 
 
 def toy_task(
@@ -57,10 +30,8 @@ def toy_task(
     torch.manual_seed(0)
     tokenizer = BrightnessConfig()
     model = AutoregressiveModel(tokenizer, LLAMA, None, mask)
-    return config.build(
-        model, tokenizer.build(), None, num_sources=2,
-        labels=Labels((0,), CLASSES, is_image) if labels else None,
-    )  # fmt: skip
+    learned = Labels((0,), CLASSES, is_image) if labels else None
+    return config.build(ModelParts(model, tokenizer.build(), None, 2, learned))
 
 
 def toy_batch(

@@ -22,8 +22,9 @@ class Row(Config):
 
     Attributes:
         label: as the paper calls it, in words.
-        paper: its numbers, one a column.
+        paper: its numbers, one a column; None where it gives none.
         recipe: that gives ours; None of what the paper compares with, or what toto lacks yet.
+        small: whether there is a small recipe beside it.
         after: the recipe of the run that this one goes on from.
         run: its name, where a command of the table gives it and no recipe.
         preset: of LLaMA, whose parameters are ours; nothing is trained.
@@ -33,8 +34,9 @@ class Row(Config):
     """
 
     label: str
-    paper: tuple[float, ...]
+    paper: tuple[float | None, ...]
     recipe: str | None = None
+    small: bool = True
     after: str | None = None
     run: str | None = None
     preset: str | None = None

@@ -87,7 +87,7 @@ class Filled:
 
 def recipe_of(row: Row, *, small: bool) -> str | None:
     """The recipe of a row, at the paper's size or small; its run has the same name."""
-    if row.recipe is None:
+    if row.recipe is None or (small and not row.small):
         return None
     return f"{row.recipe}{SMALL}" if small else row.recipe
 
@@ -104,7 +104,7 @@ def filled(entry: Entry, runs: Path, *, small: bool) -> list[Filled]:
         DataError: a record of a run that cannot be read.
         RecipeError: a recipe that cannot be read.
     """
-    return [_fill(entry, row, runs, small=small) for row in entry.rows]
+    return [_fill(entry, row, runs, small=small) for row in entry.rows if row.small or not small]
 
 
 def table_cells(
@@ -130,9 +130,10 @@ def _cells(one: Filled, *, small: bool) -> list[str]:
         if ours is None:
             shown = [NOT_RUN if one.row.is_ours else "", ""]
         else:
-            shown = [f"{ours.value:.4g}", f"{ours.value - number:+.3g}"]
+            gap = "" if number is None else f"{ours.value - number:+.3g}"
+            shown = [f"{ours.value:.4g}", gap]
             notes.append(ours.note)
-        cells += [f"{number:g}", *shown[: 1 if small else 2]]
+        cells += ["" if number is None else f"{number:g}", *shown[: 1 if small else 2]]
     notes += one.departures
     return [*cells, "; ".join(filter(None, notes)), str(one.run or ""), one.cost]
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.errors import UserError
-from toto.heads.base import Head
+from toto.heads.base import Head, head_size
 
 if TYPE_CHECKING:
     from toto.heads.config import AttentionConfig
@@ -32,12 +31,7 @@ class AttentionPooling(Head):
     def __init__(self, config: AttentionConfig, width: int) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        if width % self.num_heads:
-            raise UserError(
-                f"head attention: num_heads {self.num_heads} does not divide the features' width "
-                f"{width}; choose one of its divisors"
-            )
-        self.head_dim = width // self.num_heads
+        self.head_dim = head_size("attention", self.num_heads, width)
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)

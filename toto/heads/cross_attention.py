@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toto.errors import UserError
 from toto.heads.attention import attend
-from toto.heads.base import Head
+from toto.heads.base import Head, head_size
 
 if TYPE_CHECKING:
     from toto.heads.config import CrossAttentionConfig
@@ -37,11 +36,7 @@ class CrossAttentionPooling(Head):
     def __init__(self, config: CrossAttentionConfig, width: int) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        if width % self.num_heads:
-            raise UserError(
-                f"head cross_attention: num_heads {self.num_heads} does not divide the features' "
-                f"width {width}; choose one of its divisors"
-            )
+        self.head_dim = head_size("cross_attention", self.num_heads, width)
         hidden = config.mlp_ratio * width
         self.query = nn.Parameter(torch.empty(width))
         self.token_norm = nn.LayerNorm(width)
@@ -71,10 +66,10 @@ class CrossAttentionPooling(Head):
         return out_BD
 
     def _directions_ND(self) -> Tensor:
-        query_NK = self.to_query(self.query).view(self.num_heads, -1)
+        query_NK = self.to_query(self.query).view(self.num_heads, self.head_dim)
         key_NKD = self.key.weight.view(*query_NK.shape, -1)
         return torch.einsum("nk,nkd->nd", query_NK, key_NKD) / math.sqrt(query_NK.shape[1])
 
     def _values_BD(self, context_BND: Tensor) -> Tensor:
-        value_NKD = self.value.weight.view(self.num_heads, -1, context_BND.shape[-1])
+        value_NKD = self.value.weight.view(self.num_heads, self.head_dim, -1)
         return torch.einsum("bnd,nkd->bnk", context_BND, value_NKD).flatten(1) + self.value.bias

@@ -25,7 +25,7 @@ from toto.jobs.sources import Source, open_sources
 from toto.jobs.trained import build_model, fingerprints_in, load_model_weights, resolve_run
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
-from toto.tasks.config import ModelTaskConfig
+from toto.tasks.config import ModelParts, ModelTaskConfig
 from toto.training.checkpoint import check_tensors, read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
@@ -94,9 +94,8 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     assert isinstance(recipe.task, ModelTaskConfig)
     labels = ranks.from_first(lambda: labels_of(recipe, sources))
     scored = ranks.after_first(lambda: HeldOut.of(sources, labels))
-    task = recipe.task.build(
-        model, tokenizer, target_tokenizer, num_sources=len(sources), labels=labels
-    )
+    parts = ModelParts(model, tokenizer, target_tokenizer, len(sources), labels)
+    task = recipe.task.build(parts)
     init_from = recipe.init_from
     if init_from is not None and run.checkpoint is None:
         init_from = _load_initial(init_from, task)

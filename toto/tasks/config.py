@@ -35,6 +35,7 @@ __all__ = [
     "DvaeTaskConfig",
     "FeatureNetworkConfig",
     "Labels",
+    "ModelParts",
     "ModelTaskConfig",
     "NextTokenConfig",
     "NextTokenProbesConfig",
@@ -77,6 +78,25 @@ class Labels:
     is_image: bool
 
 
+@dataclass(frozen=True)
+class ModelParts:
+    """What the task of a model is made of.
+
+    Attributes:
+        model: what is trained.
+        tokenizer: of its inputs.
+        target_tokenizer: of what it predicts; None where the inputs are the targets.
+        num_sources: of the mixture.
+        labels: of the sources that `ModelTaskConfig.labelled` names; None where it names none.
+    """
+
+    model: AutoregressiveModel
+    tokenizer: Tokenizer
+    target_tokenizer: Tokenizer | None
+    num_sources: int
+    labels: Labels | None
+
+
 class ModelTaskConfig(TaskConfig, ABC):
     """Base of the tasks that train a model on the tokens of pictures and videos."""
 
@@ -90,43 +110,17 @@ class ModelTaskConfig(TaskConfig, ABC):
         return ()
 
     @abstractmethod
-    def build(
-        self,
-        model: AutoregressiveModel,
-        tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer | None,
-        *,
-        num_sources: int,
-        labels: Labels | None,
-    ) -> ModelTask:
-        """Make the task.
-
-        Args:
-            model: what is trained.
-            tokenizer: of its inputs.
-            target_tokenizer: of what it predicts; None where the inputs are the targets.
-            num_sources: of the mixture.
-            labels: of the sources that `labelled` names; None where it names none.
-        """
+    def build(self, parts: ModelParts) -> ModelTask:
+        """Make the task."""
 
 
 @TASKS.register("next_token")
 class NextTokenConfig(ModelTaskConfig):
     """Predict the next token: cross-entropy for codes, squared error for patches (paper §3.1)."""
 
-    def build(
-        self,
-        model: AutoregressiveModel,
-        tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer | None,
-        *,
-        num_sources: int,
-        labels: Labels | None,
-    ) -> ModelTask:
+    def build(self, parts: ModelParts) -> ModelTask:
         """See `ModelTaskConfig.build`."""
-        from toto.tasks.next_token import NextTokenTask
-
-        return NextTokenTask(model, tokenizer, target_tokenizer, num_sources=num_sources)
+        return _next_token_task(parts)
 
 
 class ProbesConfig(Config):
@@ -171,24 +165,15 @@ class NextTokenProbesConfig(ModelTaskConfig):
         """Those that the probes name."""
         return () if self.probes is None else self.probes.sources
 
-    def build(
-        self,
-        model: AutoregressiveModel,
-        tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer | None,
-        *,
-        num_sources: int,
-        labels: Labels | None,
-    ) -> ModelTask:
+    def build(self, parts: ModelParts) -> ModelTask:
         """See `ModelTaskConfig.build`."""
         from toto.tasks.finetune import NextTokenProbesTask
-        from toto.tasks.next_token import NextTokenTask
 
-        if self.probes is None or labels is None:
-            return NextTokenTask(model, tokenizer, target_tokenizer, num_sources=num_sources)
+        if self.probes is None or parts.labels is None:
+            return _next_token_task(parts)
         return NextTokenProbesTask(
-            model, tokenizer, target_tokenizer,
-            num_sources=num_sources, labels=labels, probes=self.probes,
+            parts.model, parts.tokenizer, parts.target_tokenizer,
+            num_sources=parts.num_sources, labels=parts.labels, probes=self.probes,
         )  # fmt: skip
 
 
@@ -219,24 +204,25 @@ class ClassifyConfig(ModelTaskConfig):
         """All."""
         return tuple(sources)
 
-    def build(
-        self,
-        model: AutoregressiveModel,
-        tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer | None,
-        *,
-        num_sources: int,
-        labels: Labels | None,
-    ) -> ModelTask:
+    def build(self, parts: ModelParts) -> ModelTask:
         """See `ModelTaskConfig.build`."""
         from toto.tasks.classify import ClassifyTask
 
-        assert labels is not None
+        assert parts.labels is not None
         if self.drop_path:
-            model.backbone.drop_paths(self.drop_path)
+            parts.model.backbone.drop_paths(self.drop_path)
         return ClassifyTask(
-            model, tokenizer, target_tokenizer, num_classes=labels.num_classes, config=self
-        )
+            parts.model, parts.tokenizer, parts.target_tokenizer,
+            num_classes=parts.labels.num_classes, config=self,
+        )  # fmt: skip
+
+
+def _next_token_task(parts: ModelParts) -> ModelTask:
+    from toto.tasks.next_token import NextTokenTask
+
+    return NextTokenTask(
+        parts.model, parts.tokenizer, parts.target_tokenizer, num_sources=parts.num_sources
+    )
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@ import importlib.util
 import numpy as np
 import pytest
 
-from toto.data import samples
+from toto.data import packaged, samples
 from toto.data.decode import count_frames, decode_clip, decode_image
 from toto.data.index import Dataset
+from toto.data.packaged import packaged_file
 from toto.data.samples import SAMPLE_DATASETS, make_samples
 from toto.errors import UserError
 
@@ -76,14 +77,7 @@ def test_training_and_validation_share_no_original(made):
     assert of_split["train"].isdisjoint(of_split["val"])
 
 
-def test_the_full_split_of_digits_and_photographs_is_disjoint():
-    _, labels_N = samples._read_digits()
-    pools = {
-        split: [row for rows in samples._digits_of_split(labels_N, split) for row in rows]
-        for split in ("train", "val")
-    }
-    assert (len(pools["train"]), len(pools["val"])) == (700, 200)
-    assert len({*pools["train"], *pools["val"]}) == 900
+def test_the_full_split_of_photographs_is_disjoint():
     photographs = [path for paths in samples.PHOTOGRAPHS.values() for path in paths]
     assert len(set(photographs)) == len(photographs)
     sides = [split for split, paths in samples.PHOTOGRAPHS.items() if "motorcycle" in str(paths)]
@@ -116,12 +110,8 @@ def test_digits_are_deterministic(made, tmp_path, monkeypatch):
         assert path.read_bytes() == (made[0] / "digits-val" / path.name).read_bytes()
 
 
-def test_a_digit_stays_inside_and_bounces():
-    assert [samples._bounce(place, 4) for place in (0, 3, 4, 5, 8, 9, -1)] == [0, 3, 4, 3, 0, 1, 1]
-
-
 def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"scikit-image.*pip install 'toto\[samples\]'"):
         make_samples(tmp_path / "root")
     assert not (tmp_path / "root").exists() or list((tmp_path / "root").iterdir()) == []
@@ -129,4 +119,4 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no data/none\.png"):
-        samples._package_file("skimage/data/none.png")
+        packaged_file("skimage/data/none.png")

@@ -78,8 +78,8 @@ class DataConfig(Config):
     """The mixture and how it is read."""
 
     root: str = Field("data", description="folder of the datasets, or its address")
-    make: Literal["samples"] | None = Field(
-        None, description="`samples`: make these datasets where root lacks a source's"
+    make: Literal["samples", "moving_digits"] | None = Field(
+        None, description="make these datasets, of installed packages, where root lacks a source's"
     )
     tokens: Literal["in_run", "once"] = Field(
         "in_run",

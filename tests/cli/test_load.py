@@ -71,6 +71,10 @@ def test_generation_goes_on_after_the_prompt(loaded):
     torch.testing.assert_close(video[:, :2], loaded.decode(loaded.encode(pixels)))
     alone = loaded.generate(pixels[1:], 3, sampling=SamplingConfig(top_k=4), seeds=[6])
     torch.testing.assert_close(alone[0], video[1])
+    pictures = loaded.generate(
+        pixels, 3, sampling=SamplingConfig(top_k=4), seeds=[5, 6], images=True
+    )
+    assert not torch.equal(pictures[:, 2:], video[:, 2:])
 
 
 def test_mistakes_are_named(loaded, tmp_path):

@@ -23,17 +23,16 @@ def sequence_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def code_probabilities(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """The distribution that codes are drawn from, most probable code first.
+def code_probabilities(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
+    """The distribution that codes are drawn from.
 
     Args:
         logits_BV: logits of all ids. Those of the special ids are left out.
         config: temperature, top-k and top-p.
 
     Returns:
-        Probabilities `BK` (float64, falling, 0 for what a filter removed, each row's sum 1) and the
-        codes `BK` (int64, from 0) that they belong to, K = V - NUM_SPECIAL_IDS. Of codes with equal
-        logits the lower one stands first.
+        Probabilities `BK` of the codes from 0 (float64, 0 for what a filter removed, each row's sum
+        1), K = V - NUM_SPECIAL_IDS. Of codes with equal logits a filter keeps the lower one.
 
     Raises:
         RunError: a logit is NaN or infinite.
@@ -44,21 +43,28 @@ def code_probabilities(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tenso
             "the model gives logits that are NaN or infinite, so nothing can be sampled. "
             "Generate from an earlier checkpoint"
         )
-    logits_BK, codes_BK = logits_BK.sort(dim=-1, descending=True, stable=True)
     if config.temperature == 0:
-        probs_BK = torch.zeros_like(logits_BK)
-        probs_BK[:, 0] = 1
-        return probs_BK, codes_BK
+        first_B1 = logits_BK.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits_BK).scatter_(1, first_B1, 1)
     # The largest is subtracted before the division: a tiny temperature then gives 0 and -inf.
-    probs_BK = ((logits_BK - logits_BK[:, :1]) / config.temperature).softmax(-1)
+    largest_B1 = logits_BK.amax(-1, keepdim=True)
+    probs_BK = ((logits_BK - largest_B1) / config.temperature).softmax(-1)
+    if config.top_k or config.top_p < 1:  # sorting costs more than all the rest
+        probs_BK = _filtered(probs_BK, config)
+    return probs_BK
+
+
+def _filtered(probs_BK: Tensor, config: SamplingConfig) -> Tensor:
+    """What top-k and then top-p leave, each row's sum 1 again."""
+    falling_BK, codes_BK = probs_BK.sort(dim=-1, descending=True, stable=True)
     if config.top_k:
-        probs_BK[:, config.top_k :] = 0
-        probs_BK /= probs_BK.sum(-1, keepdim=True)
+        falling_BK[:, config.top_k :] = 0
+        falling_BK /= falling_BK.sum(-1, keepdim=True)
     if config.top_p < 1:
-        mass_before_BK = probs_BK.cumsum(-1) - probs_BK
-        probs_BK[mass_before_BK >= config.top_p] = 0
-        probs_BK /= probs_BK.sum(-1, keepdim=True)
-    return probs_BK, codes_BK
+        mass_before_BK = falling_BK.cumsum(-1) - falling_BK
+        falling_BK[mass_before_BK >= config.top_p] = 0
+        falling_BK /= falling_BK.sum(-1, keepdim=True)
+    return torch.zeros_like(probs_BK).scatter_(1, codes_BK, falling_BK)
 
 
 def sample_codes(
@@ -77,13 +83,11 @@ def sample_codes(
     Raises:
         RunError: a logit is NaN or infinite.
     """
-    probs_BK, codes_BK = code_probabilities(logits_BV.cpu(), config)
+    mass_BK = code_probabilities(logits_BV, config).cumsum(-1)
     uniform_B1 = torch.stack(
         [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
-    )
-    # The first code whose cumulated mass exceeds the uniform number; rounding may leave the last
-    # sum below it, so the index stays within the codes that were kept.
-    index_B1 = torch.searchsorted(probs_BK.cumsum(-1), uniform_B1, right=True)
-    kept_B1 = (probs_BK > 0).sum(-1, keepdim=True)
-    codes_B1 = codes_BK.gather(1, torch.minimum(index_B1, kept_B1 - 1))
-    return codes_B1[:, 0].to(logits_BV.device)
+    ).to(logits_BV.device)
+    # The first code whose cumulated mass exceeds the number's share of all: rounding may leave the
+    # sum a little below 1, and a code without mass never exceeds what the one before it reached.
+    codes_B1 = torch.searchsorted(mass_BK, uniform_B1 * mass_BK[:, -1:], right=True)
+    return codes_B1[:, 0]

@@ -3,8 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toto.layers import masks
 from toto.layers.attention import attention
-from toto.layers.masks import CAUSAL, FULL, Mask, PerImage, Prefix, Visibility
+from toto.layers.masks import (
+    CAUSAL,
+    FULL,
+    Mask,
+    PerImage,
+    Prefix,
+    Visibility,
+    compiled_visibility,
+)
 
 CPU = torch.device("cpu")
 LENGTH = 1 + 3 * 4
@@ -68,3 +77,21 @@ def test_a_prefix_comes_as_a_whole(first: int, length: int):
 def test_a_sequence_no_longer_than_the_prefix_is_all_prefix(length: int):
     assert Prefix(5).dense(0, length, CPU).all()
     assert Prefix(5).visibility(0, length, CPU) == Visibility()
+
+
+def test_compiled_blocks_on_a_gpu_get_blocks_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(Mask, "dense", lambda mask, first, length, device: torch.ones(1))
+    monkeypatch.setattr(
+        Mask, "blocks", lambda mask, length, device: made.append(length) or "blocks"
+    )
+    masks._of_whole_sequences.cache_clear()
+    cuda = torch.device("cuda")
+    seen = [compiled_visibility(PerImage(4), 0, 9, cuda) for _ in range(2)]
+    assert seen == [Visibility(blocks="blocks")] * 2
+    assert made == [9]
+    assert PerImage(4).visibility(0, 9, cuda).blocks is None
+    assert compiled_visibility(PerImage(4), 8, 9, cuda).blocks is None
+    assert compiled_visibility(PerImage(4), 0, 9, CPU).blocks is None
+    assert compiled_visibility(CAUSAL, 0, 9, cuda) == Visibility(causal=True)
+    masks._of_whole_sequences.cache_clear()

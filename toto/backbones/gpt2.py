@@ -63,7 +63,7 @@ class Gpt2(BlockStack):
         length = first + x_BLD.shape[1]
         positions_LD = sine_cosine_positions(length, self.config.width, x_BLD.device)[first:]
         placed_BLD = x_BLD + self.config.position_scale * positions_LD
-        return placed_BLD, Context(mask.visibility(first, length, x_BLD.device))
+        return placed_BLD, Context(self.visibility(mask, first, length, x_BLD.device))
 
 
 def sine_cosine_positions(length: int, width: int, device: torch.device) -> Tensor:

@@ -62,4 +62,4 @@ class Llama(BlockStack):
         rotation = rope_rotation(
             length, config.head_dim, config.rope_base, x_BLD.device, first=first
         )
-        return x_BLD, Context(mask.visibility(first, length, x_BLD.device), rotation)
+        return x_BLD, Context(self.visibility(mask, first, length, x_BLD.device), rotation)

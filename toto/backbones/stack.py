@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from toto.backbones.base import Backbone, Cache, ParamRole, resolve_layers
 from toto.layers.attention import SelfAttention, fastest_attention
 from toto.layers.cache import KeyValues
-from toto.layers.masks import CAUSAL, Mask, Visibility
+from toto.layers.masks import CAUSAL, Mask, Visibility, compiled_visibility
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["AttentionBlock", "Block", "BlockStack", "Context", "hidden_std", "residual_std"]
 
 INIT_STD = 0.02
+
+See = Callable[[Mask, int, int, torch.device], Visibility]
+"""A mask, the first new position, the length and the device → who reads whom."""
 
 
 def hidden_std(config: BackboneConfig) -> float:
@@ -102,6 +106,7 @@ class BlockStack(Backbone):
         self.norm = norm
         self._recomputes = False
         self._drop_rate = 0.0
+        self.visibility: See = Mask.visibility
 
     @abstractmethod
     def enter(self, x_BLD: Tensor, first: int, mask: Mask) -> tuple[Tensor, Context]:
@@ -180,6 +185,7 @@ class BlockStack(Backbone):
         for module in self.modules():
             if isinstance(module, SelfAttention):
                 module.attend = fastest_attention()
+        self.visibility = compiled_visibility
         for block in self.blocks:
             block.compile(dynamic=False)
         self.norm.compile(dynamic=False)

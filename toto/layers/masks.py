@@ -6,6 +6,7 @@ Position 0 is the start of the sequence, the visual tokens follow (toto/sequence
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-__all__ = ["CAUSAL", "FULL", "Causal", "Full", "Mask", "PerImage", "Prefix", "Visibility"]
+__all__ = [
+    "CAUSAL",
+    "FULL",
+    "Causal",
+    "Full",
+    "Mask",
+    "PerImage",
+    "Prefix",
+    "Visibility",
+    "compiled_visibility",
+]
 
 
 class Visibility(NamedTuple):
@@ -41,13 +52,11 @@ class Mask(ABC):
         """Whether position `query` reads position `key`: integer tensors that broadcast → bool."""
 
     def visibility(self, first: int, length: int, device: torch.device) -> Visibility:
-        """For queries at first..length-1 and keys at 0..length-1."""
-        if device.type == "cuda" and first == 0:
-            return Visibility(blocks=self.blocks(length, device))
+        """For queries at first..length-1 and keys at 0..length-1: the plain path."""
         return Visibility(dense_QL=self.dense(first, length, device))
 
     def dense(self, first: int, length: int, device: torch.device) -> Tensor:
-        """The plain path: bool, queries first..length-1 by keys 0..length-1."""
+        """Bool, queries first..length-1 by keys 0..length-1."""
         positions = torch.arange(length, device=device)
         return self.reads(positions[first:, None], positions[None])
 
@@ -142,3 +151,20 @@ class PerImage(Mask):
 
 CAUSAL = Causal()
 FULL = Full()
+
+
+def compiled_visibility(mask: Mask, first: int, length: int, device: torch.device) -> Visibility:
+    """`Mask.visibility` for compiled blocks: on a GPU FlexAttention skips what nobody reads.
+
+    Not compiled it would hold the scores of all heads, which torch's own attention does not.
+    """
+    if device.type != "cuda" or first != 0:
+        return mask.visibility(first, length, device)
+    return _of_whole_sequences(mask, length, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _of_whole_sequences(mask: Mask, length: int, device: torch.device) -> Visibility:
+    """Made once, not in every step."""
+    seen = mask.visibility(0, length, device)
+    return seen if seen.dense_QL is None else Visibility(blocks=mask.blocks(length, device))

@@ -84,6 +84,18 @@ def test_rates_and_skips_do_not_decay():
     assert first[1] == {"a_log", "skip", "norm.weight", "conv.bias", "dt_proj.bias"}
 
 
+def test_under_mup_the_rate_of_filters_stays():
+    mamba = CONFIG.build()
+    groups = parameter_groups(mamba, mamba.param_roles(), 0.1, width_ratio=4.0)
+    scales = {
+        name.removeprefix("blocks.0."): (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for name, _ in group["params"]
+    }
+    assert scales["conv.weight"] == (1.0, 0.1)
+    assert scales["in_proj.weight"] == (0.25, 0.4)
+
+
 def test_any_mask_but_the_causal_one_is_refused():
     with pytest.raises(ValueError, match="all that came before and nothing else"):
         CONFIG.build()(torch.randn(1, 4, 24), Prefix(2))

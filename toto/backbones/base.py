@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "Cache", "ParamRole", "resolve_layers"]
 
-ParamRole = Literal["embed", "hidden", "readout", "norm", "probe"]
-"""What a parameter is for: decides weight decay and µP's rates. A `probe` learns from features that
-carry no gradient back: it has its own rate, and no part in the norm that gradients are cut to."""
+ParamRole = Literal["embed", "hidden", "filter", "readout", "norm", "probe"]
+"""What a parameter is for: decides weight decay and µP's rates. A `hidden` matrix grows with the
+width on both axes, a `filter` of each channel on one. A `probe` learns from features that carry no
+gradient back: it has its own rate, and no part in the norm that gradients are cut to."""
 
 
 class Cache:

@@ -126,8 +126,12 @@ class Mamba(BlockStack):
         return x_BLD, Context(Visibility(causal=True))
 
     def param_roles(self) -> dict[str, ParamRole]:
-        """As in `BlockStack`, and rates of decay are `norm`: a number a state, not a product."""
-        rates: dict[str, ParamRole] = {
-            f"blocks.{index}.a_log": "norm" for index in range(self.config.num_layers)
-        }
-        return super().param_roles() | rates
+        """As in `BlockStack`, but for the filter and the rates of decay of each channel.
+
+        The rates are `norm`: a number a state, not a product.
+        """
+        roles = super().param_roles()
+        for index in range(self.config.num_layers):
+            roles[f"blocks.{index}.conv.weight"] = "filter"
+            roles[f"blocks.{index}.a_log"] = "norm"
+        return roles

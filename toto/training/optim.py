@@ -42,11 +42,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trained parameters by their weight decay and the scale of their learning rate.
 
-    Matrices of the roles hidden and readout decay; norms, embeddings (a tied readout is one) and
-    everything with fewer than two axes, so every bias, do not. Under µP (Yang et al. 2022, Table 8)
-    the rate of hidden matrices is over m; AdamW decays by rate times decay, so that their decay is
-    m times as large, and the shrinkage of a step is the same at every width. Probes decay as
-    readouts do, but their gradients are not clipped: a norm over all would let them slow the model.
+    Matrices of the roles hidden and readout, and filters, decay; norms, embeddings (a tied readout
+    is one) and everything with fewer than two axes, so every bias, do not. Under µP (Yang et al.
+    2022, Table 8) the rate of hidden matrices alone is over m; AdamW decays by rate times decay, so
+    that their decay is m times as large, and the shrinkage of a step is the same at every width.
+    Probes decay as readouts do, but their gradients are not clipped: a norm over all would let them
+    slow the model.
 
     Args:
         module: what is trained.
@@ -78,7 +79,7 @@ def parameter_groups(
             if role not in together:
                 continue
             ratio = width_ratio if role == "hidden" else 1.0
-            decays = parameter.ndim >= 2 and role in ("hidden", "readout", "probe")
+            decays = parameter.ndim >= 2 and role in ("hidden", "filter", "readout", "probe")
             kind = _Kind(
                 decays=decays,
                 weight_decay=weight_decay * ratio if decays else 0.0,
@@ -108,7 +109,7 @@ class _Kind(NamedTuple):
 
 # Of the groups, and so of the sum in the gradient's norm.
 _ORDER: tuple[tuple[ParamRole, ...], ...] = (
-    ("hidden",),
+    ("hidden", "filter"),
     ("readout",),
     ("embed", "norm"),
     ("probe",),

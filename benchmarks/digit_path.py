@@ -1,4 +1,4 @@
-"""Whether a continued digit keeps its shape and its path, on held-out videos of the samples.
+"""Whether a continued digit keeps its shape and its path, on held-out videos of digits.
 
 Half of the trained frames are given, and the rest is generated. Two questions:
 
@@ -11,7 +11,8 @@ Half of the trained frames are given, and the rest is generated. Two questions:
   square holds some of the digit in that frame or in the one before, and over the others: the
   model's, and those of copying the frame before (its probability fitted on training videos).
 
-    python benchmarks/digit_path.py runs/quickstart [--videos 64] [--temperature 1.0]
+    python benchmarks/digit_path.py runs/quickstart [--data data/samples/digits] [--videos 64]
+                                    [--temperature 1.0]
 """
 
 from __future__ import annotations

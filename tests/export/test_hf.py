@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toto.backbones.config import BACKBONES, BackboneConfig, Gpt2Config
 from toto.errors import CheckpointError, UserError
@@ -105,6 +106,28 @@ def test_what_transformers_has_not_is_refused(tmp_path):
     (tmp_path / "full/x").touch()
     with pytest.raises(UserError, match="not empty"):
         write_model(model_of(config), record_of(config), tmp_path / "full")
+    with pytest.raises(UserError, match="is a file"):
+        write_model(model_of(config), record_of(config), tmp_path / "full/x")
+
+
+def test_no_tensor_is_left_behind(tmp_path):
+    tied = BACKBONES.parse(BACKBONE_CONFIGS["llama"])
+    untied = tied.model_copy(update={"tie_embeddings": False})
+    out = {name: tmp_path / name for name in ("tied", "untied")}
+    write_model(model_of(tied), record_of(tied), out["tied"])
+    write_model(model_of(untied), record_of(untied), out["untied"])
+    shallower = tied.model_copy(update={"num_layers": 1})
+    with pytest.raises(UserError, match=r"no place in this backbone: 9, model\.layers\.1"):
+        read_model(out["tied"], AutoregressiveModel(TOKENIZER, shallower))
+    with pytest.raises(UserError, match=r"no place in this backbone: 1, lm_head\.weight"):
+        read_model(out["untied"], AutoregressiveModel(TOKENIZER, tied))
+    with pytest.raises(UserError, match=r"1 tensors are missing, lm_head\.weight first"):
+        read_model(out["tied"], AutoregressiveModel(TOKENIZER, untied))
+    twice = load_file(out["tied"] / WEIGHTS)
+    twice["lm_head.weight"] = twice["model.embed_tokens.weight"].clone()
+    save_file(twice, out["tied"] / WEIGHTS)
+    model = AutoregressiveModel(TOKENIZER, tied)
+    assert read_model(out["tied"], model).keys() == model.state_dict().keys()
 
 
 def test_other_models_are_not_taken_in(tmp_path):

@@ -62,10 +62,12 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
     """Write the directory.
 
     Raises:
-        UserError: the folder holds something, or transformers has no such model.
+        UserError: the folder holds something or is a file, or transformers has no such model.
         RunError: the disk is full or refuses.
     """
     config = model.backbone.config
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file. Name a new folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty. Name a new folder")
     if model.mask != CAUSAL:

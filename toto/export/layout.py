@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Family", "family_of", "from_theirs", "to_theirs"]
 
+READOUT = "lm_head.weight"
+"""Its name in every family, where it is not tied to the embedding."""
+
 Tensors = dict[str, "Tensor"]
 
 
@@ -90,7 +93,7 @@ def to_theirs(state: Tensors, family: Family) -> Tensors:
     """Weights of an AutoregressiveModel under transformers' names; a tied readout is left out."""
     found = {family.embedding: state["interface.embedding.weight"], **family.made}
     if "interface.readout.weight" in state:
-        found["lm_head.weight"] = state["interface.readout.weight"]
+        found[READOUT] = state["interface.readout.weight"]
     for entry in family.entries:
         tensor = state[f"backbone.{entry.ours}"]
         parts = torch.split(tensor, list(entry.sizes)) if entry.sizes else (tensor,)
@@ -103,14 +106,24 @@ def from_theirs(tensors: Tensors, family: Family) -> Tensors:
     """The inverse of `to_theirs`.
 
     Raises:
-        UserError: a tensor is missing, or one that we compute is another there.
+        UserError: a tensor is missing or has no place, or one that we compute is another there.
     """
+    tied = family.config["tie_word_embeddings"]
     wanted = [family.embedding, *(name for entry in family.entries for name in entry.theirs)]
+    wanted += [] if tied else [READOUT]
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise UserError(
             f"{len(missing)} tensors are missing, {missing[0]} first. Is it a model of this "
             "family, and not one in several shards?"
+        )
+    left = sorted(tensors.keys() - {*wanted, *family.made})
+    if tied and READOUT in left and torch.equal(tensors[READOUT], tensors[family.embedding]):
+        left.remove(READOUT)  # the tied matrix, written twice
+    if left:
+        raise UserError(
+            f"tensors that have no place in this backbone: {len(left)}, {left[0]} first. Give the "
+            "recipe's backbone the sizes of that model"
         )
     for name, made in family.made.items():
         rows = min(len(made), len(tensors.get(name, made)))
@@ -119,8 +132,8 @@ def from_theirs(tensors: Tensors, family: Family) -> Tensors:
                 f"{name} is not what toto computes in its place, and cannot be taken in"
             )
     state = {"interface.embedding.weight": tensors[family.embedding]}
-    if not family.config["tie_word_embeddings"]:
-        state["interface.readout.weight"] = tensors["lm_head.weight"]
+    if not tied:
+        state["interface.readout.weight"] = tensors[READOUT]
     for entry in family.entries:
         parts = [tensors[name] for name in entry.theirs]
         parts = [part.T if entry.transposed else part for part in parts]

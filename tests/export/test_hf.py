@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from toto.backbones.config import BACKBONES, BackboneConfig, Gpt2Config
 from toto.errors import CheckpointError, UserError
 from toto.export.hf import RECORD, WEIGHTS, ModelRecord, read_model, write_model
+from toto.jobs.train import _load_initial
 from toto.layers.masks import PerImage
 from toto.model import AutoregressiveModel
 from toto.tokenizers.config import DvaeConfig, PatchConfig
@@ -143,3 +145,24 @@ def test_other_models_are_not_taken_in(tmp_path):
     (out / WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_model(out, AutoregressiveModel(TOKENIZER, config))
+
+
+def test_training_begins_from_codes_of_the_same_tokenizer(tmp_path):
+    config = BACKBONES.parse(BACKBONE_CONFIGS["llama"])
+    out, model = tmp_path / "out", model_of(config)
+    write_model(model, record_of(config), out)
+
+    def begin(fingerprint):
+        fresh = AutoregressiveModel(TOKENIZER, config)
+        tokenizer = SimpleNamespace(fingerprint=lambda: fingerprint)
+        _load_initial(f"hf:{out}", SimpleNamespace(model=fresh, tokenizer=tokenizer))
+        return torch.equal(fresh.backbone.norm.weight, model.backbone.norm.weight)
+
+    assert begin("f" * 64)
+    with pytest.raises(CheckpointError, match=r"codes of another tokenizer.*out/toto\.json"):
+        begin("e" * 64)
+    (out / RECORD).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"toto\.json cannot be read: KeyError"):
+        begin("f" * 64)
+    (out / RECORD).unlink()  # not of toto's making: nothing tells
+    assert begin("e" * 64)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from toto.model import AutoregressiveModel
 
-__all__ = ["RECORD", "WEIGHTS", "ModelRecord", "read_model", "write_model"]
+__all__ = ["RECORD", "WEIGHTS", "ModelRecord", "read_fingerprint", "read_model", "write_model"]
 
 WEIGHTS = "model.safetensors"
 RECORD = "toto.json"
@@ -118,6 +118,21 @@ def read_model(folder: Path, model: AutoregressiveModel) -> dict[str, Tensor]:
     embedding = model.state_dict()["interface.embedding.weight"]
     family = family_of(model.backbone.config, vocab_size=len(embedding), length=2)
     return from_theirs(tensors, family)
+
+
+def read_fingerprint(folder: Path) -> str | None:
+    """Of the tokenizer whose codes a directory's model takes; None where toto did not write it.
+
+    Raises:
+        CheckpointError: toto.json is there and cannot be read.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
 
 def _card(record: ModelRecord, architecture: str) -> str:

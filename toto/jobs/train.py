@@ -12,7 +12,7 @@ import torch
 from toto.data.loader import training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
-from toto.export.hf import read_model
+from toto.export.hf import RECORD, read_fingerprint, read_model
 from toto.jobs.accuracy import HeldOut, evaluation_values, write_accuracies
 from toto.jobs.console import console, say
 from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
@@ -349,6 +349,11 @@ def _load_initial(init_from: str, task: ModelTask) -> str:
     """
     if init_from.startswith(HF_PREFIX):
         folder = Path(init_from.removeprefix(HF_PREFIX))
+        if read_fingerprint(folder) not in (None, task.tokenizer.fingerprint()):
+            raise CheckpointError(
+                f"init_from: {folder} takes the codes of another tokenizer than this recipe's. "
+                f"{folder / RECORD} says of which"
+            )
         tensors = read_model(folder, task.model)
         check_tensors(task.model.state_dict(), tensors, "weights")
         task.model.load_state_dict(tensors)

@@ -92,6 +92,15 @@ def test_cpu_kernel_is_used_in_bf16_alone_and_is_bitwise_repeatable():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize(("head_dim", "by_kernel"), [(32, True), (33, False)])
+def test_heads_of_an_odd_size_stay_with_torch(monkeypatch, head_dim, by_kernel):
+    monkeypatch.setattr("toto.layers.attention.kernel_is_supported", lambda: True)
+    monkeypatch.setattr("toto.layers.attention.kernel", lambda: True)
+    query, key, value = torch.randn(3, 1, 2, 5, head_dim).bfloat16().requires_grad_().unbind()
+    out = fastest_attention()(query, key, value, CAUSAL)
+    assert ("CpuAttention" in type(out.grad_fn).__name__) == by_kernel
+
+
 def test_a_failing_compiler_is_told_and_attention_stays_plain(monkeypatch, tmp_path):
     attention_cpu.kernel.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

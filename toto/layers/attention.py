@@ -59,6 +59,7 @@ def _cpu_attention(
     query_BNQK: Tensor, key_BGLK: Tensor, value_BGLK: Tensor, visibility: Visibility
 ) -> Tensor:
     fits = query_BNQK.dtype == torch.bfloat16 and query_BNQK.device.type == "cpu"
+    fits &= query_BNQK.shape[-1] % 2 == 0  # the kernel packs the values of a head in pairs
     if fits and visibility.causal and query_BNQK.shape == key_BGLK.shape:
         mixed_BNQK: Tensor
         mixed_BNQK = CpuAttention.apply(query_BNQK, key_BGLK, value_BGLK)  # type: ignore[no-untyped-call]

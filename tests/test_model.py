@@ -8,6 +8,7 @@ import torch
 
 from toto.backbones.config import LlamaConfig
 from toto.errors import UserError
+from toto.layers.masks import FULL
 from toto.model import AutoregressiveModel
 from toto.sequence import END_ID, SequenceLayout
 from toto.tokenizers.config import DvaeConfig, PatchConfig
@@ -106,6 +107,11 @@ def test_patches_have_no_logits():
     model = make(PATCHES)
     with pytest.raises(UserError, match="patches are continuous"):
         model.next_logits(torch.zeros(1, 3, dtype=torch.long), model.new_cache(3))
+
+
+def test_under_full_attention_nothing_is_generated():
+    with pytest.raises(UserError, match="Take a causal model"):
+        AutoregressiveModel(CODES, LLAMA, mask=FULL).new_cache(3)
 
 
 @INPUTS

@@ -11,7 +11,7 @@ from toto.errors import UserError
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video
 from toto.jobs.seen_as import Seen, seen_as
-from toto.jobs.trained import load_trained, resolve_run
+from toto.jobs.trained import load_trained, require_next_tokens, resolve_run
 from toto.sequence import SequenceLayout
 from toto.tokenizers.base import PatchGrid, TokenGrid
 
@@ -136,10 +136,12 @@ class LoadedModel:
             images: the frames are separate pictures: the sequence begins with the other start.
 
         Raises:
-            UserError: patch inputs, or pixels of another shape or range.
+            UserError: patch inputs, a run that learned classes, or pixels of another shape or
+                range.
         """
         if self.recipe.tokenizer.output != "codes":
             raise UserError("patches cannot be generated: load a run whose tokenizer gives codes")
+        require_next_tokens(self.trained.found)
         codes_BTHW = self.encode(pixels_BTCHW)
         with self.trained.autocast():
             continued_BTHW = continue_video(

@@ -19,7 +19,14 @@ from toto.jobs.console import progress_bar, say
 from toto.jobs.generated_folder import OURS, Shown, sample_files, write_generated
 from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
 from toto.jobs.result_folder import require_replaceable
-from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
+from toto.jobs.trained import (
+    FoundRun,
+    Trained,
+    import_all,
+    load_trained,
+    require_next_tokens,
+    resolve_run,
+)
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
 
@@ -52,14 +59,16 @@ def start_generating(request: GenerateRequest) -> None:
     """Continue the prompts and write the folder: a GIF, an MP4 and a sheet for each sequence.
 
     Raises:
-        UserError: no such run or source, patches, options that make no sense together, less
-            context than a prefix mask needs, or a folder that holds other files.
+        UserError: no such run or source, patches, a run that learned classes, options that make no
+            sense together, less context than a prefix mask needs, or a folder that holds other
+            files.
         DataError: prompts that cannot be read, or are shorter than they should be.
     """
     import_all(request.imports)
     sampling = _sampling(request)
     found = resolve_run(request.run)
     _refuse_patches(found)
+    require_next_tokens(found)
     folder = request.out or found.run / FOLDER
     require_replaceable(folder, OURS, "toto generate")
     found_prompts = find_prompts(request.prompts, found.recipe)

@@ -16,12 +16,16 @@ from toto.analysis.token_loss import PositionLosses, baseline_positions, mean_by
 from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
-from toto.errors import UserError
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.sources import open_dataset
-from toto.jobs.trained import build_target_tokenizer, import_all, load_trained, resolve_run
-from toto.tasks.config import ClassifyConfig
+from toto.jobs.trained import (
+    build_target_tokenizer,
+    import_all,
+    load_trained,
+    require_next_tokens,
+    resolve_run,
+)
 from toto.tasks.next_token import NextTokenTask
 
 if TYPE_CHECKING:
@@ -71,11 +75,7 @@ def analyze_token_loss(
     """
     import_all(imports)
     found = resolve_run(run)
-    if isinstance(found.recipe.task, ClassifyConfig):
-        raise UserError(
-            f"{found.checkpoint} learned to tell classes apart, and no longer predicts tokens. "
-            "Name a next-token run, such as the one that it began from"
-        )
+    require_next_tokens(found)
     trained = load_trained(found)
     dataset = open_dataset(data)
     if dataset.form == "tokens":

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from toto.errors import CheckpointError
+from toto.errors import CheckpointError, UserError
 from toto.jobs.console import say
 from toto.model import AutoregressiveModel
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
-from toto.tasks.config import ModelTaskConfig, TokenizerTaskConfig
+from toto.tasks.config import ClassifyConfig, ModelTaskConfig, TokenizerTaskConfig
 from toto.training.checkpoint import CheckpointMeta, find_checkpoint, load_weights, read_meta
 from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
 from toto.training.machine import resolve_machine
@@ -41,6 +41,7 @@ __all__ = [
     "load_trained_tokenizer",
     "newest_finetuning",
     "on_any_machine",
+    "require_next_tokens",
     "resolve_any_run",
     "resolve_run",
 ]
@@ -151,6 +152,19 @@ def newest_finetuning() -> FoundRun:
             "it began from, `toto finetune RUN --resume`, or begin one without --resume"
         )
     return _next_token_run(*newest)
+
+
+def require_next_tokens(found: FoundRun) -> None:
+    """Refuse a model that learned classes: its readout rested while all before it changed.
+
+    Raises:
+        UserError: it did.
+    """
+    if isinstance(found.recipe.task, ClassifyConfig):
+        raise UserError(
+            f"{found.checkpoint} learned to tell classes apart, and no longer predicts tokens. "
+            "Name a next-token run, such as the one that it began from"
+        )
 
 
 def build_model(recipe: TrainRecipe) -> AutoregressiveModel:

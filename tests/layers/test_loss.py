@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toto.layers import loss
 from toto.layers.loss import LinearCrossEntropy, linear_cross_entropy
 
 
@@ -42,3 +43,18 @@ def test_without_gradients_the_losses_are_the_same():
     losses = LinearCrossEntropy()(x, weight, targets)
     with torch.no_grad():
         torch.testing.assert_close(LinearCrossEntropy()(x, weight, targets), losses)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_never_all_logits_stand_at_once(learning, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        loss,
+        "linear",
+        lambda x, weight: seen.append(len(x)) or torch.nn.functional.linear(x, weight),
+    )
+    x = torch.randn(4, 40, 8, requires_grad=learning)
+    with torch.set_grad_enabled(learning):
+        LinearCrossEntropy()(x, torch.randn(20, 8), torch.randint(20, (4, 40)))
+    assert sum(seen) == 160
+    assert max(seen) == 10

@@ -20,12 +20,18 @@ def linear_cross_entropy(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> 
     return cross_entropy(linear(x_SD, weight_VD).float(), targets_S, reduction="none")
 
 
+def _by_parts(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
+    """Without gradients: the logits of a part at a time."""
+    parts = zip(x_SD.chunk(CHUNKS), targets_S.chunk(CHUNKS), strict=True)
+    return torch.cat([linear_cross_entropy(x, weight_VD, targets) for x, targets in parts])
+
+
 class LinearCrossEntropy(nn.Module):
     """Logits `x Wᵀ` and the cross-entropy of each target in nats; a module so that it compiles."""
 
     def forward(self, x_BLD: Tensor, weight_VD: Tensor, targets_BL: Tensor) -> Tensor:
         """Features, readout and target ids → losses `BL`, fp32 under autocast too."""
-        path = _ChunkedCrossEntropy.apply if torch.is_grad_enabled() else linear_cross_entropy
+        path = _ChunkedCrossEntropy.apply if torch.is_grad_enabled() else _by_parts
         losses_S: Tensor = path(x_BLD.flatten(0, 1), weight_VD, targets_BL.flatten())
         return losses_S.view(targets_BL.shape)
 

@@ -13,6 +13,7 @@ from tiny_runs import tiny_recipe
 
 from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
+from toto.data.index import Dataset
 from toto.errors import UserError
 from toto.jobs import generated_folder
 from toto.jobs.prompts import PromptRequest, find_prompts
@@ -180,6 +181,12 @@ def test_other_files_are_never_replaced(folder):
     (folder / "empty").mkdir()
     done = toto("generate", folder / "runs/tiny", "--out", ".", cwd=folder / "empty", code=2)
     assert "is the current folder" in done.stderr
+
+
+def test_held_out_data_without_a_video_left_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Dataset, "kept", lambda dataset: np.empty(0, dtype=np.int64))
+    done = toto("generate", cwd=folder, code=1)
+    assert "excluded.jsonl leaves no video" in done.stderr
 
 
 def test_nothing_half_written_is_left(folder, monkeypatch):

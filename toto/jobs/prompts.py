@@ -163,6 +163,8 @@ def _held_out_prompts(request: PromptRequest, recipe: TrainRecipe) -> Prompts:
     given = _frames_given(request, recipe)
     prompts = []
     kept = dataset.kept().tolist()
+    if not kept:
+        raise DataError(f"{dataset.path}: excluded.jsonl leaves no video. Take a sample back")
     count = min(request.samples, len(kept))
     for index in range(count):
         sample = kept[index * len(kept) // count]

@@ -95,3 +95,22 @@ def test_compiled_blocks_on_a_gpu_get_blocks_once(monkeypatch):
     assert compiled_visibility(PerImage(4), 0, 9, CPU).blocks is None
     assert compiled_visibility(CAUSAL, 0, 9, cuda) == Visibility(causal=True)
     masks._of_whole_sequences.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mask", [Prefix(1 + 64), PerImage(64)], ids=str)
+def test_compiled_blocks_are_the_dense_mask_on_a_gpu_with_gradients(mask: Mask):
+    torch.manual_seed(0)
+    cuda, length = torch.device("cuda"), 1 + 4 * 64
+    inputs = [torch.randn(2, 4, length, 32, device=cuda).requires_grad_() for _ in range(3)]
+    upstream = torch.randn(2, 4, length, 32, device=cuda)
+    found = []
+    for attend, visibility in (
+        (attention, mask.visibility(0, length, cuda)),
+        (torch.compile(attention, dynamic=False), compiled_visibility(mask, 0, length, cuda)),
+    ):
+        out = attend(*inputs, visibility)
+        found.append([out, *torch.autograd.grad(out, inputs, upstream)])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, atol=2e-2, rtol=2e-2)  # TF32 inside

@@ -6,7 +6,14 @@ from torch import Tensor
 
 from toto.layers import selective_scan as scans
 from toto.layers.chunks import CHUNK_ELEMENTS
-from toto.layers.selective_scan import chunk_length, chunked_scan, fastest_scan, sequential_scan
+from toto.layers.selective_scan import (
+    KERNEL_INSTALLED,
+    chunk_length,
+    chunked_scan,
+    fastest_scan,
+    kernel_scan,
+    sequential_scan,
+)
 
 NAMES = ("u", "delta", "a", "b", "c", "d", "first")
 
@@ -152,3 +159,20 @@ def test_the_path_is_chosen_by_device_and_length(monkeypatch: pytest.MonkeyPatch
     assert fastest_scan(cpu, 9) is chunked_scan
     assert fastest_scan(cuda, 9) is scans.kernel_scan
     assert fastest_scan(cuda, 1) is sequential_scan
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and KERNEL_INSTALLED), reason="needs a CUDA device and mamba-ssm"
+)
+def test_all_scans_agree_on_a_gpu_with_gradients() -> None:
+    found = []
+    for scan in (sequential_scan, chunked_scan, kernel_scan):
+        tensors = inputs(40, torch.float32, channels=16, states=16)[:-1]
+        tensors = [tensor.detach().cuda().requires_grad_() for tensor in tensors]
+        y_BLE, last_BES = scan(*tensors)
+        weight = torch.linspace(-1, 1, y_BLE.numel(), device="cuda").view(y_BLE.shape)
+        found.append([y_BLE, last_BES, *torch.autograd.grad((y_BLE * weight).sum(), tensors)])
+    for name, plain, *others in zip(("y", "last", *NAMES[:-1]), *found, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, plain, atol=1e-3, rtol=1e-3, msg=name)

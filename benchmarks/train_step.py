@@ -15,6 +15,7 @@ The matrix rates are measured in the same rounds, in the same precision: a large
 and the first product of a block's widest part by its own shape (tokens × D by D × its columns).
 
     python benchmarks/train_step.py [--quick] [--family llama] [--rounds 7] [--steps 3]
+    python benchmarks/train_step.py --preset 1b --batch 2 --precision bf16     # on a GPU
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 
 BATCH = 4
 LAYOUT = SequenceLayout(frames=41, height=5, width=5)  # 1025 visual tokens: length 1026
-SQUARE = 2048
+PUBLISHED = SequenceLayout(frames=16, height=16, width=16)  # the paper's 4096
+SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Size:
     codes: int
     widest: int
     peer_compiles: bool = True
+    layout: SequenceLayout = LAYOUT
+    batch: int = BATCH
 
     def __str__(self) -> str:
         config, vocabulary = self.config, self.codes + NUM_SPECIAL_IDS
@@ -65,8 +69,13 @@ class Size:
     @property
     def step_flops(self) -> float:
         """Of a step: two a multiply-accumulate, backward twice the forward, causal attention."""
-        readout = LAYOUT.length * self.config.width * (self.codes + NUM_SPECIAL_IDS)
-        return 3 * 2 * BATCH * (self.config.forward_macs(LAYOUT.length) + readout)
+        readout = self.layout.length * self.config.width * (self.codes + NUM_SPECIAL_IDS)
+        return 3 * 2 * self.batch * (self.config.forward_macs(self.layout.length) + readout)
+
+    @property
+    def step_tokens(self) -> int:
+        """Of a step."""
+        return self.batch * self.layout.length
 
 
 def llama(width: int, layers: int, heads: int, ffn: int, codes: int) -> Size:
@@ -85,6 +94,12 @@ def mamba(width: int, layers: int, codes: int) -> Size:
     """A Mamba; scan and gate are one product."""
     config = MambaConfig(width=width, num_layers=layers)
     return Size(config, codes, 2 * config.inner_width, peer_compiles=False)
+
+
+def published(preset: str, batch: int) -> Size:
+    """A LLaMA of the paper on its codes and its length."""
+    config = LlamaConfig.model_validate({"preset": preset})
+    return Size(config, 8192, 2 * config.ffn_dim, layout=PUBLISHED, batch=batch)
 
 
 SIZES = {
@@ -149,7 +164,7 @@ def our_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) 
     model = AutoregressiveModel(DvaeConfig(num_codes=size.codes), size.config).to(setting.device)
     if compiled:
         model.compile_blocks()
-    is_image = torch.zeros(BATCH, dtype=torch.bool, device=setting.device)
+    is_image = torch.zeros(size.batch, dtype=torch.bool, device=setting.device)
     return training_step(
         list(model.parameters()), lambda: model.losses(codes, is_image).mean(), setting.autocast
     )
@@ -158,14 +173,16 @@ def our_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) 
 def peer_step(size: Size, setting: Setting, codes: torch.Tensor, compiled: bool) -> Step:
     """The one of transformers: its own model, its own loss, whole-model torch.compile."""
     torch.manual_seed(0)
-    family = family_of(size.config, vocab_size=size.codes + NUM_SPECIAL_IDS, length=LAYOUT.length)
+    family = family_of(
+        size.config, vocab_size=size.codes + NUM_SPECIAL_IDS, length=size.layout.length
+    )
     peer = getattr(transformers, family.config["architectures"][0])
     config = peer.config_class(**family.config, use_cache=False, initializer_range=0.02)
     config.use_mambapy = False  # Mamba's plain path
     model = peer(config).to(setting.device).train()
     run = torch.compile(model) if compiled else model
-    is_image = torch.zeros(BATCH, dtype=torch.bool, device=setting.device)
-    ids, targets = LAYOUT.inputs(codes, is_image), LAYOUT.targets(codes)
+    is_image = torch.zeros(size.batch, dtype=torch.bool, device=setting.device)
+    ids, targets = size.layout.inputs(codes, is_image), size.layout.targets(codes)
     return training_step(
         list(model.parameters()),
         lambda: run(input_ids=ids, labels=targets, shift_labels=targets).loss,
@@ -200,7 +217,8 @@ class Found:
 
 def measure(size: Size, setting: Setting, rounds: int, steps: int) -> Found:
     """Every contender and both products, turn by turn."""
-    codes = torch.randint(size.codes, (BATCH, LAYOUT.frames, LAYOUT.height, LAYOUT.width))
+    layout, square = size.layout, SQUARE[setting.device.type]
+    codes = torch.randint(size.codes, (size.batch, layout.frames, layout.height, layout.width))
     codes = codes.to(setting.device)
     torch.compiler.reset()
     contenders = {
@@ -215,8 +233,8 @@ def measure(size: Size, setting: Setting, rounds: int, steps: int) -> Found:
     for step in contenders.values():  # the first call compiles, the second allocates
         step()
     products = {
-        "square": product(setting, SQUARE, SQUARE, SQUARE),
-        "own shape": product(setting, BATCH * LAYOUT.length, size.config.width, size.widest),
+        "square": product(setting, square, square, square),
+        "own shape": product(setting, size.step_tokens, size.config.width, size.widest),
     }
     found: dict[str, list[float]] = {name: [] for name in (*contenders, *products)}
     for turn in range(rounds):
@@ -224,7 +242,7 @@ def measure(size: Size, setting: Setting, rounds: int, steps: int) -> Found:
         for name in names[shift:] + names[:shift]:
             step = contenders[name]
             seconds = setting.seconds(lambda step=step: [step() for _ in range(steps)])
-            found[name].append(steps * BATCH * LAYOUT.length / seconds)
+            found[name].append(steps * size.step_tokens / seconds)
         for name, (flops, multiply) in products.items():
             multiply()
             best = min(setting.seconds(multiply) for _ in range(10))
@@ -239,15 +257,16 @@ def spread(values: list[float], digits: str) -> str:
     return f"{middle:{digits}} ({min(values):{digits}}–{max(values):{digits}})"
 
 
-def report(size: Size, bf16: bool, measured: Found) -> str:
+def report(size: Size, setting: Setting, measured: Found) -> str:
     """The rows of one size and precision, and the ratios below them."""
     found = measured.rates
     square, own = (statistics.median(found[name]) / 1e9 for name in ("square", "own shape"))
-    tokens = BATCH * LAYOUT.length
+    tokens, side = size.step_tokens, SQUARE[setting.device.type]
     peers = [name for name in HF if name in found]
     lines = [
-        f"\n### {size}, {'bf16' if bf16 else 'fp32'}\n",
-        f"Matrix rate: {square:,.0f} GFLOP/s ({SQUARE}³), {own:,.0f} GFLOP/s "
+        f"\n### {size}, {'bf16' if setting.bf16 else 'fp32'}\n",
+        f"Batch {size.batch}, length {size.layout.length}. "
+        f"Matrix rate: {square:,.0f} GFLOP/s ({side}³), {own:,.0f} GFLOP/s "
         f"({tokens} × {size.config.width} × {size.widest})\n",
         "| | tokens/s | GFLOP/s | of the square rate | peak MB |"
         + "".join(f" ratio to {peer} |" for peer in peers),
@@ -274,6 +293,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps of each contender a round")
     parser.add_argument("--family", choices=list(SIZES), help="only this one")
     parser.add_argument("--size", type=int, choices=[0, 1], help="only this one of the sizes")
+    parser.add_argument("--preset", help="a LLaMA of the paper instead, at 4097 tokens: base, 1b")
+    parser.add_argument("--batch", type=int, default=BATCH, help="with --preset")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
     arguments = parser.parse_args()
     rounds, steps = (2, 1) if arguments.quick else (arguments.rounds, arguments.steps)
@@ -281,18 +302,20 @@ def main() -> None:
     offered = {name: [QUICK[name]] if arguments.quick else SIZES[name] for name in families}
     chosen = slice(None) if arguments.size is None else slice(arguments.size, arguments.size + 1)
     sizes = [size for name in families for size in offered[name][chosen]]
+    if arguments.preset:
+        sizes = [published(arguments.preset, arguments.batch)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {where or 'cpu'}, "
-        f"{torch.get_num_threads()} threads; batch {BATCH}, length {LAYOUT.length}; "
+        f"{torch.get_num_threads()} threads; "
         f"median (range) of {rounds} rounds of {steps} steps",
         flush=True,
     )
     for size in sizes:
         for precision in [arguments.precision] if arguments.precision else ["fp32", "bf16"]:
             setting = Setting(device, precision == "bf16")
-            print(report(size, setting.bf16, measure(size, setting, rounds, steps)), flush=True)
+            print(report(size, setting, measure(size, setting, rounds, steps)), flush=True)
 
 
 if __name__ == "__main__":

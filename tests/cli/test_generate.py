@@ -185,7 +185,7 @@ def test_other_files_are_never_replaced(folder):
 
 def test_held_out_data_without_a_video_left_is_named(folder, monkeypatch):
     monkeypatch.setattr(Dataset, "kept", lambda dataset: np.empty(0, dtype=np.int64))
-    done = toto("generate", cwd=folder, code=1)
+    done = toto("generate", cwd=folder, code=2)
     assert "excluded.jsonl leaves no video" in done.stderr
 
 

@@ -14,7 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from toto.backbones.base import Backbone, Cache, ParamRole, resolve_layers
 from toto.layers.attention import SelfAttention, fastest_attention
 from toto.layers.cache import KeyValues
-from toto.layers.masks import CAUSAL, Mask, Visibility, compiled_visibility
+from toto.layers.masks import (
+    CAUSAL,
+    Mask,
+    Visibility,
+    compiled_visibility,
+    plain_visibility,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +112,7 @@ class BlockStack(Backbone):
         self.norm = norm
         self._recomputes = False
         self._drop_rate = 0.0
-        self.visibility: See = Mask.visibility
+        self.visibility: See = plain_visibility
 
     @abstractmethod
     def enter(self, x_BLD: Tensor, first: int, mask: Mask) -> tuple[Tensor, Context]:

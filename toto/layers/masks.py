@@ -25,6 +25,7 @@ __all__ = [
     "Prefix",
     "Visibility",
     "compiled_visibility",
+    "plain_visibility",
 ]
 
 
@@ -151,6 +152,11 @@ class PerImage(Mask):
 
 CAUSAL = Causal()
 FULL = Full()
+
+
+def plain_visibility(mask: Mask, first: int, length: int, device: torch.device) -> Visibility:
+    """What the mask itself says."""
+    return mask.visibility(first, length, device)
 
 
 def compiled_visibility(mask: Mask, first: int, length: int, device: torch.device) -> Visibility:

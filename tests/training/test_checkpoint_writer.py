@@ -330,6 +330,19 @@ def test_a_first_rank_that_does_not_publish_is_named(tmp_path, kind):
         second.save(share(state_of(2), 1, 2), toy_meta(2))
 
 
+def test_rank_0_may_publish_the_moment_a_part_stands(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "step-00000001.partial", Path.replace
+    folder.mkdir()
+
+    def and_publish(path, target):
+        replace(path, target)
+        folder.rename(tmp_path / "step-00000001")
+
+    monkeypatch.setattr(Path, "replace", and_publish)
+    module._Part().write(folder, 1)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["rank-00001.done"]
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_rank_that_fails_tells_the_others(tmp_path, monkeypatch, kind, failing):

@@ -251,7 +251,14 @@ class _Part(Config):
     error: str | None = None
 
     def write(self, unfinished: Path, rank: int) -> None:
-        write_atomic(_done_file(unfinished, rank), self.model_dump_json())
+        """Leave it for rank 0, which may rename the folder the moment that it stands there.
+
+        So nothing is synced after that: a crash leaves a half checkpoint in any case.
+        """
+        file = _done_file(unfinished, rank)
+        begun = file.with_name(f".{file.name}{PARTIAL}")
+        begun.write_text(self.model_dump_json(), encoding="utf-8")
+        begun.replace(file)
 
     @classmethod
     def taken(cls, unfinished: Path, rank: int) -> _Part | None:

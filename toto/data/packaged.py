@@ -25,7 +25,10 @@ def packaged_file(path: str) -> Path:
     spec = importlib.util.find_spec(package)
     mend = "pip install 'toto[samples]'"
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"samples need the package {PACKAGES[package]}. Install it: {mend}")
+        raise UserError(
+            f"this data is made of the package {PACKAGES[package]}, which is missing. "
+            f"Install it: {mend}"
+        )
     file = Path(spec.submodule_search_locations[0]) / rest
     if not file.is_file():
         raise UserError(

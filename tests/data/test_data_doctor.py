@@ -128,6 +128,28 @@ def test_origins_that_are_no_text_are_listed_so(tmp_path):
     assert exclude(dataset, [finding]) == 1
 
 
+SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""What str.splitlines splits at and JSON lines do not."""
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_a_file_name_with_a_line_separator_can_be_excluded(tmp_path, separator):
+    dataset = picture_dataset(tmp_path / "d", 3, broken=[1, 2])
+    names = ["0.png", f"one{separator}two.png", "2.png"]
+    (tmp_path / "d/files.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
+    first, second = findings(dataset)
+    assert exclude(dataset, [first]) == 1
+    assert Dataset.open(tmp_path / "d").excluded.tolist() == [1]
+    assert exclude(dataset, [second]) == 2
+    assert Dataset.open(tmp_path / "d").excluded.tolist() == [1, 2]
+
+
+def test_exclusions_may_be_edited_on_windows(tmp_path):
+    path = picture_dataset(tmp_path / "d", 3).folder / "excluded.jsonl"
+    path.write_bytes('\ufeff{"sample": 2}\r\n\r\n{"sample": 0}'.encode())
+    assert Dataset.open(tmp_path / "d").excluded.tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("content", ["damaged\n", '{"sample": 9}\n'])
 def test_damaged_exclusions_can_be_made_anew(tmp_path, content):
     path = picture_dataset(tmp_path / "d", 2).folder / "excluded.jsonl"

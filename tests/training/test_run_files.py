@@ -157,6 +157,13 @@ def test_cutting_back_drops_later_and_torn_lines(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    name = "a\u2028b\x85c"  # str.splitlines splits at these
+    line = {"kind": "failure", "step": 1, "source": name}
+    (tmp_path / "failures.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", "utf-8")
+    assert list(read_lines(tmp_path / "failures.jsonl")) == [line]
+
+
 def test_a_full_disk_is_a_run_error(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")

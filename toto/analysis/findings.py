@@ -105,7 +105,7 @@ def read_findings(run: Path) -> list[Finding]:
 def _summed_up(folder: Path, title: str, caption: str) -> Finding:
     path = folder / "summary.json"
     summary = parse(SUMMARY, json_object(path.read_bytes(), str(path)), str(path))
-    lines = summary.text.splitlines()
+    lines = summary.text.split("\n")
     return Finding(title, caption, lines, summary.step, _if_there(folder / "curve.png"))
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from toto.data.decode import UndecodableError, count_frames, iterate_video
 from toto.data.index import EXCLUDED_FILE, NO_LABEL
 from toto.data.progress import Progress, silent
+from toto.data.store import excluded_lines
 from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
@@ -183,7 +184,7 @@ def exclude(dataset: Dataset, findings: Iterable[Finding]) -> int:
     path = dataset.folder / EXCLUDED_FILE
     lines: dict[int, str] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in excluded_lines(path.read_bytes()):
             lines[json.loads(line)["sample"]] = line
     for finding in findings:
         lines[finding.sample] = json.dumps(asdict(finding), ensure_ascii=False)

@@ -27,6 +27,7 @@ __all__ = [
     "LocalStore",
     "Store",
     "column_file",
+    "excluded_lines",
     "map_shard",
     "parse_excluded",
     "read_column",
@@ -258,6 +259,17 @@ def read_origins(path: Path, address: str) -> Iterator[str]:
             yield json.loads(line)
 
 
+def excluded_lines(content: bytes) -> list[str]:
+    """Return the lines of an `excluded.jsonl`, which users edit: blank lines are left out.
+
+    Only a line feed ends a line: file names hold U+2028 and its like, where `str.splitlines` splits.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return [line for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+
+
 def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
     """The samples that these lines exclude, sorted.
 
@@ -265,8 +277,8 @@ def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
         DataError: they are damaged, or name samples that are not there.
     """
     try:
-        lines = content.decode("utf-8").splitlines()
-        excluded = np.unique(np.array([json.loads(line)["sample"] for line in lines], np.int64))
+        samples_of_lines = [json.loads(line)["sample"] for line in excluded_lines(content)]
+        excluded = np.unique(np.array(samples_of_lines, np.int64))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is damaged: {error}. Remove {path}, then toto doctor --fix"

@@ -31,7 +31,7 @@ def commit_of(folder: Path) -> Commit | None:
     found = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
     if not found:
         return None
-    top, commit = found.splitlines()
+    top, _, commit = found.removesuffix("\n").rpartition("\n")
     status = _git(Path(top), "status", "--porcelain", "--untracked-files=no")
     return Commit(top, commit, None if status is None else bool(status))
 

@@ -202,9 +202,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that was torn by a kill is left out."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    # bytes.split, as str.splitlines also splits inside strings, at U+2028 and its like.
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield json.loads(line)
 
 
 def cut_back(path: Path, step: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from toto.cli.options import RecipeArgument, SetOption
@@ -14,6 +14,7 @@ DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="a pack
 AddressArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="a packed dataset: a folder, or its address")
 ]
+Kind = Literal["images", "videos"]
 FramesOption = Annotated[int, typer.Option(min=1, help="T, the frames of a clip")]
 StrideOption = Annotated[int, typer.Option(min=1, help="every stride-th frame")]
 
@@ -51,7 +52,20 @@ def pack(
         ),
     ] = "folder",
     split: Annotated[
-        str | None, typer.Option(help="the part to pack: train, val, test; full_scale of ego4d")
+        str | None,
+        typer.Option(help="the sub-folder to pack: train, val, test; full_scale of ego4d"),
+    ] = None,
+    kind: Annotated[
+        Kind | None,
+        typer.Option(help="what to pack where images and videos are in one folder or tar"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|FILE|none",
+            help="take the class list of a packed dataset, so that both splits have the same "
+            "labels, or of a text file with one name per line; none: no labels",
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes that check files; by default one a core")
@@ -60,13 +74,22 @@ def pack(
         bool, typer.Option("--skip-broken", help="leave out files that cannot be decoded")
     ] = False,
 ) -> None:
-    """Pack a folder into tar shards with an index; folders by class give labels.
+    """Pack a folder into tar shards with an index; the first-level folders are the classes.
 
-    Stopped, it goes on from the shards that are finished when it is run again.
+    If it was stopped, the same command resumes after the shards that are finished.
     """
     from toto.jobs.pack import pack_source
 
-    pack_source(source, out, layout=layout, split=split, workers=workers, skip_broken=skip_broken)
+    pack_source(
+        source,
+        out,
+        layout=layout,
+        split=split,
+        kind=kind,
+        class_list=classes,
+        workers=workers,
+        skip_broken=skip_broken,
+    )
 
 
 def tokenize(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from toto.errors import RunError
+from toto.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "disk_errors",
     "locked",
     "replacing",
+    "require_writable",
     "sync",
     "write_atomic",
 ]
@@ -48,6 +50,28 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error}. Make room or mend the permissions, and run the "
             "command again; a training run goes on with --resume"
         ) from error
+
+
+def require_writable(path: Path, fix: str) -> None:
+    """Refuse an output that cannot be made, before the work on it; nothing is left of the attempt.
+
+    Args:
+        path: a file or folder to be made, or a file to be replaced; missing folders above it are
+            made later.
+        fix: a sentence without a full stop, for the message.
+
+    Raises:
+        UserError: the nearest folder above `path` takes no new file, or `path` is a folder where
+            a file is to be replaced.
+    """
+    place = next(above for above in path.absolute().parents if os.path.lexists(above))
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. {fix}") from error
 
 
 @contextmanager

@@ -66,9 +66,13 @@ def test_packing_twice_gives_equal_bytes(tmp_path, pictures):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_files_beside_folders_mean_no_labels(tmp_path, pictures):
+def test_a_file_next_to_folders_is_refused_unless_labels_are_dropped(tmp_path, pictures):
     write(pictures, {"top.png": png(random_picture(9))})
-    pack_folder(pictures, tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"1 images \(top\.png\) are next to the folders cats, dogs"
+    ):
+        pack_folder(pictures, tmp_path / "out")
+    pack(plan_pack(pictures, classes=()), tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.classes == ()
     assert [dataset.label(i) for i in range(5)] == [-1] * 5
@@ -89,9 +93,17 @@ def test_class_folders_whose_names_are_not_utf_8_are_told_apart(tmp_path):
 
 
 def test_other_and_hidden_files_are_left_alone(tmp_path, pictures):
-    write(pictures, {"labels.csv": b"x", ".hidden/a.png": b"x", "cats/.b.png": b"x"})
+    names = ["labels.csv", "README", ".hidden/a.png", "cats/.b.png", "dogs/._a b.png"]
+    names += ["__MACOSX/cats/a b.png", "@eaDir/a b.png", "cats/Thumbs.db", "dogs/x.tar"]
+    write(pictures, dict.fromkeys(names, b"x"))
+    (pictures / "cats/link").symlink_to(pictures / "dogs")
+    os.mkfifo(pictures / "cats/pipe.png")
     report = pack_folder(pictures, tmp_path / "out")
-    assert (report.num_samples, report.ignored) == (4, 1)
+    assert (report.num_samples, report.classes) == (4, ("cats", "dogs"))
+    assert report.left == {
+        ".csv": 1, "file without extension": 1, "hidden folder": 3, "hidden file": 2, ".db": 1,
+        ".tar": 1, "link to a folder": 1, "pipe or device": 1,
+    }  # fmt: skip
 
 
 def test_videos_have_their_decoded_frames_counted(tmp_path):
@@ -108,12 +120,17 @@ def test_videos_have_their_decoded_frames_counted(tmp_path):
 
 def test_pictures_and_videos_together_are_refused(tmp_path, pictures):
     write(pictures, {"cats/v.mp4": b""})
-    with pytest.raises(DataError, match="pack them apart"):
+    with pytest.raises(DataError, match="Choose one: --kind images or --kind videos"):
         pack_folder(pictures, tmp_path / "out")
+    report = pack(plan_pack(pictures, kind="images"), tmp_path / "out")
+    assert (report.kind, report.num_samples, report.left) == ("images", 4, {".mp4": 1})
+    (pictures / "cats/v.mp4").unlink()
+    with pytest.raises(DataError, match=r"holds no videos \(there: 4 × \.png\)"):
+        plan_pack(pictures, kind="videos")
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no pictures and no videos \(1 other files\)"):
+    with pytest.raises(DataError, match=r"no images and no videos \(there: 1 × \.txt\)"):
         pack_folder(write(tmp_path / "src", {"readme.txt": b""}), tmp_path / "out")
 
 

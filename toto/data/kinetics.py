@@ -53,7 +53,7 @@ def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
     listing = labelled(listing, classes, lambda file: listed.get(entry_of(file.stem)))
     where = ", ".join(path.name for path in own or tables)
     notes = [
-        *compare(listed, {entry_of(file.stem) for file in listing.files}, where),
+        *compare(listed, [entry_of(file.stem) for file in listing.files], where),
         *_unlabelled(listing),
     ]
     if len(classes) != num_classes:

@@ -10,12 +10,16 @@ import csv
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile
+from toto.data.class_folders import label_by_folders, require_no_splits
+from toto.data.class_names import name_some, relabelled
 from toto.data.decode import IMAGE_EXTENSIONS
 from toto.data.kinetics import list_kinetics
 from toto.data.listing import (
@@ -23,11 +27,16 @@ from toto.data.listing import (
     compare,
     find_files,
     first_folder,
+    folders_in,
     labelled,
     shown,
     split_folder,
 )
+from toto.data.walk import is_hidden
 from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from toto.data.manifest import Kind
 
 __all__ = ["LAYOUTS", "list_source"]
 
@@ -39,25 +48,55 @@ EGO4D_FOLDERS = ("full_scale", "video_540ss")
 HOWTO100M_LIST = "HowTo100M_v1.csv"
 
 
-def list_source(layout: str, source: Path, split: str | None = None) -> Listing:
-    """The files of `source` in one of LAYOUTS.
+def list_source(
+    layout: str,
+    source: Path,
+    split: str | None = None,
+    *,
+    kind: Kind | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Listing:
+    """Return the files of `source` in one of LAYOUTS.
+
+    Args:
+        layout: its name.
+        source: the folder.
+        split: the part of it.
+        kind: what to pack of a plain folder that holds both images and videos.
+        classes: the names of the labels in their order, instead of the layout's own; empty: none.
 
     Raises:
-        DataError: an unknown layout, or a folder that is not laid out so.
+        DataError: an unknown layout, a folder that is not laid out so, a folder of splits, or a
+            class that is not among `classes`.
     """
     if layout not in LAYOUTS:
         raise DataError(f"--as {layout}: unknown. toto knows {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout](source, split)
+    if layout == "folder":
+        return _list_folder(source, split, kind, classes)
+    if kind is not None:
+        raise DataError(f"--kind is for plain folders and tars; leave it out with --as {layout}")
+    listing = LAYOUTS[layout](source, split)
+    if split is None and listing.source != source and listing.source.name == "train":
+        others = [name for name in folders_in(listing.source.parent) if name != "train"]
+        if others:
+            listing = _noted(listing, (f"not packed: {name_some(others)}; see --split",))
+    return listing if classes is None else relabelled(listing, classes)
 
 
-def _list_folder(source: Path, split: str | None) -> Listing:
-    """Where every file lies in a sub-folder, the first-level folders are the classes, sorted."""
-    listing = find_files(split_folder(source, split) if split else source)
-    names = {first_folder(file) for file in listing.files}
-    if None in names:
+def _list_folder(
+    source: Path,
+    split: str | None,
+    kind: Kind | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Listing:
+    """Where every file is in a sub-folder, the first-level folders are the classes, sorted."""
+    listing = find_files(split_folder(source, split) if split else source, kind)
+    if classes == ():
         return listing
-    classes = tuple(sorted(name for name in names if name is not None))
-    return labelled(listing, classes, first_folder)
+    if classes is not None:
+        return relabelled(label_by_folders(listing), classes)
+    require_no_splits(listing.source, (file.origin for file in listing.files))
+    return label_by_folders(listing)
 
 
 def _list_imagenet1k(source: Path, split: str | None) -> Listing:
@@ -71,6 +110,12 @@ def _list_imagenet21k(source: Path, split: str | None) -> Listing:
     """A folder or a tar for each synset: `<wnid>/*.JPEG`, or winter21's `<wnid>.tar`."""
     folder = split_folder(source, split)
     tars = sorted(path for path in folder.glob("n*.tar") if SYNSET.fullmatch(path.stem))
+    unpacked = [path.name for path in folder.glob("n*") if path.is_dir()]
+    if tars and unpacked:
+        raise DataError(
+            f"{folder} holds both tars (such as {tars[0].name}) and folders (such as "
+            f"{min(unpacked)}). Move the ones or the others away"
+        )
     listing = _members(folder, tars) if tars else find_files(folder)
     return _by_synset(listing, expected=None)
 
@@ -93,21 +138,33 @@ def _by_synset(listing: Listing, expected: int | None) -> Listing:
 
 
 def _members(folder: Path, tars: list[Path]) -> Listing:
-    """The pictures inside tars, each as if in a folder of the tar's name."""
+    """The images inside tars, each as if in a folder of the tar's name."""
     files: list[SourceFile] = []
-    ignored = 0
+    left: Counter[str] = Counter()
     for path in tars:
         status = path.stat()
+        seen: set[str] = set()
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
-                    if member.name.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
-                        ignored += member.isfile()
+                    name = member.name.rpartition("/")[2]
+                    extension = name.rpartition(".")[2].lower()
+                    if member.isdir():
                         continue
+                    if is_hidden(name) or extension not in IMAGE_EXTENSIONS:
+                        left["hidden file" if is_hidden(name) else f".{extension}"] += 1
+                        continue
+                    if member.name in seen or not member.isfile():
+                        what = "there twice" if member.isfile() else "a link, not a file"
+                        raise DataError(
+                            f"{path}: {shown(member.name)} is {what}. Unpack the tar into a folder "
+                            f"{path.stem} and move it away"
+                        )
+                    seen.add(member.name)
                     files.append(
                         SourceFile(
                             str(path),
-                            shown(f"{path.stem}/{member.name.rpartition('/')[2]}"),
+                            shown(f"{path.stem}/{name}"),
                             member.size,
                             member.offset_data,
                             status.st_mtime_ns,
@@ -116,8 +173,8 @@ def _members(folder: Path, tars: list[Path]) -> Listing:
         except tarfile.TarError as error:
             raise DataError(f"{path}: {error}. Copy it again") from error
     if not files:
-        raise DataError(f"the {len(tars)} tars in {folder} hold no pictures")
-    return Listing(folder, "images", files, (), ignored)
+        raise DataError(f"the {len(tars)} tars in {folder} hold no images")
+    return Listing(folder, "images", files, (), left)
 
 
 def _list_ego4d(source: Path, split: str | None) -> Listing:
@@ -135,7 +192,7 @@ def _list_ego4d(source: Path, split: str | None) -> Listing:
         )
     (folder,) = found
     listing = find_files(folder)
-    stems = {file.stem for file in listing.files}
+    stems = [file.stem for file in listing.files]
     manifest, overview = folder / "manifest.csv", folder.parent / "ego4d.json"
     if manifest.is_file():
         return _noted(listing, compare(_column(manifest, "video_uid"), stems, str(manifest)))
@@ -155,7 +212,7 @@ def _list_howto100m(source: Path, split: str | None) -> Listing:
     """Videos named by their ids, with HowTo100M_v1.csv beside them or one folder up."""
     folder = split_folder(source, split)
     listing = find_files(folder)
-    stems = {file.stem for file in listing.files}
+    stems = [file.stem for file in listing.files]
     lists = [place / HOWTO100M_LIST for place in (folder, folder.parent)]
     listed = next((path for path in lists if path.is_file()), None)
     if listed is None:

@@ -1,18 +1,22 @@
-"""Which files lie in a folder, with their labels, and what a list of them says that is not so."""
+"""The files of a folder with their labels, and what a list of them says that is not so."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+import shlex
+import stat
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
+from toto.data.walk import describe_left, is_hidden, walk
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from toto.data.manifest import Kind
@@ -23,9 +27,13 @@ __all__ = [
     "counted",
     "find_files",
     "first_folder",
+    "folders_in",
     "labelled",
+    "relative",
     "split_folder",
 ]
+
+SHOWN_FOLDERS = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Listing:
         kind: images or videos.
         files: in any order; their origins are unique.
         classes: names of the labels; empty without.
-        ignored: files that are neither pictures nor videos.
+        left: what is in the folder and is not packed, counted by kind: `.txt`, `hidden file`.
         notes: sentences about what is missing, not listed, or chosen.
     """
 
@@ -45,71 +53,86 @@ class Listing:
     kind: Kind
     files: list[SourceFile]
     classes: tuple[str, ...] = ()
-    ignored: int = 0
+    left: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def find_files(folder: Path) -> Listing:
-    """The pictures, or the videos, in all sub-folders; hidden ones left out, links not followed.
+def find_files(folder: Path, kind: Kind | None = None) -> Listing:
+    """Return the images, or the videos, in all sub-folders.
+
+    Hidden files and folders are left alone, and links to folders are not followed; both are
+    counted.
+
+    Args:
+        folder: to be listed.
+        kind: what to pack where the folder holds both; the other kind is counted then.
 
     Raises:
-        DataError: there is no folder, nothing to pack in it, or both pictures and videos.
+        DataError: there is no folder, nothing to pack in it, or both images and videos.
     """
     if not folder.is_dir():
-        raise DataError(f"no folder at {folder}. Give the folder of the pictures or videos")
-    images: list[SourceFile] = []
-    videos: list[SourceFile] = []
-    ignored = 0
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            extension = os.path.splitext(name)[1][1:].lower()
-            if name.startswith("."):
-                continue
-            if extension in IMAGE_EXTENSIONS:
-                images.append(_source_file(folder, os.path.join(place, name)))
-            elif extension in VIDEO_EXTENSIONS:
-                videos.append(_source_file(folder, os.path.join(place, name)))
-            else:
-                ignored += 1
-    if images and videos:
+        raise DataError(_no_folder(folder))
+    found = walk(folder)
+    if found.images and found.videos and kind is None:
         raise DataError(
-            f"{folder} holds {len(images)} pictures (such as {_least(images)}) and {len(videos)} "
-            f"videos (such as {_least(videos)}). Move them into two folders and pack them apart"
+            f"{folder} holds {len(found.images):,} images (such as "
+            f"{relative(folder, min(found.images))}) and {len(found.videos):,} videos (such as "
+            f"{relative(folder, min(found.videos))}). Choose one: --kind images or --kind videos"
         )
-    if not images and not videos:
-        known = " ".join(sorted(IMAGE_EXTENSIONS | VIDEO_EXTENSIONS))
-        raise DataError(
-            f"{folder} holds no pictures and no videos ({ignored} other files). "
-            f"toto packs files that end in: {known}"
-        )
-    return Listing(
-        folder, "images" if images else "videos", sorted(images or videos, key=_path), (), ignored
+    chosen = kind or ("images" if found.images else "videos")
+    paths, others = (
+        (found.images, found.videos) if chosen == "images" else (found.videos, found.images)
     )
+    left = found.left + Counter(os.path.splitext(path)[1].lower() for path in others + found.tars)
+    if not paths and found.tars:
+        raise DataError(_only_tars(folder, found.tars))
+    if not paths:
+        known = " ".join(sorted(IMAGE_EXTENSIONS | VIDEO_EXTENSIONS))
+        what = f"no {kind}" if kind else "no images and no videos"
+        raise DataError(
+            f"{folder} holds {what} (there: {describe_left(left) or 'nothing'}). toto packs files "
+            f"that end in: {known}; and folders of WebDataset tars"
+        )
+    files = [file for path in sorted(paths) if (file := _source_file(folder, path)) is not None]
+    if len(files) < len(paths):
+        left["pipe or device"] = len(paths) - len(files)
+    return Listing(folder, chosen, files, (), left)
 
 
 def split_folder(source: Path, split: str | None) -> Path:
-    """`source/split`; without a split `source/train` where that is there, and else `source`.
+    """Return `source/split`; without a split `source/train` if that exists, and else `source`.
 
     Raises:
         DataError: no such folder.
     """
     if not source.is_dir():
-        raise DataError(f"no folder at {source}. Give the folder of the pictures or videos")
+        raise DataError(_no_folder(source))
     folder = source / (split or "train")
     if folder.is_dir():
         return folder
     if split is None:
         return source
-    there = ", ".join(sorted(path.name for path in source.iterdir() if path.is_dir())) or "none"
+    there = ", ".join(folders_in(source)) or "none"
     raise DataError(
         f"{source} has no folder {split!r} (folders there: {there}). Give one of these as --split, "
         "or the folder of the files as SRC and no --split"
     )
 
 
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, without hidden ones, sorted."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)
+    )
+
+
+def relative(folder: Path, path: str) -> str:
+    """Return a path below a folder as text, relative to it and with slashes."""
+    return shown(os.path.relpath(path, folder).replace(os.sep, "/"))
+
+
 def first_folder(file: SourceFile) -> str | None:
-    """The first-level folder of a file; None for one that lies beside the folders."""
+    """Return the first-level folder of a file; None for one that is next to the folders."""
     name, slash, _ = file.origin.partition("/")
     return name if slash else None
 
@@ -127,9 +150,12 @@ def labelled(
 
 
 def compare(listed: Iterable[str], found: Iterable[str], where: str) -> tuple[str, ...]:
-    """Sentences about the names that are listed and not found, and those found and not listed."""
-    listed, found = set(listed), set(found)
+    """Return sentences about the names that are listed and not found, the other way, or twice."""
+    listed, files = set(listed), Counter(found)
+    found = set(files)
     notes = []
+    if twice := [name for name, count in files.items() if count > 1]:
+        notes.append(f"{len(twice):,} have several files{counted(twice)}; all are packed")
     if missing := listed - found:
         notes.append(
             f"{len(missing):,} of the {len(listed):,} in {where} are missing{counted(missing)}"
@@ -149,18 +175,32 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _source_file(folder: Path, path: str) -> SourceFile:
-    relative = os.path.relpath(path, folder).replace(os.sep, "/")
+def _source_file(folder: Path, path: str) -> SourceFile | None:
+    """A file to pack; None for a pipe or a device, whose reading would wait forever."""
+    origin = relative(folder, path)
     try:
         status = os.stat(path)
     except OSError:  # a link to nothing: it is named when it is read
-        return SourceFile(path, shown(relative), size=0)
-    return SourceFile(path, shown(relative), status.st_size, changed=status.st_mtime_ns)
+        return SourceFile(path, origin, size=0)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return SourceFile(path, origin, status.st_size, changed=status.st_mtime_ns)
 
 
-def _least(files: list[SourceFile]) -> str:
-    return min(file.origin for file in files)
+def _only_tars(folder: Path, tars: list[str]) -> str:
+    places = sorted({os.path.dirname(path) for path in tars})
+    return "\n".join(
+        [
+            f"{folder} holds tars in folders, and no images or videos. Pack these folders:",
+            *(
+                f"  {shlex.join(['toto', 'pack', place, 'OUT'])}"
+                for place in places[:SHOWN_FOLDERS]
+            ),
+        ]
+    )
 
 
-def _path(file: SourceFile) -> str:
-    return file.path
+def _no_folder(path: Path) -> str:
+    if path.is_file():
+        return f"{path} is a file. Give a folder of images or videos, or a .tar of WebDataset"
+    return f"no folder at {path}. Give the folder of the images or videos"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from toto.data.check import SourceFile, check_file
 from toto.data.decode import UndecodableError
 from toto.data.layouts import list_source
+from toto.data.listing import split_folder
 from toto.data.manifest import Kind, SkippedFile
-from toto.data.parts import Description, Parts, Sample, Totals
-from toto.data.plan import FilePlan, Item, Plan, TarPlan, is_tar_source
+from toto.data.parts import Description, LeftAlone, Parts, Sample, Totals
+from toto.data.plan import Entry, FilePlan, Item, Plan
 from toto.data.progress import Note, Progress, silent, unsaid
+from toto.data.tar_plan import TarPlan, find_tars
 from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["PackReport", "pack", "pack_folder", "plan_pack"]
@@ -36,13 +38,13 @@ class PackReport:
     Attributes:
         path: the dataset.
         kind: images or videos.
-        num_samples: pictures or videos.
+        num_samples: images or videos.
         num_frames: decoded frames of all samples.
         num_bytes: of the files.
         num_shards: tar files.
         classes: names of the labels; empty without.
         skipped: files that were left out because they cannot be decoded.
-        ignored: files in the folder that are neither pictures nor videos.
+        left: what was neither packed nor broken, counted by kind, such as `.txt`.
     """
 
     path: Path
@@ -53,23 +55,36 @@ class PackReport:
     num_shards: int
     classes: tuple[str, ...]
     skipped: tuple[SkippedFile, ...]
-    ignored: int
+    left: Mapping[str, int]
 
 
-def plan_pack(source: Path, layout: str = "folder", split: str | None = None) -> Plan:
-    """What packing `source` would write: the files, their labels and their shards.
+def plan_pack(
+    source: Path,
+    layout: str = "folder",
+    split: str | None = None,
+    *,
+    kind: Kind | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Plan:
+    """Return what packing `source` would write: the files, their labels and their shards.
 
     Args:
-        source: a folder of pictures or of videos, of WebDataset tars, or one tar.
+        source: a folder of images or of videos, of WebDataset tars, or one tar.
         layout: one of LAYOUTS.
-        split: for layouts with splits, such as train.
+        split: the sub-folder to pack, such as train; layouts have their own rules for it.
+        kind: what to pack where images and videos are together; the other kind is counted.
+        classes: the names of the labels in their order, such as those of a training split, instead
+            of the names found; empty to pack without labels.
 
     Raises:
-        DataError: nothing to pack, or not laid out so.
+        DataError: nothing to pack, not laid out so, a folder of splits, or a choice between files
+            that only the user can make.
     """
-    if layout == "folder" and split is None and is_tar_source(source):
-        return TarPlan.find(source)
-    return FilePlan(list_source(layout, source, split))
+    if layout == "folder":
+        folder = split_folder(source, split) if split else source
+        if tars := find_tars(folder):
+            return TarPlan.find(folder, tars, kind=kind, classes=classes)
+    return FilePlan(list_source(layout, source, split, kind=kind, classes=classes))
 
 
 def pack(
@@ -131,19 +146,19 @@ def pack_folder(
     skip_broken: bool = False,
     progress: Progress = silent,
 ) -> PackReport:
-    """Pack the pictures (jpg, png, webp) or videos (mp4, mov, mkv, webm, avi) under `src`.
+    """Pack the images (jpg, png, webp) or videos (mp4, mov, mkv, webm, avi) under `src`.
 
     Files are found in all sub-folders, hidden ones left out, links to folders not followed. Where
-    every file lies in a sub-folder, the first-level folders are the classes, sorted. A folder of
-    WebDataset tars becomes a shard a tar. For the rest, and what is raised, see `pack`.
+    every file is in a sub-folder, the first-level folders are the classes, sorted. A folder of
+    WebDataset tars becomes one shard per tar. For what is raised see `plan_pack` and `pack`.
     """
     plan = plan_pack(src)
     return pack(plan, out, workers=workers, skip_broken=skip_broken, progress=progress)
 
 
-_Entry = Item | SkippedFile | None
-"""A file, one that is broken already, or the end of a shard."""
-_Checked = tuple[Item, int | str | Crash] | SkippedFile | None
+_Entry = Entry | None
+"""What a plan has, or the end of a shard."""
+_Checked = tuple[Item, int | str | Crash] | SkippedFile | LeftAlone | None
 """The same with the number of frames, or with what is wrong."""
 
 
@@ -188,13 +203,13 @@ def _chunks(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
 
 def _to_samples(
     plan: Plan, checked: Iterator[_Checked], progress: Progress, span: range, total: int
-) -> Iterator[Sample | SkippedFile]:
+) -> Iterator[Sample | SkippedFile | LeftAlone]:
     """The entries up to the end of their shard, with their bytes; `span` is their progress."""
     done = span.start
     for entry in checked:
         if entry is None:
             break
-        if isinstance(entry, SkippedFile):
+        if isinstance(entry, SkippedFile | LeftAlone):
             yield entry
             continue
         item, verdict = entry
@@ -226,7 +241,7 @@ def _report(plan: Plan, out: Path, classes: tuple[str, ...], totals: Totals) -> 
         num_shards=totals.shards,
         classes=classes,
         skipped=tuple(totals.skipped),
-        ignored=plan.ignored,
+        left=totals.left + Counter(plan.left),
     )
 
 

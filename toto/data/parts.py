@@ -18,12 +18,13 @@ import contextlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from toto.data.index import COLUMNS, NO_LABEL, ORIGINS_FILE, column_file
 from toto.data.manifest import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Description",
+    "LeftAlone",
     "Part",
     "PartWriter",
     "Parts",
@@ -82,6 +84,13 @@ class Sample:
     label: int = NO_LABEL
 
 
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """What of a part's files is no sample and is not packed, counted by kind, such as `.txt`."""
+
+    counts: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Description:
     """What the manifest says besides the shards; see Manifest."""
@@ -102,6 +111,7 @@ class Part(Config):
     payload_bytes: NonNegativeInt
     max_label: int = NO_LABEL
     skipped: tuple[SkippedFile, ...] = ()
+    left: dict[str, int] = Field(default_factory=dict)
 
 
 @dataclass
@@ -114,6 +124,7 @@ class Totals:
     payload_bytes: int = 0
     max_label: int = NO_LABEL
     skipped: list[SkippedFile] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
 
 
 class PartWriter:
@@ -127,11 +138,15 @@ class PartWriter:
         self._rows: list[tuple[int, int, int, int]] = []
         self._origins: list[str] = []
         self._skipped: list[SkippedFile] = []
+        self._left: Counter[str] = Counter()
 
-    def add(self, item: Sample | SkippedFile) -> None:
-        """Append a sample, or a file that is left out."""
+    def add(self, item: Sample | SkippedFile | LeftAlone) -> None:
+        """Append a sample, or note what is left out."""
         if isinstance(item, SkippedFile):
             self._skipped.append(item)
+            return
+        if isinstance(item, LeftAlone):
+            self._left.update(item.counts)
             return
         members = {item.extension: item.payload}
         if item.label != NO_LABEL:
@@ -160,6 +175,7 @@ class PartWriter:
             payload_bytes=int(rows["size"].sum(dtype=np.int64)),
             max_label=int(rows["label"].max(initial=NO_LABEL)),
             skipped=tuple(self._skipped),
+            left=dict(self._left),
         )
         (self._work / "json").write_text(part.model_dump_json() + "\n", encoding="utf-8")
         if part.shard is not None:
@@ -259,9 +275,10 @@ class Parts:
             totals.payload_bytes += part.payload_bytes
             totals.max_label = max(totals.max_label, part.max_label)
             totals.skipped += part.skipped
+            totals.left.update(part.left)
         return totals
 
-    def write(self, number: int, items: Iterable[Sample | SkippedFile]) -> Part:
+    def write(self, number: int, items: Iterable[Sample | SkippedFile | LeftAlone]) -> Part:
         """Write one part whole.
 
         Raises:

@@ -262,7 +262,7 @@ def read_origins(path: Path, address: str) -> Iterator[str]:
 def excluded_lines(content: bytes) -> list[str]:
     """Return the lines of an `excluded.jsonl`, which users edit: blank lines are left out.
 
-    Only a line feed ends a line: file names hold U+2028 and its like, where `str.splitlines` splits.
+    Only a line feed ends a line: file names may hold U+2028, where `str.splitlines` splits.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.

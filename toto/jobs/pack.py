@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from toto.data.class_folders import SplitsError
+from toto.data.class_names import name_some, read_class_names
 from toto.data.pack import pack, plan_pack
 from toto.data.samples import make_samples
+from toto.data.walk import describe_left
 from toto.data.workers import num_cores
 from toto.errors import DataError
+from toto.files import require_writable
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from toto.data.manifest import Kind
 
 __all__ = ["make_sample_datasets", "pack_source"]
 
@@ -22,25 +28,35 @@ def pack_source(
     *,
     layout: str,
     split: str | None,
+    kind: Kind | None,
+    class_list: str | None,
     workers: int | None,
     skip_broken: bool,
 ) -> None:
-    """Pack a folder and say what became of it.
+    """Pack a folder, and print what was packed and what was left out.
 
     Args:
         source: a folder, or a WebDataset tar.
         out: the dataset's folder.
         layout: one of `toto.data.layouts.LAYOUTS`.
-        split: for layouts with splits.
+        split: the sub-folder to pack, such as train.
+        kind: what to pack where images and videos are together.
+        class_list: whose classes are taken; see `read_class_names`. None: those of SRC.
         workers: processes that check files; None for one a core, 0 for none besides this one.
         skip_broken: leave out files that cannot be decoded.
 
     Raises:
         DataError: see `plan_pack` and `pack`.
+        UserError: `out` cannot be written.
     """
     if out.exists():
         raise DataError(f"{out} exists already. Remove it, or choose another folder")
-    plan = plan_pack(source, layout, split)
+    require_writable(out, "Choose another folder")
+    classes = None if class_list is None else read_class_names(class_list)
+    try:
+        plan = plan_pack(source, layout, split, kind=kind, classes=classes)
+    except SplitsError as error:
+        raise error.for_output(out) from None
     for note in plan.notes:
         say(f"{plan.source}: {note}")
     with progress_bar(f"packing {plan.source}", plan.unit) as progress:
@@ -52,17 +68,21 @@ def pack_source(
             progress=progress,
             note=say,
         )
-    what = "pictures" if report.kind == "images" else "videos"
     say(
-        f"{out}: {report.num_samples:,} {what}, {report.num_frames:,} frames, "
+        f"{out}: {report.num_samples:,} {report.kind}, {report.num_frames:,} frames, "
         f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
-        f"{'shard' if report.num_shards == 1 else 'shards'}, "
-        + (f"{len(report.classes)} classes" if report.classes else "no labels")
+        f"{'shard' if report.num_shards == 1 else 'shards'}, " + _describe_classes(report.classes)
     )
-    if report.ignored:
-        say(f"  {report.ignored} other files in the folder were left alone")
+    if report.left:
+        say(f"  left alone: {describe_left(report.left)}")
     for file in report.skipped:
         say(f"  left out {file.path}: {file.reason}")
+
+
+def _describe_classes(classes: tuple[str, ...]) -> str:
+    if not classes:
+        return "no labels"
+    return f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'} ({name_some(classes)})"
 
 
 def make_sample_datasets(root: Path) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_runs import tiny_recipe
 from toy_davis import FRAMES, HEIGHT, WIDTH, make_davis
 
-from toto.data.davis import ANNOTATIONS, read_mask
+from toto.data.davis import ANNOTATIONS, read_mask, write_mask
+from toto.errors import RunError
 from toto.jobs import track as job
 
 HERE = ("--davis", "davis", "--resolution", "64")
@@ -212,3 +213,38 @@ def test_a_video_of_two_frames_is_refused_before_any_work(home, tmp_path):
     arguments = ("run", "--davis", tmp_path / "davis", "--resolution", "64")
     error = toto("track", *arguments, cwd=home, code=2).stderr
     assert "two has 2 frames; the first and the last are not scored" in error
+
+
+def test_annotations_of_another_size_are_found_first_and_a_rerun_works_after_repair(home, tmp_path):
+    shutil.copytree(home / "davis", tmp_path / "davis")
+    path = tmp_path / "davis" / ANNOTATIONS / "two/00002.png"
+    whole = path.read_bytes()
+    with Image.open(path) as image:
+        image.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST).save(path)
+    command = ("track", "run", "--davis", tmp_path / "davis", *HERE[2:], "--out", tmp_path / "out")
+    done = toto(*command, cwd=home, code=2)
+    assert f"two/00002.png is {WIDTH // 2} × {HEIGHT // 2}, and its frame" in done.stderr
+    assert "tracking with" not in done.stdout
+    path.write_bytes(whole)
+    toto(*command, cwd=home)
+    assert (tmp_path / "out/summary.json").is_file()
+
+
+def test_a_file_that_was_repaired_is_tracked_again(home, tmp_path, monkeypatch):
+    shutil.copytree(home / "davis", tmp_path / "davis")
+    command = ("track", "run", "--davis", tmp_path / "davis", *HERE[2:], "--out", tmp_path / "out")
+
+    def fails(*arguments):
+        raise RunError("no room for films")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_write_overlays", fails)
+        toto(*command, cwd=home, code=1)
+    done = toto(*command, cwd=home)
+    assert "2 of 2 sequences are done" in done.stdout
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_write_overlays", fails)
+        toto(*command, cwd=home, code=1)
+    path = tmp_path / "davis" / ANNOTATIONS / "two/00000.png"
+    write_mask(path, np.roll(read_mask(path), 8, axis=1))
+    assert "sequences are done" not in toto(*command, cwd=home).stdout

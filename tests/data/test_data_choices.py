@@ -180,7 +180,7 @@ def test_a_validation_split_takes_the_classes_of_the_training_split(tmp_path):
     pack_folder(train, tmp_path / "packed")
     classes = read_class_names(str(tmp_path / "packed"))
     plan = plan_pack(val, classes=classes)
-    assert plan.notes == ("1 of the classes have no file here: dog",)
+    assert plan.notes == ("1 of the 3 classes have no file here: dog",)
     pack(plan, tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.classes == ("cat", "dog", "fox")

@@ -9,7 +9,13 @@ from PIL import Image
 from toy_davis import FRAMES, HEIGHT, WIDTH, make_davis
 
 from toto.data import davis
-from toto.data.davis import PALETTE, open_davis, read_mask, write_mask
+from toto.data.davis import (
+    PALETTE,
+    open_davis,
+    read_mask,
+    require_equal_sizes,
+    write_mask,
+)
 from toto.errors import DataError, UserError
 
 
@@ -111,3 +117,73 @@ def test_broken_and_missing_files_are_named(root):
     (root / davis.PICTURES / "one/00001.jpg").write_bytes(b"no picture")
     with refused(DataError, "00001.jpg cannot be read"):
         open_davis(root)[0].picture(1)
+
+
+def test_extensions_in_any_case_are_read_and_hidden_files_are_not(root):
+    names = ["00000.JPG", "00001.jpeg", "00002.JPEG", "00003.jpg", "00004.Jpg"]
+    for number, name in enumerate(names):
+        path = root / davis.PICTURES / f"one/{number:05d}.jpg"
+        path.rename(path.with_name(name))
+        path.with_name(f"._{number:05d}.jpg").write_bytes(b"\0\5\x16\7")
+        path = root / davis.ANNOTATIONS / f"one/{number:05d}.png"
+        path.with_name(f"._{number:05d}.png").write_bytes(b"\0\5\x16\7")
+        path.rename(path.with_suffix(".PNG"))
+    (root / davis.PICTURES / ".DS_Store").mkdir()
+    sequence = open_davis(root)[0]
+    assert [path.name for path in sequence.frames] == names
+    assert sequence.truth(4).max() == 1
+    assert sequence.mask_name(1) == "00001.png"
+    (root / davis.PICTURES / "one/00001.jpg").write_bytes(b"")
+    with refused(DataError, "holds both 00001.jpeg and 00001.jpg, and one of them is to be used"):
+        open_davis(root)
+    with refused(UserError, "There are one, two"):
+        open_davis(root, ["third"])
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n"])
+def test_a_list_may_have_a_byte_order_mark_and_names_with_separators(root, separator):
+    odd = "two\u2028three four"
+    for part in (davis.PICTURES, davis.ANNOTATIONS):
+        (root / part / "two").rename(root / part / odd)
+    text = "\ufeff" + separator.join(["one", odd, ""])
+    (root / davis.NAMES).write_bytes(text.encode())
+    assert [one.name for one in open_davis(root)] == ["one", odd]
+
+
+def test_frames_are_in_the_order_of_their_numbers(root):
+    for part in (davis.PICTURES, davis.ANNOTATIONS):
+        for path in list((root / part / "one").iterdir()):
+            path.rename(path.with_stem(str(int(path.stem) + 8)))
+    assert [path.stem for path in open_davis(root)[0].frames] == ["8", "9", "10", "11", "12"]
+
+
+def test_an_annotation_without_frame_is_named(root):
+    (root / davis.PICTURES / "two/00002.jpg").unlink()
+    with refused(DataError, "two/00002.png has no frame in"):
+        open_davis(root)
+
+
+@pytest.mark.parametrize("part", [davis.PICTURES, davis.ANNOTATIONS])
+def test_sizes_that_differ_are_named_with_both(root, part):
+    (path,) = (root / part / "two").glob("00003.*")
+    with Image.open(path) as image:
+        half = image.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST)
+    half.save(path)
+    sizes = [f"{WIDTH // 2} × {HEIGHT // 2}", f"{WIDTH} × {HEIGHT}"]
+    annotated, size = sizes if part == davis.ANNOTATIONS else sizes[::-1]
+    sequences = open_davis(root)
+    with refused(DataError, f"two/00003.png is {annotated}, and its frame"):
+        require_equal_sizes(sequences)
+    with refused(DataError, f"is {size}. Resize the annotations to the size of the frames"):
+        require_equal_sizes(sequences)
+    require_equal_sizes(sequences[:1])
+
+
+def test_a_sequence_of_two_sizes_is_refused(root):
+    for part in (davis.PICTURES, davis.ANNOTATIONS):
+        (path,) = (root / part / "two").glob("00003.*")
+        with Image.open(path) as image:
+            half = image.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST)
+        half.save(path)
+    with refused(DataError, "and the first frame of two is 80 × 48. Bring all frames"):
+        require_equal_sizes(open_davis(root))

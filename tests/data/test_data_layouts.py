@@ -131,6 +131,28 @@ def test_kinetics_of_cvdf(tmp_path):
     assert list_source("kinetics400", tmp_path, "val").classes == listing.classes
 
 
+def test_kinetics_rows_and_files_that_contradict_each_other_are_named(tmp_path):
+    rows = "hula,abcdefghijk,10,20,train\nzumba,abcdefghijk,10,20,train\n"
+    write(
+        tmp_path,
+        {
+            "train/abcdefghijk_000010_000020.mp4": VIDEO,
+            "train/abcdefghijk_000010_000020.webm": VIDEO,
+            "annotations/train.csv": "\ufeff" + HEADER + rows,
+            "annotations/._train.csv": HEADER + "x,y,1,2,train\n",
+        },
+    )
+    listing = list_source("kinetics400", tmp_path)
+    assert set(labels(listing).values()) == {"hula"}
+    assert listing.classes == ("hula", "zumba")
+    clip = "abcdefghijk_000010_000020"
+    assert listing.notes[0] == f"1 have several files, such as {clip}; all are packed"
+    assert f"1 clips have several classes in train.csv, such as {clip}" in listing.notes[1]
+    write(tmp_path, {"train.csv": HEADER + rows.partition("\n")[0]})
+    with pytest.raises(DataError, match=r"annotations/train\.csv and .*train\.csv differ"):
+        list_source("kinetics400", tmp_path)
+
+
 def test_kinetics600_prefers_the_txt(tmp_path):
     write(
         tmp_path,

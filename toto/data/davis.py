@@ -9,14 +9,17 @@ Masks that a model found lie likewise: MASKS/NAME/00000.png.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from toto.data.decode import Frame, UndecodableError, decode_image
+from toto.data.listing import folders_in
+from toto.data.walk import is_hidden
 from toto.errors import DataError, UserError
 from toto.files import disk_errors
 
@@ -24,13 +27,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["PALETTE", "DavisSequence", "Ids", "open_davis", "read_mask", "write_mask"]
+__all__ = [
+    "PALETTE",
+    "DavisSequence",
+    "Ids",
+    "open_davis",
+    "read_mask",
+    "require_equal_sizes",
+    "write_mask",
+]
 
 Ids = npt.NDArray[np.uint8]
 """The object of each pixel, `HW`; 0 is the background."""
 
+FRAME_SUFFIXES = (".jpg", ".jpeg")
 PICTURES, ANNOTATIONS, NAMES = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017/val.txt"
 VOID = 255
+LAST_UPRIGHT = 4  # EXIF orientations above it exchange width and height
 INDEXED_MODES = ("P", "L")
 
 
@@ -65,6 +78,24 @@ class DavisSequence:
         """Its frames."""
         return len(self.frames)
 
+    def mask_name(self, index: int) -> str:
+        """Return the file name of a mask of frame `index`."""
+        return f"{self.frames[index].stem}.png"
+
+    def content_digest(self) -> str:
+        """Return a SHA-256 of all frames and annotations, which changes when a file is repaired.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        for path in (*self.frames, *self.annotations):
+            try:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
+        return digest.hexdigest()
+
     def picture(self, index: int) -> Frame:
         """Frame `index`, uint8 `HWC`.
 
@@ -75,7 +106,7 @@ class DavisSequence:
         try:
             return decode_image(path.read_bytes())
         except (OSError, UndecodableError) as error:
-            raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS anew") from error
+            raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
 
     def truth(self, index: int) -> Ids:
         """The annotation of frame `index`; void counts as background, as the official code has it.
@@ -124,7 +155,9 @@ def _listed(root: Path) -> list[str]:
             f"{path} is missing, which lists the sequences. Put it back, or name them with "
             "--sequences"
         )
-    names = path.read_text(encoding="utf-8").split()
+    # Some lists begin with a byte-order mark; str.splitlines would split names at U+2028.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    names = [name for line in lines if (name := line.strip())]
     if not names:
         raise DataError(f"{path} lists no sequence. Put it back, or name them with --sequences")
     return names
@@ -133,21 +166,110 @@ def _listed(root: Path) -> list[str]:
 def _open_sequence(root: Path, name: str) -> DavisSequence:
     if name in {"", ".", ".."} or "/" in name:
         raise UserError(f"sequence {name!r} is not the name of a folder in {root / PICTURES}")
-    frames = tuple(sorted((root / PICTURES / name).glob("*.jpg")))
+    frames = _files(root / PICTURES / name, FRAME_SUFFIXES)
     if not frames:
-        there = sorted(path.name for path in (root / PICTURES).iterdir() if path.is_dir())
+        there = folders_in(root / PICTURES)
         raise UserError(
             f"sequence {name}: no frames in {root / PICTURES / name}. There are "
             f"{', '.join(there) or 'none at all'}"
         )
-    annotations = tuple(root / ANNOTATIONS / name / f"{frame.stem}.png" for frame in frames)
-    for path in annotations:
-        if not path.is_file():
+    annotations = _files(root / ANNOTATIONS / name, (".png",))
+    if lost := sorted(annotations.keys() - frames.keys()):
+        raise DataError(
+            f"{annotations[lost[0]]} has no frame in {root / PICTURES / name}. Unpack DAVIS again, "
+            "or leave the sequence out with --sequences"
+        )
+    for stem in frames:
+        if stem not in annotations:
             raise DataError(
-                f"{path} is missing: every frame needs its annotation, or nothing can be scored. "
-                "Unpack DAVIS anew, or leave the sequence out with --sequences"
+                f"{root / ANNOTATIONS / name / f'{stem}.png'} is missing: every frame needs its "
+                "annotation, or nothing can be scored. Unpack DAVIS again, or leave the sequence "
+                "out with --sequences"
             )
-    return DavisSequence(name, frames, annotations)
+    order = sorted(frames, key=_place)
+    return DavisSequence(
+        name,
+        tuple(frames[stem] for stem in order),
+        tuple(annotations[stem] for stem in order),
+    )
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files with these endings, in either case, by what comes before it; hidden ones are not.
+
+    Raises:
+        DataError: two files differ in their ending alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() not in suffixes or is_hidden(path.name):
+            continue
+        if path.stem in found:
+            raise DataError(
+                f"{folder} holds both {found[path.stem].name} and {path.name}, and one of them is "
+                "to be used. Move the other away"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _place(stem: str) -> tuple[int, str]:
+    """Numbers are in the order of their values: 2 comes before 10."""
+    return (int(stem), stem) if stem.isascii() and stem.isdecimal() else (-1, stem)
+
+
+def require_equal_sizes(sequences: Sequence[DavisSequence]) -> None:
+    """Refuse annotations of another size than their frames, and frames of several sizes.
+
+    The headers of all files are read, and no pixels.
+
+    Raises:
+        DataError: the sizes differ, or a file cannot be read.
+    """
+    for sequence in sequences:
+        first = None
+        for path, annotation in zip(sequence.frames, sequence.annotations, strict=True):
+            size, annotated = _frame_size(path), _mask_size(annotation)
+            first = first or size
+            if annotated != size:
+                raise DataError(
+                    f"{annotation} is {_written(annotated)}, and its frame {path} is "
+                    f"{_written(size)}. Resize the annotations to the size of the frames, by the "
+                    "nearest pixel, or the frames to that of the annotations"
+                )
+            if size != first:
+                raise DataError(
+                    f"{path} is {_written(size)}, and the first frame of {sequence.name} is "
+                    f"{_written(first)}. Bring all frames and annotations of it to one size"
+                )
+
+
+def _frame_size(path: Path) -> tuple[int, int]:
+    """Width and height of a frame as decoded, which EXIF may turn."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > LAST_UPRIGHT
+            size = image.size
+        if not turned:
+            return size
+        height, width = decode_image(path.read_bytes()).shape[:2]
+    except (OSError, SyntaxError, ValueError, UndecodableError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
+    return width, height
+
+
+def _mask_size(path: Path) -> tuple[int, int]:
+    """Width and height of an annotation."""
+    try:
+        # Not getexif: it decodes a PNG.
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
+
+
+def _written(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
 
 
 def read_mask(path: Path) -> Ids:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toto.data.listing import Listing, compare, counted, find_files, labelled, split_folder
+from toto.data.walk import is_hidden
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 YOUTUBE_ID = 11
 Labels = dict[str, str | None]
 """Class of a clip by the stem of its file; None where it is not known."""
+Rows = list[tuple[str, str | None]]
+"""The same as the rows of a file have it, which may name a clip twice."""
 
 
 def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
@@ -44,11 +47,9 @@ def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
             f"{folder.parent / 'annotations'} has the columns {', '.join(COLUMNS)}. Put CVDF's "
             "there, or pack --as folder"
         )
-    classes = tuple(sorted({name for t in tables.values() for name in t.values() if name}))
+    classes = tuple(sorted({name for rows in tables.values() for _, name in rows if name}))
     own = [path for path in tables if folder.name in re.split(r"[_-]", path.stem)]
-    listed: Labels = {}
-    for path in own or tables:
-        listed |= tables[path]
+    listed, contradicted = _merge([tables[path] for path in own or tables])
     entry_of = _Matcher(listed)
     listing = labelled(listing, classes, lambda file: listed.get(entry_of(file.stem)))
     where = ", ".join(path.name for path in own or tables)
@@ -56,9 +57,26 @@ def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
         *compare(listed, [entry_of(file.stem) for file in listing.files], where),
         *_unlabelled(listing),
     ]
+    if contradicted:
+        notes.append(
+            f"{len(contradicted):,} clips have several classes in {where}{counted(contradicted)}; "
+            "the first is taken"
+        )
     if len(classes) != num_classes:
         notes.append(f"{len(classes):,} of the {num_classes} classes are in the annotations")
     return replace(listing, notes=(*listing.notes, *notes))
+
+
+def _merge(tables: list[Rows]) -> tuple[Labels, set[str]]:
+    """The first class of each clip, and the clips that other rows give another class."""
+    labels: Labels = {}
+    contradicted = set()
+    for stem, label in itertools.chain.from_iterable(tables):
+        known = labels.get(stem)
+        if known and label and known != label:
+            contradicted.add(stem)
+        labels[stem] = known or label
+    return labels, contradicted
 
 
 class _Matcher:
@@ -77,19 +95,27 @@ class _Matcher:
         return self._by_id.get(stem[:YOUTUBE_ID]) or stem
 
 
-def _annotations(source: Path, folder: Path) -> dict[Path, Labels]:
-    """Every csv of annotations, and CVDF's txt of Kinetics-600, whose csv are incomplete."""
+def _annotations(source: Path, folder: Path) -> dict[Path, Rows]:
+    """Every csv of annotations, and CVDF's txt of Kinetics-600, whose csv are incomplete.
+
+    Raises:
+        DataError: two files of one name differ, or one has a row that is no clip.
+    """
     places = dict.fromkeys([source / "annotations", source, folder, folder.parent / "annotations"])
-    tables: dict[str, tuple[Path, Labels]] = {}
+    tables: dict[str, tuple[Path, Rows]] = {}
     for pattern in ("*.csv", "*.txt"):  # a txt takes the place of its csv
         for path in (path for place in places for path in sorted(place.glob(pattern))):
-            labels = _read(path)
-            if labels is not None:
-                tables[path.stem] = (path, labels)
+            rows = None if is_hidden(path.name) else _read(path)
+            if rows is None:
+                continue
+            other, before = tables.get(path.stem, (path, rows))
+            if other.suffix == path.suffix and before != rows:
+                raise DataError(f"{other} and {path} differ. Move one of them away")
+            tables[path.stem] = (path, rows)
     return dict(tables.values())
 
 
-def _read(path: Path) -> Labels | None:
+def _read(path: Path) -> Rows | None:
     """The clips of one file; None where it holds something else."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
         rows = (row for row in csv.reader(lines) if row)
@@ -104,20 +130,20 @@ def _read(path: Path) -> Labels | None:
         if not ({*COLUMNS[:4]} <= {*header} or {"file", "label"} <= {*header}):
             return None
         try:
-            return _labels(path, header, numbered)
+            return _rows(path, header, numbered)
         except csv.Error as error:
             raise DataError(f"{path}: {error}. Take CVDF's csv") from error
 
 
-def _labels(path: Path, header: list[str], rows: Iterable[tuple[int, list[str]]]) -> Labels:
-    labels: Labels = {}
+def _rows(path: Path, header: list[str], rows: Iterable[tuple[int, list[str]]]) -> Rows:
+    found: Rows = []
     for number, row in rows:
         try:
             entry = dict(zip(header, row, strict=False))
-            labels[_stem(entry)] = entry["label"] or None
+            found.append((_stem(entry), entry["label"] or None))
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}, row {number}: {row}: {error!r}. Take CVDF's csv") from error
-    return labels
+    return found
 
 
 def _stem(entry: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toto.data.clip_files import kind_of_file
@@ -18,11 +19,11 @@ from toto.data.index import NO_LABEL
 from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
 from toto.data.transforms import square
+from toto.data.walk import walk
 from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
@@ -150,19 +151,14 @@ class FileMiddles(Middles):
 
 
 def media_files(root: Path) -> list[Path]:
-    """All pictures and videos below a folder, in the order of their names; hidden ones are not.
+    """Return all images and videos below a folder, sorted by path; hidden ones are left out.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or a folder cannot be listed.
     """
     endings = {*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS}
-    found = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix[1:].lower() in endings
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+    listed = walk(root)
+    found = sorted(path for path in map(Path, listed.images + listed.videos) if path.is_file())
     if not found:
         raise DataError(
             f"{root} holds neither a packed dataset nor pictures or videos "

@@ -252,8 +252,8 @@ def _broken_message(source: Path, broken: list[SkippedFile]) -> str:
     noun = "file" if len(broken) == 1 else "files"
     return "\n".join(
         [
-            f"{source}: {len(broken):,} {noun} cannot be decoded. Remove them, or leave them out "
-            "with --skip-broken, which goes on from the shards that are finished",
+            f"{source}: {len(broken):,} {noun} cannot be decoded or chosen. Correct them, or leave "
+            "them out with --skip-broken, which resumes after the shards that are finished",
             *lines,
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from toto.data.class_names import differing_classes
 from toto.data.index import NO_LABEL
 from toto.errors import DataError
 from toto.tasks.config import ClassifyConfig, Labels, ModelTaskConfig
@@ -37,9 +38,12 @@ def labels_of(recipe: TrainRecipe, sources: Sequence[Source]) -> Labels | None:
             _require_labels(dataset, source.name, task)
             reason = _apart(dataset, first)
             if reason:
+                packed = f"Pack it again with --classes {first.path}, or l"
+                advice = packed if dataset.classes != first.classes else "L"
                 raise DataError(
                     f"data.sources.{source.name}: {dataset.path} {reason} {first.path}, and "
-                    f"task {task.registered_name} learns one set of classes. Leave one of them out"
+                    f"task {task.registered_name} learns one set of classes. {advice}eave one of "
+                    "them out"
                 )
     if isinstance(task, ClassifyConfig):
         _require_one_class_a_sequence(recipe, chosen)
@@ -77,7 +81,7 @@ def labelled_samples(dataset: Dataset) -> int:
 def _apart(dataset: Dataset, first: Dataset) -> str | None:
     """Why two datasets cannot share classifiers."""
     if dataset.classes != first.classes:
-        return "has other classes than"
+        return f"{differing_classes(dataset.classes, first.classes)}, unlike"
     return None if dataset.kind == first.kind else f"holds {dataset.kind}, unlike"
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from toto.analysis.figures import draw_layer_curve
+from toto.data.class_names import differing_classes
 from toto.data.clips import LabelledDataset
 from toto.data.views import CentreView, GridViews, RandomViews
 from toto.errors import DataError, RecipeError, UserError
@@ -171,9 +172,10 @@ def _labelled_source(recipe: TrainRecipe, tokenizer: Tokenizer, wanted: str | No
             continue
         if source.validation is not None and source.train.classes:
             if source.train.classes != source.validation.classes:
+                difference = differing_classes(source.validation.classes, source.train.classes)
                 raise DataError(
-                    f"{source.train.path} and {source.validation.path} have other classes. Pack "
-                    "both from folders with the same sub-folders"
+                    f"{source.validation.path} has other classes than {source.train.path}: it "
+                    f"{difference}. Pack it again with --classes {source.train.path}"
                 )
             if source.train.fingerprint() == source.validation.fingerprint():
                 raise DataError(

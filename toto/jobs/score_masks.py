@@ -49,10 +49,10 @@ def score_folder(masks: Path, davis: Path, names: Sequence[str]) -> None:
 
 
 def _reader(masks: Path, sequence: DavisSequence) -> Callable[[int], tuple[Ids, str]]:
-    """Reads the mask of a frame, which is named as its annotation is."""
+    """Return a function that reads the mask of a frame, which has the name of the frame."""
 
     def read(index: int) -> tuple[Ids, str]:
-        path = masks / sequence.name / sequence.annotations[index].name
+        path = masks / sequence.name / sequence.mask_name(index)
         return read_mask(path), str(path)
 
     return read

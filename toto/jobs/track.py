@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from toto.backbones.base import resolve_layers
-from toto.data.davis import open_davis, write_mask
+from toto.data.davis import open_davis, require_equal_sizes, write_mask
 from toto.errors import UserError
 from toto.evaluation.propagation import PRESETS, Preset
 from toto.evaluation.tracking import FrameFeatures, score_copies, track
@@ -65,6 +65,7 @@ def start_tracking(request: TrackRequest) -> None:
     sequences = open_davis(request.davis, request.sequences)
     for sequence in sequences:
         scored_frames(sequence.name, len(sequence))
+    require_equal_sizes(sequences)
     trained = load_trained(found)
     _say_plan(found, sequences, layers)
     features = FrameFeatures(
@@ -166,7 +167,7 @@ def _track_one(
     for index, masks in enumerate(frames):
         truth_HW = sequence.truth(index)
         for layer, found_HW in masks.items():
-            path = folder.masks(layer) / sequence.name / sequence.annotations[index].name
+            path = folder.masks(layer) / sequence.name / sequence.mask_name(index)
             write_mask(path, found_HW)
             if index in scored:
                 scorers[layer].add(truth_HW, found_HW, str(path))
@@ -197,6 +198,7 @@ def _settings(
         "step": found.meta.step,
         "checkpoint_digest": hashlib.sha256(found.meta.model_dump_json().encode()).hexdigest(),
         "frames": {sequence.name: len(sequence) for sequence in sequences},
+        "contents": {sequence.name: sequence.content_digest() for sequence in sequences},
         "folder": str(sequences[0].frames[0].parent.parent),
         "resolution": features.resolution,
         "grid": [layout.height, layout.width],

@@ -28,14 +28,14 @@ def write_overlay(path: Path, sequence: DavisSequence, masks: Path, label: str) 
     Args:
         path: of the file; its folder is made if it is missing.
         sequence: frames and annotations.
-        masks: the folder of the masks that were found, named as the annotations.
+        masks: the folder of the masks that were found, named as the frames.
         label: of what found them.
     """
     shrink = max(1, round(sequence.truth(0).shape[0] / HEIGHT))
     numbers = range(len(sequence))
     frames = np.stack([_small(sequence.picture(index), shrink) for index in numbers])
     truth = [sequence.truth(index) for index in numbers]
-    found = [read_mask(masks / annotation.name) for annotation in sequence.annotations]
+    found = [read_mask(masks / sequence.mask_name(index)) for index in numbers]
     columns = {
         title: tinted(frames, _small_ids(ids, shrink), PALETTE)
         for title, ids in (("annotation", truth), (label, found))

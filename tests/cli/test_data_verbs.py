@@ -38,6 +38,47 @@ def test_doctor_finds_lists_and_fixes(tmp_path, tiny_folders):
     assert "1 excluded before" in done.stdout
 
 
+def test_doctor_on_a_dataset_that_cannot_be_written_says_so_before_it_decodes(
+    tmp_path, data, monkeypatch
+):
+    def no_work(*arguments, **settings):
+        raise AssertionError("decoding began")
+
+    (tmp_path / "data/videos-val/doctor.jsonl").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("toto.jobs.doctor.changed_shards", no_work)
+        done = toto("doctor", "data/videos-val", cwd=tmp_path, code=2)
+        assert "data/videos-val/doctor.jsonl cannot be written: Is a directory" in done.stderr
+        assert "with --list FILE" in done.stderr
+        (tmp_path / "data/videos-val/excluded.jsonl").mkdir()
+        command = ("doctor", "data/videos-val", "--fix", "--list", "found.jsonl")
+        assert "--fix writes into" in toto(*command, cwd=tmp_path, code=2).stderr
+    command = ("doctor", "data/videos-val", "--frames", "2", "--list", "found.jsonl")
+    toto(*command, cwd=tmp_path)
+    assert (tmp_path / "found.jsonl").is_file()
+
+
+def test_pack_prints_what_it_left_and_refuses_what_it_cannot_write_or_choose(
+    tmp_path, tiny_folders, monkeypatch
+):
+    for split in ("train", "val"):
+        for name in ("a", "b")[: 2 if split == "train" else 1]:
+            (tmp_path / "src" / split / name).mkdir(parents=True)
+            shutil.copy(tiny_folders / "pictures/0.png", tmp_path / "src" / split / name / "0.png")
+    (tmp_path / "src/train/notes.txt").write_text("x")
+    done = toto("pack", "src", "data", cwd=tmp_path, code=2)
+    commands = [line.split() for line in done.stderr.split("\n") if line.startswith("  toto ")]
+    assert [len(command) for command in commands] == [6, 8]
+    first, second = (toto(*command[1:], cwd=tmp_path).stdout for command in commands)
+    assert "1 shard, 2 classes (a, b)\n  left alone: 1 × .txt" in first
+    assert "1 of the 2 classes have no file here: b" in second
+    packed = [Dataset.open(tmp_path / f"data-{split}").classes for split in ("train", "val")]
+    assert packed == [("a", "b"), ("a", "b")]
+    monkeypatch.setattr("toto.jobs.pack.plan_pack", None)  # would be the work
+    done = toto("pack", "src/train", "src/train/notes.txt/out", cwd=tmp_path, code=2)
+    assert "src/train/notes.txt/out cannot be written: Not a directory" in done.stderr
+
+
 def test_doctor_does_not_offer_to_leave_out_what_is_only_unlabelled(tmp_path, tiny_folders):
     shutil.copytree(tiny_folders / "pictures", tmp_path / "pictures/a")
     toto("pack", "pictures", "data", cwd=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from command_line import toto, write_recipe
@@ -100,7 +101,7 @@ def test_an_interrupted_writing_goes_on_and_others_are_refused(
     toto("features", "runs/tiny", data, out, cwd=trained, code=130)
     assert not out.exists()
     done = toto("features", "runs/tiny", data, out, "--layers", "0", cwd=trained, code=2)
-    assert "was begun with other data or settings" in done.stderr
+    assert "was begun with other settings or another model" in done.stderr
     read_so_far.clear()
     toto("features", "runs/tiny", data, out, cwd=trained)
     assert read_so_far == [range(4, 6)]
@@ -115,13 +116,77 @@ def test_an_interrupted_writing_goes_on_and_others_are_refused(
     assert "out exists already" in done.stderr
 
 
+@pytest.fixture
+def shards_read(monkeypatch):
+    """The samples of every shard of two that is computed."""
+    monkeypatch.setattr(feature_files, "SHARD_BYTES", 2 * 2 * 4 * 16 * 64 * 4)
+    read_shard, found = feature_files._read_shard, []
+
+    def noted(*arguments):
+        tensors = read_shard(*arguments)
+        found.append(arguments[-1])
+        return tensors
+
+    monkeypatch.setattr(feature_files, "_read_shard", noted)
+    return found
+
+
+def test_finished_shards_survive_the_removal_of_a_bad_file(
+    trained, tiny_folders, tmp_path, shards_read
+):
+    for number, path in enumerate(sorted((tiny_folders / "videos-val").rglob("*.mp4"))):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        shutil.copy2(path, tmp_path / f"mine/{number}.mp4")
+    bad = tmp_path / "mine/2.mp4"
+    bad.write_bytes(b"no video")
+    command = ("features", "runs/tiny", tmp_path / "mine", tmp_path / "out")
+    done = toto(*command, cwd=trained, code=2)
+    assert "2.mp4: " in done.stderr
+    assert "Repair the file or remove it" in done.stderr
+    bad.unlink()
+    toto(*command, cwd=trained)
+    assert shards_read == [range(2), range(2, 4), range(4, 5)]
+    index, tensors = read(tmp_path / "out")
+    assert [sample["name"] for sample in index["samples"]] == [f"{n}.mp4" for n in (0, 1, 3, 4, 5)]
+    assert len(tensors) == 10
+
+
+def test_finished_shards_survive_the_exclusion_of_a_bad_sample(
+    trained, tiny_datasets, tmp_path, shards_read
+):
+    shutil.copytree(tiny_datasets / "videos-val", tmp_path / "data")
+    frames = np.fromfile(tmp_path / "data/frames.u32", "<u4")
+    frames[3] = 500  # its middle is not there
+    frames.tofile(tmp_path / "data/frames.u32")
+    command = ("features", "runs/tiny", tmp_path / "data", tmp_path / "out")
+    toto(*command, cwd=trained, code=2)
+    toto("doctor", tmp_path / "data", "--frames", "1", "--fix", cwd=trained)
+    toto(*command, cwd=trained)
+    assert shards_read == [range(2), range(2, 4), range(4, 5)]
+    assert len(read(tmp_path / "out")[1]) == 10
+
+
+def test_a_file_that_changed_is_computed_again(trained, tiny_folders, tmp_path, shards_read):
+    files = sorted((tiny_folders / "videos-val").rglob("*.mp4"))
+    (tmp_path / "mine").mkdir()
+    for number in range(3):
+        shutil.copy2(files[number], tmp_path / f"mine/{number}.mp4")
+    (tmp_path / "mine/3.mp4").write_bytes(b"no video")
+    command = ("features", "runs/tiny", tmp_path / "mine", tmp_path / "out")
+    toto(*command, cwd=trained, code=2)
+    shutil.copy2(files[5], tmp_path / "mine/0.mp4")
+    shutil.copy2(files[4], tmp_path / "mine/3.mp4")
+    toto(*command, cwd=trained)
+    assert shards_read == [range(2), range(2), range(2, 4)]
+
+
 @pytest.mark.parametrize(
     ("data", "more", "message"),
     [
         ("nowhere", [], "nothing at nowhere"),
         ("empty", [], "holds neither a packed dataset nor pictures or videos"),
         ("note.txt", [], "by its ending neither a picture"),
-        ("broken.mp4", [], "Mend the file"),
+        ("broken.mp4", [], "Repair the file or remove it"),
         ("empty", ["--layers", "9"], "layer 9 does not exist"),
         ("empty", ["--layers", "x"], "--layers x"),
     ],

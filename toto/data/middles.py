@@ -46,6 +46,10 @@ class Middles(ABC):
         """What a user calls the sample."""
 
     @abstractmethod
+    def identity(self, number: int) -> str:
+        """Return text that changes when the sample's content may have changed."""
+
+    @abstractmethod
     def most_frames(self, number: int) -> int:
         """The sample's sequence has no more."""
 
@@ -70,6 +74,7 @@ class DatasetMiddles(Middles):
         super().__init__(clip)
         self._dataset = dataset
         self._kept = dataset.kept().tolist()
+        self._packing = dataset.manifest.fingerprint()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -78,6 +83,10 @@ class DatasetMiddles(Middles):
         """Its origin, and its key where that is unknown."""
         sample = self._kept[number]
         return self._dataset.origin(sample) or self._dataset.key(sample)
+
+    def identity(self, number: int) -> str:
+        """Of the packed files, whatever samples of them are excluded."""
+        return f"{self._packing} {self._kept[number]}"
 
     def most_frames(self, number: int) -> int:
         """See `Middles.most_frames`."""
@@ -124,6 +133,11 @@ class FileMiddles(Middles):
         """Its path below the root."""
         return self._paths[number].relative_to(self._root).as_posix()
 
+    def identity(self, number: int) -> str:
+        """Name, size and time of the last change."""
+        status = self._paths[number].stat()
+        return f"{self.name(number)} {status.st_size} {status.st_mtime_ns}"
+
     def most_frames(self, number: int) -> int:
         """See `Middles.most_frames`."""
         return 1 if self._kinds[number] == "images" else self.clip.frames
@@ -138,7 +152,10 @@ class FileMiddles(Middles):
             start = (count - clip.span) // 2
             frames = decode_frames(kind, payload, start, clip.frames, clip.stride)
         except (OSError, UndecodableError) as error:
-            raise DataError(f"{path}: {error}. Mend the file, or take it away") from error
+            raise DataError(
+                f"{path}: {error}. Repair the file or remove it, and run the command again: "
+                "finished files are kept"
+            ) from error
         return DrawnSequence(
             frames=square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE),
             is_image=kind == "images",

@@ -8,6 +8,7 @@ Finished shards wait in `.OUT.partial` and are gone on with; memory holds one of
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +54,8 @@ class Extraction:
         dtype: of the files.
         precision: of the model's pass.
         batch: samples in one pass of the model.
-        origin: model, data and transform, as plain values of JSON.
+        origin: model, `data` and transform, as plain values of JSON. `data`, the fingerprint of
+            all samples together, decides no single file.
     """
 
     clips: Middles
@@ -82,9 +84,8 @@ class Extraction:
             for first in range(0, len(self.clips), count)
         ]
 
-    def plan(self) -> dict[str, object]:
-        """All that decides the files, as plain values of JSON."""
-        names = [self.clips.name(number) for number in range(len(self.clips))]
+    def settings(self) -> dict[str, object]:
+        """Return what all files have in common, as plain values of JSON."""
         return {
             "format_version": 1,
             "origin": dict(self.origin),
@@ -92,7 +93,16 @@ class Extraction:
             "layers": list(self.layers),
             "dtype": self.dtype,
             "precision": self.precision,
-            "names": names,
+        }
+
+    def plan(self) -> dict[str, object]:
+        """Return the settings and the samples of each file, which decide its bytes."""
+        origin = {key: value for key, value in self.origin.items() if key != "data"}
+        return {
+            "settings": self.settings() | {"origin": origin},
+            "samples": [
+                [self.clips.identity(number) for number in samples] for samples in self.shards()
+            ],
         }
 
 
@@ -104,7 +114,7 @@ def write_features(
     *,
     progress: Progress = silent,
 ) -> None:
-    """Write the features of all samples; an interrupted writing is gone on with.
+    """Write the features of all samples; an interrupted writing is resumed.
 
     Args:
         out: a folder that does not exist yet.
@@ -115,25 +125,25 @@ def write_features(
 
     Raises:
         UserError: `out` exists, or was begun with other settings.
-        DataError: a sample that cannot be read; what was finished waits for the next attempt.
+        DataError: a sample that cannot be read; the next attempt keeps what was finished, also
+            after a sample was removed.
         RunError: the disk is full or refuses.
     """
     if out.exists():
         raise UserError(f"{out} exists already. Remove it, or choose another folder")
     partial = out.parent / f".{out.name}{PARTIAL}"
-    plan = extraction.plan()
     with disk_errors(out):
-        _open_partial(partial, plan)
+        _open_partial(partial, extraction.plan())
     entries: list[dict[str, object]] = []
     for number, samples in enumerate(extraction.shards()):
-        path = partial / f"features-{number:05d}.safetensors"
+        path = partial / _shard_name(number)
         if not path.is_file():
             tensors = _read_shard(model, tokenizer, extraction, samples)
             with disk_errors(out), replacing(path) as unfinished:
                 save_file(tensors, unfinished)
         entries += _entries(path, extraction, samples)
         progress(samples.stop, len(extraction.clips))
-    index = {key: value for key, value in plan.items() if key != "names"} | {"samples": entries}
+    index = extraction.settings() | {"samples": entries}
     with disk_errors(out):
         write_atomic(partial / INDEX, json.dumps(index, indent=1) + "\n")
         (partial / PLAN).unlink()
@@ -141,14 +151,29 @@ def write_features(
 
 
 def _open_partial(partial: Path, plan: Mapping[str, object]) -> None:
+    """Begin, or keep the finished files whose samples are the same: one may have been removed.
+
+    Raises:
+        UserError: it was begun with other settings.
+    """
     partial.mkdir(parents=True, exist_ok=True)
     path, text = partial / PLAN, json.dumps(plan, sort_keys=True)
-    if not path.is_file():
-        write_atomic(path, text)
-    elif path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{partial} was begun with other data or settings. Remove it, or choose another folder"
-        )
+    if path.is_file():
+        before, now = json.loads(path.read_bytes()), json.loads(text)
+        if before.get("settings") != now["settings"]:
+            raise UserError(
+                f"{partial} was begun with other settings or another model. Remove it, or choose "
+                "another folder"
+            )
+        pairs = itertools.zip_longest(before["samples"], now["samples"])
+        for number, (old, new) in enumerate(pairs):
+            if old != new:
+                (partial / _shard_name(number)).unlink(missing_ok=True)
+    write_atomic(path, text)
+
+
+def _shard_name(number: int) -> str:
+    return f"features-{number:05d}.safetensors"
 
 
 def _read_shard(

@@ -16,10 +16,10 @@ from toto.data.doctor import (
     exclude,
     unlike_paper,
 )
-from toto.data.index import Dataset
+from toto.data.index import EXCLUDED_FILE, Dataset
 from toto.data.workers import num_cores
 from toto.errors import UserError
-from toto.files import disk_errors, write_atomic
+from toto.files import disk_errors, require_writable, write_atomic
 from toto.jobs.console import progress_bar, say
 
 if TYPE_CHECKING:
@@ -54,11 +54,18 @@ def examine_dataset(
         Whether all is well: nothing was found, or what was found and harms is excluded now.
 
     Raises:
-        UserError: no such row of Table 2; or no sample would be left.
+        UserError: no such row of Table 2, a file that cannot be written, which is found before the
+            work, or no sample would be left.
     """
     if like is not None and like not in PAPER_SIZES:
         raise UserError(f"--like {like}: the paper's Table 2 has {', '.join(PAPER_SIZES)}")
     dataset = Dataset.open(path)
+    require_writable(listing, "Name another file for the findings with --list FILE")
+    if fix:
+        require_writable(
+            dataset.folder / EXCLUDED_FILE,
+            "--fix writes into the dataset: correct its permissions, or copy it elsewhere",
+        )
     clip = ClipConfig(frames=frames, stride=stride)
     with progress_bar(f"checking {path}", "shards") as progress:
         changed = changed_shards(dataset, workers=num_cores(), progress=progress)

@@ -13,6 +13,7 @@ from toto.data.middles import DatasetMiddles, FileMiddles, Middles, media_files
 from toto.data.tokens import require_tokenizer
 from toto.errors import DataError, UserError
 from toto.evaluation.feature_files import Extraction, write_features
+from toto.files import require_writable
 from toto.jobs.console import progress_bar, say
 from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
@@ -71,6 +72,7 @@ def start_features(request: FeaturesRequest) -> None:
         raise UserError(f"--layers {request.layers}: {error}. Write all, or 0,3,-1") from error
     if request.out.exists():
         raise UserError(f"{request.out} exists already. Remove it, or choose another folder")
+    require_writable(request.out, "Choose another folder")
     clip = recipe.clip.model_copy(update={"stride": request.stride or recipe.clip.stride})
     trained = load_trained(found)
     clips, fingerprint = _open(request.data, clip, trained)

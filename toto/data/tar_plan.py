@@ -123,7 +123,8 @@ class TarPlan:
         number = 0
         try:
             for key, members in _samples(path, left):
-                again, _ = key in seen, seen.add(key)
+                again = key in seen
+                seen.add(key)
                 media = self._media(path, key, members)
                 if not media and self._is_other(members):
                     left.update(f".{member.extension}" for member in members)

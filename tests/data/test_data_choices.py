@@ -72,6 +72,7 @@ def test_what_a_tar_holds_besides_samples_is_counted(tmp_path):
     [
         ([("1.jpg", ONE), ("1.jpg", TWO)], r"2 images under one key \(1\.jpg, 1\.jpg\)"),
         ([("1.jpg", ONE), ("1.JPG", TWO)], r"2 images under one key \(1\.jpg, 1\.JPG\)"),
+        ([("1.jpg", ONE), ("./1.jpg", TWO)], r"2 images under one key \(1\.jpg, 1\.jpg\)"),
         ([("1.jpg", ONE), ("1.png", TWO)], r"2 images under one key \(1\.jpg, 1\.png\)"),
         ([("1.jpg", ONE), ("1.cls", b"0"), ("1.CLS", b"1")], "2 labels under one key"),
         ([("1.jpg", ONE), ("2.jpg", TWO), ("1.jpg", ONE)], r"1\.jpg: the key was there before"),
@@ -92,6 +93,26 @@ def test_names_whose_key_ends_too_early_are_explained(tmp_path):
     make_tar(tmp_path / "x.TAR", [("a.v1.jpg", ONE), ("a.v2.jpg", TWO)])
     with pytest.raises(DataError, match=r"there is a\.v1\.jpg\)\. What follows the first dot"):
         plan_pack(tmp_path / "x.TAR")
+
+
+def test_a_file_that_is_a_tar_by_name_alone_is_called_damaged(tmp_path):
+    write(tmp_path / "src", "0.tar")
+    with pytest.raises(DataError, match=r"0\.tar cannot be read as a tar \(.*\)\. Copy it again"):
+        plan_pack(tmp_path / "src")
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    source = write(tmp_path / "src", "a/1.png", "b/1.png")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"src/b cannot be listed: Permission denied"):
+        plan_pack(source)
 
 
 def test_a_tar_next_to_unpacked_folders_is_refused(tmp_path):
@@ -133,6 +154,8 @@ def test_files_that_are_no_tars_are_refused(tmp_path):
         (["Train/a/1.png", "validation/a/1.png"], ["Train", "validation --classes OUT-Train"]),
         (["train/1.png", "val/1.png", "test/1.png"], ["train", "val", "test"]),
         (["train/a/1.png"], ["train"]),
+        (["val2017/1.png", "train2017/1.png"], ["train2017", "val2017"]),
+        (["images-train/1.png", "testset_images/1.png"], ["images-train", "testset_images"]),
         (["train/a/1.png", "val/a/1.png", "extra/1.png"], ["train", "val --classes OUT-train"]),
     ],
 )
@@ -156,8 +179,8 @@ def test_splits_further_down_are_refused(tmp_path, folder):
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    source = write(tmp_path / "src", "train/1.png", "plane/1.png", "boat/test/1.png")
-    assert list_source("folder", source).classes == ("boat", "plane", "train")
+    source = write(tmp_path / "src", "train/1.png", "plane/1.png", "test tube/test/1.png")
+    assert list_source("folder", source).classes == ("plane", "test tube", "train")
 
 
 def test_classes_that_differ_in_case_are_named_and_in_unicode_form_refused(tmp_path):

@@ -313,7 +313,7 @@ def test_a_tar_cut_short_is_named(tmp_path, size):
     assert pack(plan, tmp_path / "out", skip_broken=True).num_samples >= 1
 
 
-@pytest.mark.parametrize("label", ["cat", "-2", "10000000"])
+@pytest.mark.parametrize("label", ["cat", "-2", "10000000", "1_0"])
 def test_labels_that_are_no_numbers_of_classes_are_refused(tmp_path, label):
     make_tar(tmp_path / "x.tar", [("a.png", PICTURE), ("a.cls", label.encode())])
     with pytest.raises(DataError, match=rf"a\.cls holds b'{label}', not the number"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import defaultdict
 from dataclasses import replace
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["SplitsError", "label_by_folders", "require_no_splits"]
 
 ROLES = {
-    "train": "train", "training": "train",
+    "train": "train", "training": "train", "trainval": "train", "trainset": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val",
-    "test": "test", "testing": "test",
+    "heldout": "val", "holdout": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
-"""What folders of splits are called, in lower case, and which split each is."""
+"""Words for splits in the names of folders, in lower case, and which split each is."""
+FILLERS = {"clips", "data", "frames", "image", "images", "imgs", "set", "split", "video", "videos"}
+"""Words that such names have besides: `images_train`, `val-set`."""
 ORDER = ("train", "val", "test")
 
 
@@ -84,15 +88,19 @@ def require_no_splits(source: Path, origins: Iterable[str]) -> None:
             path = path.parent
     for folder in sorted(children, key=lambda path: (len(path.parts), path)):
         names = children[folder]
-        splits = sorted(
-            (name for name in names if name.lower() in ROLES),
-            key=lambda name: (ORDER.index(ROLES[name.lower()]), name),
-        )
-        roles = {ROLES[name.lower()] for name in splits}
+        roles = {name: role for name in names if (role := _role(name)) is not None}
+        splits = sorted(roles, key=lambda name: (ORDER.index(roles[name]), name))
         alone = not folder.parts and len(splits) == len(names)
-        if splits and (len(roles) > 1 or alone):
+        if splits and (len(set(roles.values())) > 1 or alone):
             has_classes = all(children.get(folder / name) for name in splits)
             raise SplitsError(source / folder, tuple(splits), labelled=has_classes)
+
+
+def _role(name: str) -> str | None:
+    """The split that a folder is named after, as `train2017` and `val_images` are."""
+    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
+    words = [word for word in words if word not in FILLERS]
+    return ROLES.get(words[0]) if len(words) == 1 else None
 
 
 def label_by_folders(listing: Listing) -> Listing:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from toto.data.decode import Frame, UndecodableError, decode_image
 from toto.data.listing import folders_in
-from toto.data.walk import is_hidden
+from toto.data.walk import visible_entries
 from toto.errors import DataError, UserError
 from toto.files import disk_errors
 
@@ -201,8 +201,8 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         DataError: two files differ in their ending alone.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() not in suffixes or is_hidden(path.name):
+    for path in visible_entries(folder) if folder.is_dir() else ():
+        if path.suffix.lower() not in suffixes:
             continue
         if path.stem in found:
             raise DataError(

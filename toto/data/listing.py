@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from toto.data.check import SourceFile
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
-from toto.data.walk import describe_left, is_hidden, walk
+from toto.data.walk import describe_left, visible_entries, walk
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def split_folder(source: Path, split: str | None) -> Path:
 
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, without hidden ones, sorted."""
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)
-    )
+    return [path.name for path in visible_entries(folder) if path.is_dir()]
 
 
 def relative(folder: Path, path: str) -> str:

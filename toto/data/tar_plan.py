@@ -21,7 +21,7 @@ from toto.data.listing import relative, shown
 from toto.data.manifest import Kind, SkippedFile
 from toto.data.parts import LeftAlone
 from toto.data.plan import PLAN_VERSION, Entry, Item, make_key
-from toto.data.walk import extensions_of, is_hidden, walk
+from toto.data.walk import extensions_of, is_hidden, visible_entries, walk
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -171,10 +171,8 @@ class TarPlan:
     def _label(self, path: Path, member: tarfile.TarInfo) -> int:
         text = SourceFile(str(path), member.name, member.size, member.offset_data).read()
         limit = MAX_CLASSES if self.classes is None else len(self.classes)
-        try:
-            label = int(text)
-        except ValueError:
-            label = -1
+        # Not int alone, which reads 1_0 as 10.
+        label = int(text) if text.strip().isdigit() else -1
         if not 0 <= label < limit:
             raise DataError(
                 f"{shown(str(path))}: {shown(member.name)} holds {text[:40]!r}, not the number of "
@@ -195,13 +193,10 @@ def find_tars(source: Path) -> list[Path]:
             f"{source} is a file, and no .tar. Unpack it, and pack the folder, or name the folder "
             "that it is in"
         )
-    return [source] if source.is_file() else sorted(_tars_in(source))
-
-
-def _tars_in(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.suffix.lower() == ".tar" and path.is_file() and not is_hidden(path.name):
-            yield path
+    if source.is_file():
+        return [source]
+    entries = visible_entries(source) if source.is_dir() else []
+    return [path for path in entries if path.suffix.lower() == ".tar" and path.is_file()]
 
 
 def _status(path: Path) -> tuple[int, int]:
@@ -222,12 +217,13 @@ def _samples(path: Path, left: Counter[str]) -> Iterator[tuple[str, list[_Member
             archive.members = []  # type: ignore[attr-defined]  # it would keep all that it read
             if info.isdir():
                 continue
-            folder, slash, name = info.name.rpartition("/")
-            if any(is_hidden(part) for part in info.name.split("/") if part not in (".", "..")):
+            # "./1.jpg" and "1.jpg" are one file.
+            *folders, name = [part for part in info.name.split("/") if part not in ("", ".")]
+            if any(is_hidden(part) and part != ".." for part in (*folders, name)):
                 left["hidden file"] += 1
                 continue
             base, _, extension = name.partition(".")
-            key = f"{folder}{slash}{base}"
+            key = "/".join((*folders, base))
             if key != last and members:
                 yield last, members
                 members = []
@@ -279,7 +275,7 @@ def _require_one_kind(path: Path, key: str, members: list[_Member]) -> None:
 
 def _kind_of(tars: list[Path]) -> Kind:
     """The kind of the first sample that is an image or a video."""
-    example = ""
+    example, damage = "", ""
     for path in tars:
         try:
             for key, members in _samples(path, Counter()):
@@ -289,8 +285,10 @@ def _kind_of(tars: list[Path]) -> Kind:
                 for kind in OTHER:
                     if extensions & extensions_of(kind):
                         return kind
-        except (tarfile.TarError, OSError):
-            continue  # it is named when its turn comes
+        except (tarfile.TarError, OSError) as error:
+            damage = damage or str(error)  # the others may tell; it is named when its turn comes
+    if damage and not example:
+        raise DataError(f"{tars[0]} cannot be read as a tar ({damage}). Copy it again or unpack it")
     known = " ".join(sorted(IMAGE_EXTENSIONS | VIDEO_EXTENSIONS))
     raise DataError(
         f"{tars[0]} holds no images and no videos that are WebDataset samples (KEY.jpg, KEY.mp4, "

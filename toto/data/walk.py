@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from toto.data.manifest import Kind
 
-__all__ = ["Found", "describe_left", "extensions_of", "is_hidden", "walk"]
+__all__ = ["Found", "describe_left", "extensions_of", "is_hidden", "visible_entries", "walk"]
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 """Folders that systems and network drives make: copies and thumbnails, under the files' names."""
@@ -49,6 +49,18 @@ def is_hidden(name: str) -> bool:
     that systems make.
     """
     return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, without hidden ones, sorted.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        _refuse(error)
 
 
 def extensions_of(kind: Kind) -> frozenset[str]:

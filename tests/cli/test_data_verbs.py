@@ -71,7 +71,7 @@ def test_pack_prints_what_it_left_and_refuses_what_it_cannot_write_or_choose(
     assert [len(command) for command in commands] == [6, 8]
     first, second = (toto(*command[1:], cwd=tmp_path).stdout for command in commands)
     assert "1 shard, 2 classes (a, b)\n  left alone: 1 × .txt" in first
-    assert "1 of the 2 classes have no file here: b" in second
+    assert "classes without a file here (1 of 2): b" in second
     packed = [Dataset.open(tmp_path / f"data-{split}").classes for split in ("train", "val")]
     assert packed == [("a", "b"), ("a", "b")]
     monkeypatch.setattr("toto.jobs.pack.plan_pack", None)  # would be the work

@@ -188,7 +188,7 @@ def test_classes_that_differ_in_case_are_named_and_in_unicode_form_refused(tmp_p
     notes = list_source("folder", source).notes
     assert notes == (
         "Cat and cat are two classes; their names differ in case alone",
-        "1 folders hold no images: dog",
+        "folders without images, which become no classes: dog",
     )
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     write(source, *(f"{form}/1.png" for form in forms))
@@ -203,7 +203,7 @@ def test_a_validation_split_takes_the_classes_of_the_training_split(tmp_path):
     pack_folder(train, tmp_path / "packed")
     classes = read_class_names(str(tmp_path / "packed"))
     plan = plan_pack(val, classes=classes)
-    assert plan.notes == ("1 of the 3 classes have no file here: dog",)
+    assert plan.notes == ("classes without a file here (1 of 3): dog",)
     pack(plan, tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.classes == ("cat", "dog", "fox")

@@ -146,8 +146,8 @@ def test_kinetics_rows_and_files_that_contradict_each_other_are_named(tmp_path):
     assert set(labels(listing).values()) == {"hula"}
     assert listing.classes == ("hula", "zumba")
     clip = "abcdefghijk_000010_000020"
-    assert listing.notes[0] == f"1 have several files, such as {clip}; all are packed"
-    assert f"1 clips have several classes in train.csv, such as {clip}" in listing.notes[1]
+    assert listing.notes[0] == f"names with several files: 1, such as {clip}; all are packed"
+    assert f"clips with several classes in train.csv: 1, such as {clip}" in listing.notes[1]
     write(tmp_path, {"train.csv": HEADER + rows.partition("\n")[0]})
     with pytest.raises(DataError, match=r"annotations/train\.csv and .*train\.csv differ"):
         list_source("kinetics400", tmp_path)

@@ -69,7 +69,7 @@ def test_packing_twice_gives_equal_bytes(tmp_path, pictures):
 def test_a_file_next_to_folders_is_refused_unless_labels_are_dropped(tmp_path, pictures):
     write(pictures, {"top.png": png(random_picture(9))})
     with pytest.raises(
-        DataError, match=r"1 images \(top\.png\) are next to the folders cats, dogs"
+        DataError, match=r"files next to the folders \(cats, dogs\) would have no class: top\.png"
     ):
         pack_folder(pictures, tmp_path / "out")
     pack(plan_pack(pictures, classes=()), tmp_path / "out")

@@ -117,9 +117,9 @@ def label_by_folders(listing: Listing) -> Listing:
     if None in names:
         loose = [file.origin for file in listing.files if first_folder(file) is None]
         raise DataError(
-            f"{listing.source}: {len(loose):,} {listing.kind} ({name_some(sorted(loose))}) are "
-            f"next to the folders {name_some(folders)} and would have no class. Move them into a "
-            "folder, or pack everything without labels: --classes none"
+            f"{listing.source}: files next to the folders ({name_some(folders)}) would have no "
+            f"class: {name_some(sorted(loose))}. Move them into a folder, or pack everything "
+            "without labels: --classes none"
         )
     return replace(
         labelled(listing, folders, first_folder),
@@ -139,5 +139,5 @@ def _notes_on_names(listing: Listing, folders: tuple[str, ...]) -> list[str]:
     # `shown`, as a name that is not UTF-8 differs from the text that stands for it.
     empty = [name for name in map(shown, folders_in(listing.source)) if name not in folders]
     if empty:
-        notes.append(f"{len(empty):,} folders hold no {listing.kind}: {name_some(empty)}")
+        notes.append(f"folders without {listing.kind}, which become no classes: {name_some(empty)}")
     return notes

@@ -92,8 +92,8 @@ def relabelled(listing: Listing, classes: tuple[str, ...]) -> Listing:
     notes = listing.notes
     composed = {_composed(name) for name in used}
     if unused := [name for name in classes if _composed(name) not in composed]:
-        share = f"{len(unused):,} of the {len(classes):,} classes"
-        notes = (*notes, f"{share} have no file here: {name_some(unused)}")
+        share = f"{len(unused):,} of {len(classes):,}"
+        notes = (*notes, f"classes without a file here ({share}): {name_some(unused)}")
     return replace(listing, files=files, classes=classes, notes=notes)
 
 

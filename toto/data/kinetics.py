@@ -59,7 +59,7 @@ def list_kinetics(num_classes: int, source: Path, split: str | None) -> Listing:
     ]
     if contradicted:
         notes.append(
-            f"{len(contradicted):,} clips have several classes in {where}{counted(contradicted)}; "
+            f"clips with several classes in {where}: {len(contradicted):,}{counted(contradicted)}; "
             "the first is taken"
         )
     if len(classes) != num_classes:

@@ -153,7 +153,7 @@ def compare(listed: Iterable[str], found: Iterable[str], where: str) -> tuple[st
     found = set(files)
     notes = []
     if twice := [name for name, count in files.items() if count > 1]:
-        notes.append(f"{len(twice):,} have several files{counted(twice)}; all are packed")
+        notes.append(f"names with several files: {len(twice):,}{counted(twice)}; all are packed")
     if missing := listed - found:
         notes.append(
             f"{len(missing):,} of the {len(listed):,} in {where} are missing{counted(missing)}"

@@ -99,7 +99,7 @@ class TarPlan:
     def notes(self) -> tuple[str, ...]:
         """See Plan."""
         labels = "no labels" if self.classes == () else f"labels of .{LABEL} files alone"
-        return (f"{len(self.tars):,} WebDataset tars, one shard each; {labels}",)
+        return (f"WebDataset tars, one shard each: {len(self.tars):,}; {labels}",)
 
     def num_shards(self) -> int:
         """See Plan."""

@@ -95,6 +95,40 @@ def test_names_whose_key_ends_too_early_are_explained(tmp_path):
         plan_pack(tmp_path / "x.TAR")
 
 
+def test_folders_inside_a_tar_are_no_labels_and_counted(tmp_path):
+    members = [("train/cat/1.jpg", ONE), ("train/dog/2.jpg", TWO), ("train/dog/3.jpg", ONE)]
+    report = pack_tar(tmp_path, members)
+    assert report.classes == ()
+    assert report.left == {"folder in a tar, whose name is no label": 2}
+
+
+def test_a_tar_of_two_splits_is_refused(tmp_path):
+    members = [("x/train/1.jpg", ONE), ("x/val/2.jpg", TWO), ("x/val/2.cls", b"0")]
+    with pytest.raises(DataError, match=r"x\.tar holds the splits train and val, which would be"):
+        pack_tar(tmp_path, members)
+    assert pack_tar(tmp_path, members, classes=()).num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (
+            ["train", "val"],
+            "toto pack {src}/train.tar OUT-train\n  toto pack {src}/val.tar OUT-val",
+        ),
+        (["in-train-000", "in-train-001", "in-val-000"], "Move the tars of each split into a"),
+    ],
+)
+def test_tars_of_several_splits_are_refused(tmp_path, names, advice):
+    source = tmp_path / "src"
+    for name in names:
+        make_tar(source / f"{name}.tar", [("1.jpg", ONE)])
+    with pytest.raises(DataError, match="holds tars of the splits train and val") as caught:
+        plan_pack(source)
+    assert advice.format(src=source) in str(caught.value)
+    assert plan_pack(source, classes=()).num_shards() == len(names)
+
+
 def test_a_file_that_is_a_tar_by_name_alone_is_called_damaged(tmp_path):
     write(tmp_path / "src", "0.tar")
     with pytest.raises(DataError, match=r"0\.tar cannot be read as a tar \(.*\)\. Copy it again"):

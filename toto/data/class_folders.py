@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from toto.data.listing import Listing
 
-__all__ = ["SplitsError", "label_by_folders", "require_no_splits"]
+__all__ = ["SplitsError", "label_by_folders", "require_no_splits", "roles_of_tars", "split_of"]
 
 ROLES = {
     "train": "train", "training": "train", "trainval": "train", "trainset": "train",
@@ -88,7 +88,7 @@ def require_no_splits(source: Path, origins: Iterable[str]) -> None:
             path = path.parent
     for folder in sorted(children, key=lambda path: (len(path.parts), path)):
         names = children[folder]
-        roles = {name: role for name in names if (role := _role(name)) is not None}
+        roles = {name: role for name in names if (role := split_of(name)) is not None}
         splits = sorted(roles, key=lambda name: (ORDER.index(roles[name]), name))
         alone = not folder.parts and len(splits) == len(names)
         if splits and (len(set(roles.values())) > 1 or alone):
@@ -96,11 +96,27 @@ def require_no_splits(source: Path, origins: Iterable[str]) -> None:
             raise SplitsError(source / folder, tuple(splits), labelled=has_classes)
 
 
-def _role(name: str) -> str | None:
-    """The split that a folder is named after, as `train2017` and `val_images` are."""
-    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
-    words = [word for word in words if word not in FILLERS]
+def roles_of_tars(stems: Iterable[str]) -> dict[str, str]:
+    """Return the splits that names of tars contain, such as `imagenet-train-000000`.
+
+    Returns:
+        split → the first such name, in the order training, validation, test.
+    """
+    found: dict[str, str] = {}
+    for stem in sorted(stems):
+        for role in {ROLES[word] for word in _words(stem) if word in ROLES}:
+            found.setdefault(role, stem)
+    return {role: found[role] for role in ORDER if role in found}
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder is named after, as `train2017` and `val_images` are."""
+    words = [word for word in _words(name) if word not in FILLERS]
     return ROLES.get(words[0]) if len(words) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
 
 
 def label_by_folders(listing: Listing) -> Listing:

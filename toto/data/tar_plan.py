@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile
+from toto.data.class_folders import roles_of_tars, split_of
 from toto.data.class_names import name_some
 from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
@@ -25,7 +27,7 @@ from toto.data.walk import extensions_of, is_hidden, visible_entries, walk
 from toto.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["TarPlan", "find_tars"]
@@ -79,11 +81,13 @@ class TarPlan:
         """Plan the packing of what `find_tars` found.
 
         Raises:
-            DataError: the folder holds images or videos too, or the first samples are neither, or
-                both.
+            DataError: the folder holds images or videos too, or tars of several splits, or the
+                first samples are neither images nor videos, or both.
         """
         if source.is_file():
             return cls(source, tars, kind or _kind_of(tars), kind is not None, classes)
+        if classes != ():
+            _require_one_split(source, tars)
         found = walk(source)
         if media := found.images + found.videos:
             raise DataError(
@@ -115,11 +119,13 @@ class TarPlan:
         """See Plan.
 
         Raises:
-            DataError: a sample with both an image and a video, or a label that is none.
+            DataError: a sample with both an image and a video, a label that is none, or folders of
+                several splits in one tar.
         """
         path = self.tars[shard]
         left: Counter[str] = Counter()
         seen: set[str] = set()
+        folders: dict[str, bool] = {}  # of the samples, and whether all of them have labels
         number = 0
         try:
             for key, members in _samples(path, left):
@@ -142,10 +148,16 @@ class TarPlan:
                     member.info.offset_data,
                     label=self._label(path, labels[0].info) if labels else NO_LABEL,
                 )
+                folder = key.rpartition("/")[0]
+                folders[folder] = folders.get(folder, True) and file.label != NO_LABEL
                 yield Item(f"{shard:05d}-{make_key(number, file.stem)}", file)
                 number += 1
         except (tarfile.TarError, OSError) as error:
             yield SkippedFile(path=shown(path.name), reason=f"the tar is damaged ({error})")
+        if self.classes != ():
+            _require_one_split_inside(path, folders)
+            if unread := [name for name, labelled in folders.items() if name and not labelled]:
+                left["folder in a tar, whose name is no label"] += len(unread)
         yield LeftAlone(dict(left))
 
     def shard_weight(self, shard: int) -> int:
@@ -197,6 +209,35 @@ def find_tars(source: Path) -> list[Path]:
         return [source]
     entries = visible_entries(source) if source.is_dir() else []
     return [path for path in entries if path.suffix.lower() == ".tar" and path.is_file()]
+
+
+def _require_one_split(source: Path, tars: list[Path]) -> None:
+    roles = roles_of_tars(path.stem for path in tars)
+    if len(roles) < 2:
+        return
+    advice = "Move the tars of each split into a folder of its own, and pack these folders"
+    if len(roles) == len(tars):
+        commands = [
+            f"  toto pack {shlex.quote(f'{source / stem}.tar')} OUT-{role}"
+            for role, stem in roles.items()
+        ]
+        advice = "\n".join(["Pack each by itself:", *commands])
+    raise DataError(
+        f"{source} holds tars of the splits {' and '.join(roles)} (such as "
+        f"{', '.join(roles.values())}), which would be packed together. {advice}\n"
+        "or pack all of them without labels: --classes none"
+    )
+
+
+def _require_one_split_inside(path: Path, folders: Iterable[str]) -> None:
+    """Refuse a tar with `train/` and `val/` in it."""
+    found = {split_of(part): part for folder in folders for part in folder.split("/")}
+    names = sorted(part for split, part in found.items() if split is not None)
+    if len(names) > 1:
+        raise DataError(
+            f"{path} holds the splits {shown(' and '.join(names))}, which would be packed "
+            "together. Unpack it and pack its folders, or pack all without labels: --classes none"
+        )
 
 
 def _status(path: Path) -> tuple[int, int]:

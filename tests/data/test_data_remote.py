@@ -421,9 +421,7 @@ def test_a_redirect_to_another_host_is_refused(server, root, tmp_path, name):
     with serving(root) as other:
         elsewhere = other.address.replace("127.0.0.1", "localhost")
         server.always = {name: f"{elsewhere}/tokens/{name}"}
-        with pytest.raises(
-            DataError, match=r"to another host, localhost.*redirect_hosts"
-        ):
+        with pytest.raises(DataError, match=r"to another host, localhost.*redirect_hosts"):
             open_remote(server, cache(tmp_path)).read(0)
         assert not other.served
         allowed = open_remote(server, cache(tmp_path, redirect_hosts=("localhost",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -34,6 +35,9 @@ def main() -> None:
     Exit codes: 0 done (a run that Ctrl-C stopped and saved too), 1 a run that had to stop,
     2 the user's mistake, 85 a run that a scheduler's signal stopped and saved: queue it again.
     """
+    # Ranks, data workers and compilers that this process starts are Python processes too. Without
+    # this they would import modules from the working directory, which may be a stranger's.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app()
     except TotoError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -15,10 +16,12 @@ class FlakyServer(ThreadingHTTPServer):
     Attributes:
         faults: name of a file → what happens to the next requests for it, one each: a status,
             "drop" (the connection), "truncate" (half of it, then the end of the connection),
-            "stall" (half of it, then nothing until the test ends).
+            "stall" (half of it, then nothing until the test ends), "endless" (zeros without an
+            end), "gzip" (compressed), or an address to be redirected to.
         always: the same for every request of a file.
         content: name of a file → bytes that are served in its place.
         served: how often each file was asked for.
+        sent: bytes of endless answers.
         seconds: that each answer takes.
     """
 
@@ -29,6 +32,7 @@ class FlakyServer(ThreadingHTTPServer):
         self.folder = folder
         self.faults, self.always, self.content = {}, {}, {}
         self.served = Counter()
+        self.sent = 0
         self.seconds = 0.0
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -54,6 +58,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif isinstance(fault, int):
             self.send_error(fault)
+        elif fault is not None and "://" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.end_headers()
+        elif fault == "endless":
+            self._send_endlessly()
         elif path.is_dir():
             self._send(self._listing(path).encode(), None)
         elif not path.is_file():
@@ -68,15 +78,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, content, fault):
         self.send_response(200)
         self.send_header("Content-Type", "text/html" if b"<html>" in content[:6] else "tar")
+        if fault == "gzip":
+            content = gzip.compress(content)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if fault is None:
+        if fault in (None, "gzip"):
             self.wfile.write(content)
             return
         self.wfile.write(content[: len(content) // 2])
         self.wfile.flush()
         if fault == "stall":
             self.server.ended.wait(60)
+
+    def _send_endlessly(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(ConnectionError):
+            while not self.server.ended.is_set():
+                self.server.sent += self.wfile.write(bytes(2**20))
 
     def log_message(self, *args):
         pass

@@ -331,7 +331,10 @@ def test_a_missing_shard_is_named(server, tmp_path):
     [
         (lambda content: content[:-600], r"cannot be fetched \(4 tries\): \d+ of \d+ bytes came"),
         (lambda content: content[:-1] + b"x", "and the manifest says .* Copy the whole dataset"),
-        (lambda content: content + b"x", "and the manifest says .* Copy the whole dataset"),
+        (
+            lambda content: content + b"x",
+            "has more than .* the manifest says: .* Copy the whole",
+        ),
     ],
 )
 def test_a_changed_shard_is_named_and_not_kept(server, root, tmp_path, change, message):
@@ -347,7 +350,7 @@ def test_a_changed_shard_is_named_and_not_kept(server, root, tmp_path, change, m
 
 def test_a_column_of_another_length_is_named(server, tmp_path):
     server.content["offset.u64"] = bytes(8 * 37)
-    with pytest.raises(DataError, match=r"tokens/offset\.u64 has 296 bytes instead of 288"):
+    with pytest.raises(DataError, match=r"tokens/offset\.u64 has more than the 288 bytes"):
         open_remote(server, cache(tmp_path)).read(0)
 
 
@@ -377,12 +380,71 @@ def test_an_unknown_scheme_says_so(tmp_path):
 def test_a_full_disk_is_a_message(server, tmp_path, monkeypatch):
     dataset = open_remote(server, cache(tmp_path))
 
-    def full(self, name, part, progress):
+    def full(self, name, part, limit, progress):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(fetch.Remote, "_fetch_watched", full)
     with pytest.raises(DataError, match=r"\(1 try\): .*No space left"):
         dataset.read(0)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "excluded.jsonl", "frames.u32", SHARD])
+def test_a_body_without_an_end_is_not_read_to_its_end(server, tmp_path, name):
+    """Nor is a full disk needed to notice it: no more than the cache may hold is read."""
+    config = cache(tmp_path, max_gb=0.02)
+    server.always = {name: "endless"}
+    with pytest.raises(DataError, match=rf"/tokens/{name} (is longer|has more) than"):
+        open_remote(server, config).read(0)
+    assert server.served[name] == 1
+    assert server.sent < 40e6
+    assert not leftovers(config)
+    assert cached_bytes(config) < 1e6
+
+
+def test_a_list_of_originals_without_an_end_is_refused_too(server, tmp_path):
+    server.always = {"files.jsonl": "endless"}
+    with pytest.raises(DataError, match=r"files\.jsonl is longer than 20,000,000 bytes"):
+        next(open_remote(server, cache(tmp_path, max_gb=0.02)).origins())
+
+
+def test_nothing_is_unpacked_that_a_server_compressed(server, tmp_path):
+    server.content["manifest.json"] = b" " * 2**26
+    server.always = {"manifest.json": "gzip"}
+    config = cache(tmp_path)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        open_remote(server, config)
+    assert cached_bytes(config) < 2**20
+
+
+@pytest.mark.parametrize("name", ["manifest.json", SHARD])
+def test_a_redirect_to_another_host_is_refused(server, root, tmp_path, name):
+    with serving(root) as other:
+        elsewhere = other.address.replace("127.0.0.1", "localhost")
+        server.always = {name: f"{elsewhere}/tokens/{name}"}
+        with pytest.raises(DataError, match=r"to another host, localhost.*redirect_hosts"):
+            open_remote(server, cache(tmp_path)).read(0)
+        assert not other.served
+        allowed = open_remote(server, cache(tmp_path, redirect_hosts=("localhost",)))
+        assert bytes(allowed.read(0)) == bytes(Dataset.open(root / "tokens").read(0))
+
+
+def test_a_redirect_on_the_same_host_is_followed(server, root, tmp_path):
+    server.faults = {SHARD: [f"{server.address}/tokens/{SHARD}"]}
+    dataset = open_remote(server, cache(tmp_path))
+    assert bytes(dataset.read(0)) == bytes(Dataset.open(root / "tokens").read(0))
+
+
+@pytest.mark.distributed
+def test_a_manifest_that_a_killed_process_fetched_leaves_nothing(server, tmp_path):
+    config = cache(tmp_path, stall_seconds=60)
+    server.faults = {"manifest.json": ["stall"]}
+    process = get_context("fork").Process(target=open_remote, args=(server, config))
+    process.start()
+    wait_until(lambda: any(".content" in name for name in leftovers(config)))
+    process.kill()
+    process.join()
+    open_remote(server, config)
+    assert not leftovers(config)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_a_message(server, tmp_path):

@@ -74,3 +74,33 @@ def test_floats_survive_a_dump(tmp_path, number):
     path = tmp_path / "r.yaml"
     path.write_text(dump_yaml({"x": number}))
     assert read_yaml(path) == {"x": number}
+
+
+def doubled(times):
+    """Each line holds ten times what the line above it does."""
+    lines = ["a0: &a0 x"]
+    for n in range(times):
+        lines.append(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (doubled(9), "line 6: with its aliases written out it has more than 100,000 values"),
+        ("a: " + "[" * 100_000, "line 1: values are nested more than 50 deep"),
+        ("a: " + "{b: " * 5_000, "line 1: values are nested more than 50 deep"),
+        ("a: &a\n  b: [*a]\n", "line 2: the value &a contains itself"),
+        ("a: " + "x" * 2**20, "1,048,579 characters; at most 1,048,576 are read"),
+    ],
+)
+def test_what_would_outgrow_memory_is_refused(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_yaml(path)
+
+
+def test_aliases_that_stay_small_are_read():
+    value = parse_value(doubled(3))
+    assert value["a3"] == [[["x"] * 10] * 10] * 10

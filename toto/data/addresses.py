@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 import braceexpand
 import fsspec
 
 from toto.data.config import Paths, listed
 from toto.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiohttp import TraceConfig
 
 __all__ = ["expand", "filesystem", "is_remote", "place", "spelled_out"]
 
@@ -29,24 +35,31 @@ def place(root: str, path: str) -> str:
     return str(Path(root) / path)
 
 
-def filesystem(address: str, stall_seconds: float) -> tuple[Any, str]:
-    """The file system of fsspec for an address, and the path in it.
+def filesystem(
+    address: str, stall_seconds: float, redirect_hosts: Sequence[str] = ()
+) -> tuple[Any, str]:
+    """Return the file system of fsspec for an address, and the path in it.
 
     Args:
         address: with a scheme.
         stall_seconds: after which a silent HTTP connection is closed.
+        redirect_hosts: hosts that an HTTP server may redirect to, besides itself.
 
     Raises:
-        DataError: fsspec does not know the scheme, or lacks the package for it.
+        DataError: fsspec does not know the scheme, or the package for it is missing.
     """
     options: dict[str, Any] = {}
     try:
         if address.split("://")[0] in ("http", "https"):
             import aiohttp
 
-            # Without this, aiohttp ends any fetch after five minutes, however well it goes.
             options["client_kwargs"] = {
-                "timeout": aiohttp.ClientTimeout(total=None, sock_read=stall_seconds)
+                # Without this, aiohttp ends any fetch after five minutes, however well it goes.
+                "timeout": aiohttp.ClientTimeout(total=None, sock_read=stall_seconds),
+                # A few compressed kilobytes can unpack to gigabytes: take what is sent as it is.
+                "headers": {"Accept-Encoding": "identity"},
+                "auto_decompress": False,
+                "trace_configs": [_redirect_guard(redirect_hosts)],
             }
         return fsspec.core.url_to_fs(address, **options)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
@@ -54,6 +67,29 @@ def filesystem(address: str, stall_seconds: float) -> tuple[Any, str]:
             f"{address} cannot be opened: {error}. HTTP needs: pip install 'toto[remote]'; "
             "an object store needs its fsspec package, such as s3fs or gcsfs"
         ) from error
+
+
+def _redirect_guard(allowed: Sequence[str]) -> TraceConfig:
+    """Return a hook of aiohttp that refuses redirects to other hosts before they are followed.
+
+    A server could otherwise make this machine ask any address that it can reach, such as a
+    cloud's metadata service.
+    """
+    import aiohttp
+
+    async def check(session: object, context: object, parameters: Any) -> None:
+        headers = parameters.response.headers
+        target = urljoin(str(parameters.url), headers.get("Location") or headers.get("URI") or "")
+        source, host = urlsplit(str(parameters.url)).hostname, urlsplit(target).hostname
+        if host != source and host not in allowed:
+            raise DataError(
+                f"{source} redirects to another host, {host}. If you trust it, add it to "
+                "data.cache.redirect_hosts"
+            )
+
+    guard = aiohttp.TraceConfig()
+    guard.on_request_redirect.append(check)
+    return guard
 
 
 def expand(paths: Paths, root: str, stall_seconds: float) -> list[str]:

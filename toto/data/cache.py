@@ -10,14 +10,13 @@ import hashlib
 import logging
 import os
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toto.data.cache_folder import CacheFolder, cache_errors
-from toto.data.fetch import Remote
+from toto.data.cache_folder import CacheFolder
+from toto.data.fetch import Remote, TooLongError
 from toto.data.manifest import MANIFEST_FILE, parse_manifest
 from toto.data.order import WINDOW_SHARDS
 from toto.data.readahead import ReadAhead
@@ -44,6 +43,12 @@ if TYPE_CHECKING:
 __all__ = ["CachedStore"]
 
 logger = logging.getLogger(__name__)
+
+UNSIZED_BYTES = 2**30
+"""A manifest, list of exclusions or list of originals may have so many bytes at most.
+
+The list of originals of 10^7 files is the longest of these.
+"""
 
 
 class CachedStore(Store):
@@ -195,11 +200,14 @@ class CachedStore(Store):
 
     def _fetch(self, file: str, path: Path, size: int) -> None:
         try:
-            self._remote.fetch(file, path, size)
+            self._remote.fetch(file, path, limit=size, size=size)
         except FileNotFoundError as error:
             raise DataError(
                 f"{self.address}/{file} is missing. Copy it there again, or pack the dataset again"
             ) from error
+        except TooLongError as error:
+            what = f"has more than the {size:,} bytes that the manifest says"
+            raise DataError(self._changed(file, what)) from error
 
     def _changed(self, file: str, what: str) -> str:
         return (
@@ -228,14 +236,16 @@ def _fetch_excluded(remote: Remote, cache: CacheFolder) -> bytes:
 
 
 def _fetch_small(remote: Remote, cache: CacheFolder, name: str) -> bytes | None:
-    """The content of a file that is not counted, or None where it is not there."""
-    with cache_errors(cache.folder):
-        cache.folder.mkdir(parents=True, exist_ok=True)
-    path = cache.folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}"
-    try:
-        remote.fetch(name, path)
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    finally:
-        path.unlink(missing_ok=True)
+    """Return the content of a file whose size nothing tells, or None where there is none."""
+    limit = min(UNSIZED_BYTES, cache.max_bytes)
+    with cache.scratch(name) as path:
+        try:
+            remote.fetch(name, path, limit=limit)
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except TooLongError as error:
+            raise DataError(
+                f"{remote.address}/{name} is longer than {limit:,} bytes, the most that toto "
+                "fetches of it. Raise data.cache.max_gb if it is that long, or correct the address"
+            ) from error

@@ -1,6 +1,7 @@
 """A folder of files fetched from elsewhere, of a bounded size, shared by any number of processes.
 
     folder/.lock                       held for the moments in which room is made
+    folder/.<name>.<number>.partial    a file of unknown size that is being fetched
     folder/<entry>/shard-00000.tar …   evicted when not used for longest
     folder/<entry>/…                   other files, kept
 
@@ -32,6 +33,7 @@ __all__ = ["CacheFolder", "cache_errors"]
 
 LOCK_FILE = ".lock"
 UNFINISHED = re.compile(rf"\.(?P<name>.+)\.(?P<size>\d+){re.escape(PARTIAL)}")
+SCRATCH = re.compile(rf"\..+\.\d+-\d+{re.escape(PARTIAL)}(\.content.*)?")
 # Only these sub-folders are the cache's: a folder of datasets given by mistake loses nothing.
 ENTRY = re.compile(r"[0-9a-f]{32}")
 EVICTABLE = re.compile(r"shard-\d+\.tar")
@@ -83,15 +85,42 @@ class CacheFolder:
             if claim is not None:
                 self._fill(claim, path, download).close()
 
-    def put(self, path: Path, content: bytes) -> None:
-        """A small file, which is neither counted beforehand nor evicted, where it is not there.
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Yield the path of a file to fetch into; it is removed after the block.
+
+        What a killed process left is removed when room is next made.
 
         Raises:
             DataError: the folder cannot be written.
         """
+        with cache_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self._survey()
+                unique = f"{os.getpid()}-{time.monotonic_ns()}"
+                claim = _Claim.make(self.folder / f".{name}.{unique}{PARTIAL}")
+            content = claim.path.with_name(f"{claim.path.name}.content")
+            try:
+                yield content
+            finally:
+                with self._locked():
+                    content.unlink(missing_ok=True)
+                    claim.release()
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Keep a small file, which is never evicted, unless it exists.
+
+        Raises:
+            DataError: the folder cannot be written, or has no room for it.
+        """
         with cache_errors(path), self._locked():
             path.parent.mkdir(exist_ok=True)
             if not path.exists():
+                taken, in_use = self._survey()
+                missing = taken + len(content) - self.max_bytes
+                if missing > 0:
+                    self._evict(missing, path, in_use)
                 write_atomic(path, content.decode())
 
     def _open_whole(self, path: Path, size: int) -> BinaryIO | None:
@@ -138,24 +167,30 @@ class CacheFolder:
                 claim.release()
 
     def _survey(self) -> tuple[int, list[Path]]:
-        """Bytes taken, and the unfinished files; what a killed process left is removed."""
+        """Return the bytes taken and the unfinished files; remove what a killed process left."""
         taken = 0
         in_use: list[Path] = []
-        for entry in self._files():
-            match = UNFINISHED.fullmatch(entry.name)
-            if match is not None:
-                if _is_locked(Path(entry.path)):
-                    in_use.append(Path(entry.path))
-                    taken += int(match["size"])
-                else:
-                    Path(entry.path).unlink(missing_ok=True)
-        names = tuple(str(path) for path in in_use)
-        for entry in self._files():
-            if entry.name.startswith(".") and PARTIAL in entry.name:
-                if not entry.path.startswith(names):
-                    Path(entry.path).unlink(missing_ok=True)
+        entries = [*self._files(), *self._scratch_files()]
+        for entry in entries:
+            if not entry.name.endswith(PARTIAL):
+                continue
+            if _is_locked(Path(entry.path)):
+                in_use.append(Path(entry.path))
+                match = UNFINISHED.fullmatch(entry.name)
+                taken += int(match["size"]) if match is not None else 0
             else:
+                Path(entry.path).unlink(missing_ok=True)
+        names = tuple(str(path) for path in in_use)
+        sized = tuple(str(path) for path in in_use if UNFINISHED.fullmatch(path.name))
+        for entry in entries:
+            if not (entry.name.startswith(".") and PARTIAL in entry.name):
                 taken += entry.stat().st_size
+            elif not entry.path.startswith(names):
+                Path(entry.path).unlink(missing_ok=True)
+            elif not entry.path.startswith(sized):
+                # Its size was not known beforehand, so it counts as far as it has come.
+                with suppress(FileNotFoundError):
+                    taken += entry.stat().st_size
         return taken, in_use
 
     def _evict(self, missing: int, path: Path, in_use: list[Path]) -> bool:
@@ -178,6 +213,10 @@ class CacheFolder:
             if ENTRY.fullmatch(folder.name) and folder.is_dir():
                 with os.scandir(folder) as entries:
                     yield from entries
+
+    def _scratch_files(self) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(self.folder) as entries:
+            yield from (entry for entry in entries if SCRATCH.fullmatch(entry.name))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -72,6 +72,9 @@ class CacheConfig(Config):
     stall_seconds: PositiveFloat = Field(
         30.0, description="a fetch that brings nothing for so long has failed"
     )
+    redirect_hosts: tuple[str, ...] = Field(
+        (), description="hosts that the server of a dataset may redirect to, such as a CDN's"
+    )
 
 
 class DataConfig(Config):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from toto.data.config import CacheConfig
 
-__all__ = ["Remote"]
+__all__ = ["Remote", "TooLongError"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ DATASET_MEND = (
     "Mend the address or the server; for a slow one raise data.cache.stall_seconds or "
     "data.cache.retries"
 )
+
+
+class TooLongError(DataError):
+    """A file is longer than it may be."""
 
 
 class Remote:
@@ -57,31 +61,39 @@ class Remote:
         self._opened: tuple[int, Any, str] | None = None
 
     def fetch(
-        self, name: str, to: Path, size: int | None = None, progress: Progress = silent
+        self,
+        name: str,
+        to: Path,
+        *,
+        limit: int,
+        size: int | None = None,
+        progress: Progress = silent,
     ) -> None:
-        """Copy the file `name` to `to`, which appears when all has come.
+        """Copy the file `name` to `to`, which appears once it is complete.
 
-        Each try writes to a file of its own, `to`'s name with a number behind it.
+        Each try writes to a separate file, `to`'s name followed by a number.
 
         Args:
             name: of the file in the folder.
-            to: in a folder of this machine.
-            size: bytes that it has; fewer are a connection that broke.
+            to: a path on this machine.
+            limit: bytes that it may have at most; a longer body is not read to its end.
+            size: bytes that it has, where known; fewer mean a broken connection.
             progress: called with bytes, where the server says how many there are.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist there.
+            TooLongError: more came than the limit.
             DataError: it did not come in as many tries as there are.
         """
         tries = self._config.retries + 1
         for number in range(tries):
             part = to.with_name(f"{to.name}.{os.getpid()}-{next(self._attempts)}")
             try:
-                self._fetch_watched(name, part, progress)
+                self._fetch_watched(name, part, limit, progress)
                 _require_size(part, size)
                 part.replace(to)
                 return
-            except FileNotFoundError:
+            except (FileNotFoundError, TooLongError):
                 raise
             # Each package behind fsspec has errors of its own, which have nothing in common.
             except Exception as error:
@@ -99,7 +111,7 @@ class Remote:
             f"{self.address}/{name} cannot be fetched ({said}): {_text(failure)}. {self._mend}"
         ) from failure
 
-    def _fetch_watched(self, name: str, part: Path, progress: Progress) -> None:
+    def _fetch_watched(self, name: str, part: Path, limit: int, progress: Progress) -> None:
         """Fetch in a thread of its own, and leave it when nothing more comes.
 
         Not every file system has timeouts, and a thread cannot be stopped from outside: one that
@@ -107,9 +119,8 @@ class Remote:
         """
         system, folder = self._filesystem()
         left = threading.Event()
-        fetching = _Call(
-            lambda: system.get_file(f"{folder}/{name}", str(part), callback=_Watch(left, progress))
-        )
+        watch = _Watch(left, limit, progress)
+        fetching = _Call(lambda: system.get_file(f"{folder}/{name}", str(part), callback=watch))
         size = 0
         while not fetching.finished.wait(self._config.stall_seconds):
             now = part.stat().st_size if part.exists() else 0
@@ -121,11 +132,15 @@ class Remote:
             size = now
         if fetching.error is not None:
             raise fetching.error
+        # Not every file system calls back.
+        _require_at_most(part.stat().st_size, limit)
 
     def _filesystem(self) -> tuple[Any, str]:
         """One a process: connections and event loops do not outlive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
-            system, folder = filesystem(self.address, self._config.stall_seconds)
+            system, folder = filesystem(
+                self.address, self._config.stall_seconds, self._config.redirect_hosts
+            )
             self._opened = (os.getpid(), system, folder.rstrip("/"))
         return self._opened[1:]
 
@@ -156,11 +171,12 @@ class _LeftError(Exception):
 
 
 class _Watch(Callback):  # type: ignore[misc]
-    """Tells how far a fetch is, and ends one that was left."""
+    """Reports how far a fetch is; ends one that was abandoned, or brings more than it may."""
 
-    def __init__(self, left: threading.Event, progress: Progress) -> None:
+    def __init__(self, left: threading.Event, limit: int, progress: Progress) -> None:
         super().__init__()
         self._left = left
+        self._limit = limit
         self._progress = progress
         self._told = 0
 
@@ -168,9 +184,16 @@ class _Watch(Callback):  # type: ignore[misc]
         """Called by the file system after each piece."""
         if self._left.is_set():
             raise _LeftError
+        # Not the size that is announced: a page that reports an error has one too.
+        _require_at_most(self.value, self._limit)
         if self.size and self.value > self._told:
             self._told = self.value
             self._progress(self.value, self.size)
+
+
+def _require_at_most(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLongError(f"more than {limit:,} bytes came")
 
 
 def _require_size(part: Path, size: int | None) -> None:

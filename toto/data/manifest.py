@@ -121,7 +121,7 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
     try:
         data = json.loads(content)
         version = data.get("format_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}. Pack the dataset again") from error
     if version != FORMAT_VERSION:
         raise DataError(

@@ -146,7 +146,8 @@ def _toto(words: Sequence[str]) -> None:
     """One step, as the user could type it; this process ends as the step does."""
     say(f"$ toto {shlex.join(words)}")
     # A session of its own: a terminal's Ctrl-C comes from here, and once.
-    process = subprocess.Popen([sys.executable, "-m", "toto.cli", *words], start_new_session=True)
+    command = [sys.executable, "-P", "-m", "toto.cli", *words]
+    process = subprocess.Popen(command, start_new_session=True)
     with _forwarded_signals(process):
         code = process.wait()
     if code == 0:

@@ -69,7 +69,7 @@ def launched(gpus: int | None) -> bool:
     if gpus == 1:
         return False
     with TemporaryDirectory(prefix="toto-ranks-") as folder:
-        command = [sys.executable, "-m", "toto.cli", *sys.argv[1:]]
+        command = [sys.executable, "-P", "-m", "toto.cli", *sys.argv[1:]]
         run_ranks(command, gpus, Path(folder))
     return True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from toto.data.addresses import is_remote
 from toto.data.config import CacheConfig
-from toto.data.fetch import Remote
+from toto.data.fetch import Remote, TooLongError
 from toto.errors import CheckpointError, DataError, UserError
 from toto.files import disk_errors
 from toto.jobs.console import progress_bar, say
@@ -38,6 +38,8 @@ __all__ = ["get_weights"]
 
 # Somebody waits for the outcome: an address that does not answer is said within seconds.
 FETCHING = CacheConfig(retries=2)
+LARGEST_BYTES = 4 * 2**30
+"""No published file has a quarter of this."""
 
 
 def get_weights(name: str, *, source: str | None) -> None:
@@ -106,9 +108,13 @@ def _fetch(name: str, file: OfficialFile, address: str, folder: Path) -> tuple[P
     local = folder / file.name
     try:
         with progress_bar(f"fetching {address}", "bytes") as progress:
-            Remote(parent, FETCHING, mend).fetch(last, local, progress=progress)
+            Remote(parent, FETCHING, mend).fetch(
+                last, local, limit=LARGEST_BYTES, progress=progress
+            )
     except FileNotFoundError as error:
         raise DataError(f"{address}: the server has no such file. {mend}") from error
+    except TooLongError as error:
+        raise DataError(f"{address} is not {file.name}: {error}. {mend}") from error
     return local, address
 
 

@@ -13,6 +13,11 @@ from toto.errors import Problem, RecipeError
 
 __all__ = ["dump_yaml", "parse_value", "read_yaml"]
 
+# Far beyond any recipe, and read in a second.
+MAX_CHARACTERS = 2**20
+MAX_DEPTH = 50
+MAX_WEIGHT = 100_000
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML with the scalars of YAML 1.2's core schema, and duplicate keys refused."""
@@ -95,10 +100,47 @@ def dump_yaml(value: dict[str, Any]) -> str:
 
 
 def _load(text: str) -> Any:
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"{len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     try:
+        _require_bounded(text)
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except ValueError as error:  # `!!int x`, or thousands of digits
         raise yaml.YAMLError(str(error)) from error
+
+
+def _require_bounded(text: str) -> None:
+    """Refuse values nested so deep, or repeated so often by aliases, that nothing could read them.
+
+    The events of YAML are read one after the other, whatever they describe; only what is made of
+    them can outgrow the memory. A value's weight counts all scalars that it holds, those of its
+    aliases again at each use.
+    """
+    weights: dict[str, int] = {}  # of finished anchors
+    parents: list[tuple[str | None, int]] = []  # of collections that have begun: anchor, weight
+    weight = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            parents.append((event.anchor, weight))
+            weight = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = parents.pop()
+            weights |= {anchor: weight} if anchor is not None else {}
+            weight += before
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in parents):
+                what = f"the value &{event.anchor} contains itself"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+            weight += weights.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            weights |= {event.anchor: 1} if event.anchor is not None else {}
+            weight += 1
+        if len(parents) > MAX_DEPTH:
+            what = f"values are nested more than {MAX_DEPTH} deep"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        if weight >= MAX_WEIGHT:
+            what = f"with its aliases written out it has more than {MAX_WEIGHT:,} values"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
 
 
 def _yaml_problem(error: yaml.YAMLError, text: str) -> Problem:

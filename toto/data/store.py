@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.manifest import Manifest, read_manifest
+from toto.data.manifest import Manifest, TokenInfo, read_manifest
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -281,12 +281,18 @@ def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
 def _require_alike(first: Store, other: Store) -> None:
     """What decides what a sample of them means must be equal."""
     for field in ("kind", "form", "classes", "tokens"):
-        if getattr(first.manifest, field) != getattr(other.manifest, field):
+        if _meaning(first.manifest, field) != _meaning(other.manifest, field):
             raise DataError(
                 f"{first.address} and {other.address} cannot be one source: their {field} differ "
                 f"({_shown(first.manifest, field)} and {_shown(other.manifest, field)}). "
                 "Pack or tokenize them alike, or make two sources of them"
             )
+
+
+def _meaning(manifest: Manifest, field: str) -> object:
+    """Of tokens without the tokenizer's config, of which the fingerprint is the identity."""
+    value = getattr(manifest, field)
+    return value.identity(exclude={"tokenizer"}) if isinstance(value, TokenInfo) else value
 
 
 def _shown(manifest: Manifest, field: str) -> str:

@@ -121,9 +121,9 @@ def _origin(trained: Trained, clip: ClipConfig) -> dict[str, object]:
         "step": found.meta.step,
         "model": FileRecord.of(found.checkpoint / MODEL_FILE).sha256,
         "tokenizer": found.meta.tokenizer,
-        "clip": clip.model_dump(mode="json"),
-        "backbone": found.recipe.backbone.model_dump(mode="json"),
-        "mask": found.recipe.mask.model_dump(mode="json"),
+        "clip": clip.identity(),
+        "backbone": found.recipe.backbone.identity(),
+        "mask": found.recipe.mask.identity(),
     }
 
 

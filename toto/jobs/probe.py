@@ -235,8 +235,8 @@ def _origin(trained: Trained, source: Source) -> dict[str, object]:
         "model": FileRecord.of(trained.found.checkpoint / MODEL_FILE).sha256,
         "tokenizer": meta.tokenizer,
         "data": source.train.fingerprint(),
-        "clip": source.clip.model_dump(mode="json"),
-        "backbone": recipe.backbone.model_dump(mode="json"),
-        "mask": recipe.mask.model_dump(mode="json"),
+        "clip": source.clip.identity(),
+        "backbone": recipe.backbone.identity(),
+        "mask": recipe.mask.identity(),
         "device": trained.device.type,
     }

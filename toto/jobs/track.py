@@ -195,7 +195,7 @@ def _settings(
     return {
         "checkpoint": str(found.checkpoint),
         "step": found.meta.step,
-        "checkpoint_digest": hashlib.sha256(found.meta.model_dump_json().encode()).hexdigest(),
+        "checkpoint_digest": hashlib.sha256(found.meta.identity_json()).hexdigest(),
         "frames": {sequence.name: len(sequence) for sequence in sequences},
         "folder": str(sequences[0].frames[0].parent.parent),
         "resolution": features.resolution,

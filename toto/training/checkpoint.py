@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -93,6 +93,10 @@ class CheckpointMeta(Config):
         versions: of toto, torch and Python; the machine and its threads.
         files: the files beside this one: the model's and the optimizer's.
     """
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {"format_version", "target_tokenizer", "data", "files"}
+    )
 
     format_version: Literal[1, 2] = 2
     step: NonNegativeInt

@@ -98,6 +98,12 @@ class BackboneConfig(Component, ABC):
     scale_with_width: ClassVar[tuple[str, ...]] = ()
     """Fields that `at_width` changes in proportion."""
 
+    changed_by_finetuning: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may differ from the parent's in a run that starts from its weights (`init_from`).
+
+    All others decide what the weights compute, whether they show in shapes or not.
+    """
+
     @property
     def width_ratio(self) -> float:
         """Under µP the width over its base, m; else 1."""
@@ -169,6 +175,7 @@ class LlamaConfig(BackboneConfig):
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
     scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
     identity_fields: ClassVar[frozenset[str]] = frozenset({"rope_base", "norm_eps"})
+    changed_by_finetuning: ClassVar[frozenset[str]] = frozenset({"rope_base"})
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     num_kv_heads: PositiveInt = Field(

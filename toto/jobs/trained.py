@@ -257,7 +257,8 @@ def _built(config: TokenizerConfig, expected: str | None, checkpoint: Path) -> T
     if not tokenizer.has_fingerprint(expected):
         raise CheckpointError(
             f"{checkpoint} was trained with another tokenizer: fingerprint {str(expected)[:12]}, "
-            f"and {config!r} has {tokenizer.fingerprint()[:12]}. Put back the tokenizer weights of that run"
+            f"and {config!r} has {tokenizer.fingerprint()[:12]}. Put back the tokenizer weights of "
+            "that run"
         )
     return tokenizer
 

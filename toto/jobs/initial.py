@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from toto.errors import CheckpointError
 from toto.export.hf import RECORD, read_model, read_record
-from toto.jobs.trained import load_model_weights, resolve_run
+from toto.jobs.trained import load_model_weights, names_beside, resolve_run
 from toto.registry import differences
-from toto.tasks.config import ModelTaskConfig
 from toto.training.checkpoint import check_tensors
+from toto.wording import count
 
 if TYPE_CHECKING:
     from toto.jobs.trained import FoundRun
@@ -60,7 +60,12 @@ def load_initial(recipe: TrainRecipe, task: ModelTask) -> InitialWeights:
     _require_same_backbone(parent, recipe)
     _require_same_tokenizers(parent, recipe, task)
     load_model_weights(parent, task.model)
-    return InitialWeights(str(parent.checkpoint), _changed_on_purpose(parent.recipe, recipe))
+    notes = _changed_on_purpose(parent.recipe, recipe)
+    beside = names_beside(parent)
+    if beside:
+        its = parent.recipe.task.registered_name
+        notes.append(f"left out: {count(len(beside), 'tensor')} of its task {its} ({beside[0]}, …)")
+    return InitialWeights(str(parent.checkpoint), notes)
 
 
 def _from_folder(init_from: str, task: ModelTask) -> InitialWeights:
@@ -153,7 +158,7 @@ def _shown(config: Any) -> str:
 
 
 def _changed_on_purpose(parent: TrainRecipe, recipe: TrainRecipe) -> list[str]:
-    """What fine-tuning changes, in words: RoPE base, mask, layout; and weights left behind."""
+    """What fine-tuning changes, in words: RoPE base, mask, layout."""
     notes = [
         f"backbone.{change.field}: {change.theirs} in the parent, {change.ours} here"
         for change in differences(parent.backbone, recipe.backbone)
@@ -165,11 +170,5 @@ def _changed_on_purpose(parent: TrainRecipe, recipe: TrainRecipe) -> list[str]:
         notes.append(
             f"frames × tokens: {then.frames} × {then.height} × {then.width} in the parent, "
             f"{now.frames} × {now.height} × {now.width} here"
-        )
-    task = parent.task
-    assert isinstance(task, ModelTaskConfig)
-    if task.beside is not None:
-        notes.append(
-            f"weights of the parent's task {task.registered_name} stay behind: {task.beside}*"
         )
     return notes

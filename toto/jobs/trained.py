@@ -15,7 +15,13 @@ from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
 from toto.tasks.config import ClassifyConfig, ModelTaskConfig, TokenizerTaskConfig
-from toto.training.checkpoint import CheckpointMeta, find_checkpoint, load_weights, read_meta
+from toto.training.checkpoint import (
+    CheckpointMeta,
+    find_checkpoint,
+    load_weights,
+    read_meta,
+    tensor_names,
+)
 from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
 from toto.training.machine import resolve_machine
 
@@ -39,6 +45,7 @@ __all__ = [
     "load_model_weights",
     "load_trained",
     "load_trained_tokenizer",
+    "names_beside",
     "newest_finetuning",
     "on_any_machine",
     "require_next_tokens",
@@ -155,7 +162,7 @@ def newest_finetuning() -> FoundRun:
 
 
 def require_next_tokens(found: FoundRun) -> None:
-    """Refuse a model that learned classes: its readout rested while all before it changed.
+    """Refuse a model that learned classes: its readout kept its weights while all else changed.
 
     Raises:
         UserError: it did.
@@ -163,7 +170,8 @@ def require_next_tokens(found: FoundRun) -> None:
     if isinstance(found.recipe.task, ClassifyConfig):
         raise UserError(
             f"{found.checkpoint} learned to tell classes apart, and no longer predicts tokens. "
-            "Name a next-token run, such as the one that it began from"
+            "Name a next-token run, such as the one that it started from, or fine-tune it on "
+            "classes again with `toto finetune RUN --classify`"
         )
 
 
@@ -204,6 +212,17 @@ def load_model_weights(found: FoundRun, model: AutoregressiveModel) -> None:
     task = found.recipe.task
     assert isinstance(task, ModelTaskConfig)
     load_weights(found.checkpoint, model, beside=task.beside)
+
+
+def names_beside(found: FoundRun) -> list[str]:
+    """Return the names of a checkpoint's tensors that its task keeps next to the model's, sorted.
+
+    Raises:
+        CheckpointError: broken files.
+    """
+    task = found.recipe.task
+    assert isinstance(task, ModelTaskConfig)
+    return [] if task.beside is None else tensor_names(found.checkpoint, prefix=task.beside)
 
 
 def load_trained_tokenizer(found: FoundTokenizerRun) -> Tokenizer:

@@ -131,7 +131,7 @@ def _require_same_tokenizers(parent: FoundRun, recipe: TrainRecipe, task: ModelT
         raise CheckpointError(
             f"init_from: {parent.checkpoint} was trained with other tokens than this recipe's:\n  "
             + "\n  ".join(lines)
-            + "\nWrite the parent's values in this recipe, or name another run"
+            + "\nWrite the parent's values in this recipe, or leave out init_from"
         )
 
 
@@ -143,8 +143,8 @@ def _tokenizer_changes(section: str, parent: TrainRecipe, recipe: TrainRecipe) -
     changed = differences(theirs, ours)
     if not changed:
         return [
-            f"{section}: the weights {_shown(ours)} names have changed since. Put back those of "
-            "the parent"
+            f"{section}: the weights that {_shown(ours)} names have changed since. Put back those "
+            "of the parent"
         ]
     return [
         f"{section}.{change.field}: {json.dumps(change.theirs)} in the parent, "

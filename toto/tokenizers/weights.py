@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHIPPED",
+    "is_safetensors",
     "load_weights",
     "random_seed",
     "read_identity",
+    "read_safetensors",
     "save_checked_weights",
     "save_weights",
     "shipped_weights",
@@ -137,6 +139,25 @@ def read_identity(source: str) -> dict[str, Any]:
             f"has `weights: {source}` and its sizes"
         )
     return identity
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do: the length of its header, then JSON."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False  # the reader of the other format reports it
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager

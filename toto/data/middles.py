@@ -44,6 +44,15 @@ class Middles(ABC):
     def name(self, number: int) -> str:
         """What a user calls the sample."""
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """The name of each label; empty without labels."""
+        return ()
+
+    def label(self, number: int) -> int:
+        """Return the sample's label, NO_LABEL without one."""
+        return NO_LABEL
+
     @abstractmethod
     def most_frames(self, number: int) -> int:
         """The sample's sequence has no more."""
@@ -78,6 +87,15 @@ class DatasetMiddles(Middles):
         sample = self._kept[number]
         return self._dataset.origin(sample) or self._dataset.key(sample)
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """Of the dataset."""
+        return self._dataset.classes
+
+    def label(self, number: int) -> int:
+        """Of the dataset's sample."""
+        return self._dataset.label(self._kept[number])
+
     def most_frames(self, number: int) -> int:
         """See `Middles.most_frames`."""
         return self._place(self._dataset.frames(self._kept[number])).frames
@@ -92,7 +110,7 @@ class DatasetMiddles(Middles):
             is_image=self._dataset.kind == "images",
             source=0,
             position=number,
-            label=self._dataset.label(sample),
+            label=self.label(number),
             drawn=1,
             broken=(),
         )

@@ -185,13 +185,21 @@ def build_model(recipe: TrainRecipe) -> AutoregressiveModel:
     )
 
 
-def load_trained(found: FoundRun) -> Trained:
+def load_trained(found: FoundRun, *, precision: Literal["fp32", "bf16"] | None = None) -> Trained:
     """Build the model of a checkpoint and the tokenizer of its inputs, with its weights, strictly.
+
+    Args:
+        found: the checkpoint, with the recipe that the model is built by.
+        precision: of the model's passes; None: the run's, but fp32 in place of bf16 where this
+            machine computes bf16 by emulation alone.
 
     Raises:
         CheckpointError: broken files, other weights, or another tokenizer than it was trained with.
     """
-    settings, _ = resolve_machine(on_any_machine(found.recipe.training))
+    training = on_any_machine(found.recipe.training)
+    if precision is not None:
+        training = training.model_copy(update={"precision": precision})
+    settings, _ = resolve_machine(training)
     assert settings.precision != "auto"
     device = torch.device(settings.device)
     tokenizer = build_tokenizer(found)

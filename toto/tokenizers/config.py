@@ -105,7 +105,7 @@ def _check_weights(weights: str | None) -> str | None:
     if weights is not None and not re.fullmatch(known, weights):
         raise ValueError(
             f"{weights!r} names no weights; write official:NAME, toto:NAME, random:SEED (up to 18 "
-            "digits) or the path of a .safetensors file, which `toto tokenizer convert` makes of others"
+            "digits) or the path of a .safetensors file (`toto tokenizer convert` makes one)"
         )
     name = official_name(weights)
     if name is not None and name not in OFFICIAL:

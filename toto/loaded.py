@@ -14,7 +14,7 @@ from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import load_trained, require_next_tokens, resolve_run
 from toto.sequence import SequenceLayout
 from toto.tokenizers.base import PatchGrid, TokenGrid
-from toto.wording import count
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,7 +184,8 @@ class LoadedModel:
         if pixels_BTCHW.ndim == 5 and pixels_BTCHW.shape[1] > most:
             given = pixels_BTCHW.shape[1]
             raise UserError(
-                f"{count(given, 'frame')} in a sequence, and this model takes at most {most}, as "
+                f"{number_of(given, 'frame')} in a sequence, and this model takes at most "
+                f"{most}, as "
                 f"many as it was trained on. Cut the video, or load the model for longer ones: "
                 f"toto.load(RUN, frames={given})"
             )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["count"]
+__all__ = ["number_of"]
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
+def number_of(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 frame`, `2 frames`, `1,024 frames`.
 
     Args:

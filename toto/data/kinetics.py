@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from toto.data.listing import Listing, compare, counted, find_files, labelled, split_folder
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,4 +131,4 @@ def _stem(entry: dict[str, str]) -> str:
 
 def _unlabelled(listing: Listing) -> list[str]:
     names = [file.origin for file in listing.files if file.label < 0]
-    return [f"{len(names):,} clips have no label{counted(names)}"] if names else []
+    return [f"{number_of(len(names), 'clip')} without a label{counted(names)}"] if names else []

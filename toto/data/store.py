@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from toto.data.manifest import Manifest, TokenInfo, read_manifest
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -298,7 +299,7 @@ def _meaning(manifest: Manifest, field: str) -> object:
 def _shown(manifest: Manifest, field: str) -> str:
     value = getattr(manifest, field)
     if field == "classes":
-        return f"{len(value)} classes"
+        return number_of(len(value), "class", "classes")
     if field == "tokens" and value is not None:
         return f"tokenizer {value.fingerprint[:12]} at {value.resolution} px"
     return str(value)

@@ -13,7 +13,7 @@ from toto.backbones.gpt2 import sine_cosine_positions
 from toto.errors import UserError
 from toto.sequence import END_ID, PAD_ID, VIDEO_START_ID
 from toto.tensor_names import mixed_prefixes, without_wrappers
-from toto.wording import count
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -195,7 +195,8 @@ def to_theirs(state: Tensors, family: Family) -> Tensors:
     if left:
         raise UserError(
             f"transformers' {family.config['architectures'][0]} has no place for "
-            f"{count(len(left), 'tensor')} of this model: {', '.join(left)}. Without them it would "
+            f"{number_of(len(left), 'tensor')} of this model: {', '.join(left)}. Without "
+            f"them it would "
             "compute something else, so that this model cannot be exported"
         )
     found = {family.embedding: state["interface.embedding.weight"], **family.made}
@@ -232,7 +233,9 @@ def from_theirs(tensors: Tensors, family: Family, theirs: Mapping[str, Any]) -> 
     missing = [name for name in wanted if name not in tensors]
     if missing:
         advice = mixed_prefixes(tensors) or "Give the recipe's backbone the sizes of that model"
-        raise UserError(f"{count(len(missing), 'tensor')} missing, {missing[0]} first. {advice}")
+        raise UserError(
+            f"{number_of(len(missing), 'tensor')} missing, {missing[0]} first. {advice}"
+        )
     left = sorted(
         name
         for name in tensors.keys() - {*wanted, *family.made}

@@ -13,7 +13,7 @@ from toto.jobs.trained import (
     require_next_tokens,
     resolve_run,
 )
-from toto.wording import count
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,5 +48,5 @@ def export_to_hf(run: str, out: Path, *, imports: Sequence[str]) -> None:
     beside = names_beside(found)
     if beside:
         task = recipe.task.registered_name
-        say(f"left out: {count(len(beside), 'tensor')} of the task {task} ({beside[0]}, …)")
+        say(f"left out: {number_of(len(beside), 'tensor')} of the task {task} ({beside[0]}, …)")
     say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

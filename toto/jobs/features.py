@@ -17,6 +17,7 @@ from toto.jobs.console import progress_bar, say
 from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
 from toto.training.checkpoint import MODEL_FILE, FileRecord
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,7 +133,8 @@ def _announce(extraction: Extraction, out: Path) -> None:
     needed = extraction.most_bytes()
     height, width = extraction.grid
     what = (
-        f"features of {len(extraction.clips):,} samples × {len(extraction.layers)} layers, at most "
+        f"features of {number_of(len(extraction.clips), 'sample')} × "
+        f"{number_of(len(extraction.layers), 'layer')}, at most "
         f"{extraction.clips.clip.frames} × {height} × {width} × {extraction.width} "
         f"{extraction.dtype} each, take at most {needed / 1e9:.3g} GB"
     )

@@ -26,6 +26,7 @@ from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
 from toto.tasks.config import ClassifyConfig, NextTokenConfig, NextTokenProbesConfig
 from toto.training.launch import find_launch
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,7 @@ def start_finetuning(request: FinetuneRequest) -> None:
     _say(_what_is_learned(recipe, labelled))
     layout = recipe.layout
     _say(
-        f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
+        f"{number_of(layout.frames, 'frame')} × {layout.height} × {layout.width} tokens = "
         f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
     )
     asked = Asked(checkpoint, request.overrides)

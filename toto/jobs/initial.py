@@ -12,7 +12,7 @@ from toto.export.hf import RECORD, read_model, read_record
 from toto.jobs.trained import load_model_weights, names_beside, resolve_run
 from toto.registry import differences
 from toto.training.checkpoint import check_tensors
-from toto.wording import count
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.jobs.trained import FoundRun
@@ -64,7 +64,9 @@ def load_initial(recipe: TrainRecipe, task: ModelTask) -> InitialWeights:
     beside = names_beside(parent)
     if beside:
         its = parent.recipe.task.registered_name
-        notes.append(f"left out: {count(len(beside), 'tensor')} of its task {its} ({beside[0]}, …)")
+        notes.append(
+            f"left out: {number_of(len(beside), 'tensor')} of its task {its} ({beside[0]}, …)"
+        )
     return InitialWeights(str(parent.checkpoint), notes)
 
 

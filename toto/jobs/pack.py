@@ -9,6 +9,7 @@ from toto.data.samples import make_samples
 from toto.data.workers import num_cores
 from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,10 +55,10 @@ def pack_source(
         )
     what = "pictures" if report.kind == "images" else "videos"
     say(
-        f"{out}: {report.num_samples:,} {what}, {report.num_frames:,} frames, "
+        f"{out}: {report.num_samples:,} {what}, {number_of(report.num_frames, 'frame')}, "
         f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
         f"{'shard' if report.num_shards == 1 else 'shards'}, "
-        + (f"{len(report.classes)} classes" if report.classes else "no labels")
+        + (number_of(len(report.classes), "class", "classes") if report.classes else "no labels")
     )
     if report.ignored:
         say(f"  {report.ignored} other files in the folder were left alone")

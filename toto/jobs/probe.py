@@ -26,6 +26,7 @@ from toto.recipe.schemas import ProbeRecipe, TrainRecipe
 from toto.recipe.yaml_reader import parse_value
 from toto.tasks.probe_settings import ProbeSettings
 from toto.training.checkpoint import MODEL_FILE, FileRecord
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.tokenizers.base import Tokenizer
@@ -79,7 +80,7 @@ def start_probing(request: ProbeRequest) -> None:
     classes = len(labelled.train.classes)
     say(
         f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
-        f"{len(validation):,} validation samples of {classes} classes"
+        f"{len(validation):,} validation samples of {number_of(classes, 'class', 'classes')}"
     )
     origin = _origin(trained, labelled)
     folder = found.run / FOLDER / ("" if request.recipe is None else protocol.name)

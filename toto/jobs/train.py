@@ -31,6 +31,7 @@ from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.loop import Description, TrainResult, train
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -281,7 +282,10 @@ def _say_how_it_ended(
         say(f"stopped by {name} after step {result.step}; saved {result.checkpoint}")
         say("the same command with --resume goes on")
     else:
-        say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")
+        say(
+            f"done: {number_of(result.step, 'step')} in {result.seconds:.0f} s; saved "
+            f"{result.checkpoint}"
+        )
 
 
 def _peak(recipe: Recipe, world: int) -> tuple[Peak | None, float | None]:

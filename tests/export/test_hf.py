@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toto.backbones.config import BACKBONES, BackboneConfig, Gpt2Config, LlamaConfig
+from toto.backbones.gpt2 import sine_cosine_positions
 from toto.errors import CheckpointError, UserError
 from toto.export import layout
 from toto.export.hf import RECORD, WEIGHTS, ModelRecord, read_model, write_model
@@ -76,6 +77,43 @@ def test_transformers_gives_the_same_logits(config, tmp_path):
     ours = model.next_logits(ids, model.new_cache(33))
     torch.testing.assert_close(ours, peer(ids).logits[:, -1], atol=1e-5, rtol=1e-5)
     assert ours.std() > 0.1
+
+
+THEIRS = {
+    "llama": ("LlamaConfig", {"hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+                              "num_attention_heads": 4, "pad_token_id": 0}),
+    "gpt2": ("GPT2Config", {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 34,
+                            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+    "mamba": ("MambaConfig", {"hidden_size": 48, "num_hidden_layers": 2, "pad_token_id": 0,
+                              "bos_token_id": 1, "eos_token_id": 2}),
+}  # fmt: skip
+OURS = {
+    "llama": {"width": 48, "num_layers": 2, "num_heads": 4, "ffn_dim": 72, "norm_eps": 1e-6,
+              "tie_embeddings": False},
+    "gpt2": {"width": 48, "num_layers": 2, "num_heads": 4, "ffn_dim": 192},
+    "mamba": {"width": 48, "num_layers": 2},
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", THEIRS)
+def test_what_transformers_saves_is_read_and_computes_the_same(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    kind, sizes = THEIRS[name]
+    config = getattr(transformers, kind)(vocab_size=64, **sizes)
+    peer = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ours = BACKBONES.parse({"name": name} | OURS[name])
+    if name == "gpt2":  # its learned positions are ours only if they are sines and cosines
+        positions = sine_cosine_positions(34, 48, torch.device("cpu"))
+        peer.transformer.wpe.weight.copy_(ours.position_scale * positions)
+    peer.save_pretrained(tmp_path / "theirs")
+    model = AutoregressiveModel(TOKENIZER, ours).eval()
+    there = read_model(tmp_path / "theirs", model)
+    assert there.changed == []
+    model.load_state_dict(there.state)
+    ids = torch.randint(64, (2, 33))
+    logits = model.next_logits(ids, model.new_cache(33))
+    torch.testing.assert_close(logits, peer(ids).logits[:, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_what_was_written_comes_back_exactly(config, tmp_path):

@@ -186,7 +186,7 @@ class LoadedModel:
             raise UserError(
                 f"{number_of(given, 'frame')} in a sequence, and this model takes at most "
                 f"{most}, as "
-                f"many as it was trained on. Cut the video, or load the model for longer ones: "
+                "many as it was trained on. Cut the video, or load the model for longer ones: "
                 f"toto.load(RUN, frames={given})"
             )
 

@@ -78,7 +78,7 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
     values = last.sources[record.series[-1]]
     sentences = [
         f"After {number_of(last.step, 'step')}, held-out pictures come back from their "
-        f"tokens with a PSNR of "
+        "tokens with a PSNR of "
         f"{values['psnr']:.2f} dB; {round(values['codebook_use'] * num_codes):,} of the "
         f"{num_codes:,} codes are in use ({values['codebook_use']:.1%}), with a perplexity of "
         f"{values['perplexity']:,.0f}."

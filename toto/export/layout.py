@@ -196,7 +196,7 @@ def to_theirs(state: Tensors, family: Family) -> Tensors:
         raise UserError(
             f"transformers' {family.config['architectures'][0]} has no place for "
             f"{number_of(len(left), 'tensor')} of this model: {', '.join(left)}. Without "
-            f"them it would "
+            "them it would "
             "compute something else, so that this model cannot be exported"
         )
     found = {family.embedding: state["interface.embedding.weight"], **family.made}

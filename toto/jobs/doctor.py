@@ -96,7 +96,7 @@ def _say_summary(dataset: Dataset, findings: list[Finding]) -> None:
         f"{dataset.path}: {dataset.num_samples:,} {dataset.kind} ({dataset.form}), {frames:,} "
         f"frames in {shards:,} {'shard' if shards == 1 else 'shards'}, "
         f"{number_of(len(dataset.classes), 'class', 'classes')}; {len(dataset.excluded):,} "
-        f"excluded before"
+        "excluded before"
     )
     counts = count_by_ailment(findings)
     for ailment, explanation in EXPLANATIONS.items():

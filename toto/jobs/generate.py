@@ -128,9 +128,8 @@ def _refuse_partial_prefix(recipe: TrainRecipe, prompts: list[Prompt], frames: i
         seen = min(frame - first_context_frame(frame, context) for frame in predicted)
         if seen < prefix:
             raise UserError(
-                f"the run reads a prefix of {number_of(prefix, 'frame')} as a whole, and "
-                f"would have to predict "
-                f"from {seen}: a prompt of {given}, --frames {frames}, a context of {context}. "
+                f"the run reads a prefix of {number_of(prefix, 'frame')} as a whole, and would have "
+                f"to predict from {seen}: a prompt of {given}, --frames {frames}, a context of {context}. "
                 f"Prompt with {prefix} or more, and ask for no more than {context} in all"
             )
 
@@ -148,12 +147,13 @@ def _say_plan(found: Prompts, frames: int, context_frames: int | None) -> None:
     of = f" of {found.source}" if found.source else ""
     after = f"after {' or '.join(map(str, lengths))} given" if lengths[-1] else "after the start"
     say(f"generating {number_of(frames, 'frame')} {after}, sequences{of}: {len(found.prompts)}")
-    unseen = 0 if context_frames is None else first_context_frame(lengths[-1], context_frames)
+    if context_frames is None:
+        return
+    unseen = first_context_frame(lengths[-1], context_frames)
     if unseen:
         say(
-            f"the context holds {number_of(context_frames, 'frame')}: of {lengths[-1]} "
-            f"given, the model sees "
-            f"the last {lengths[-1] - unseen}"
+            f"the context holds {number_of(context_frames, 'frame')}: of {lengths[-1]} given, the "
+            f"model sees the last {lengths[-1] - unseen}"
         )
 
 

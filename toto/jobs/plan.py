@@ -68,7 +68,7 @@ def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
             say(f"  {what}: {value}")
     say(
         f"  ranks: {cluster.gpus}; of a step each takes {number_of(plan.share, 'sequence')} "
-        f"at most, "
+        "at most, "
         f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
     )
     idle = cluster.gpus - plan.sequences_a_step

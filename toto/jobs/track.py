@@ -122,7 +122,7 @@ def _say_plan(found: FoundRun, sequences: Sequence[DavisSequence], layers: list[
     layout = found.recipe.layout
     say(
         f"tracking with {found.checkpoint}: {number_of(sum(map(len, sequences)), 'frame')}, "
-        f"sequences "
+        "sequences "
         f"{len(sequences)}, layers {len(layers)}, {found.recipe.clip.resolution} px, "
         f"{layout.height} × {layout.width} tokens a frame"
     )

@@ -128,8 +128,9 @@ def _refuse_partial_prefix(recipe: TrainRecipe, prompts: list[Prompt], frames: i
         seen = min(frame - first_context_frame(frame, context) for frame in predicted)
         if seen < prefix:
             raise UserError(
-                f"the run reads a prefix of {number_of(prefix, 'frame')} as a whole, and would have "
-                f"to predict from {seen}: a prompt of {given}, --frames {frames}, a context of {context}. "
+                f"the run reads a prefix of {number_of(prefix, 'frame')} as a whole, and would "
+                f"have to predict from {seen}: a prompt of {given}, --frames {frames}, a context "
+                f"of {context}. "
                 f"Prompt with {prefix} or more, and ask for no more than {context} in all"
             )
 

@@ -329,6 +329,8 @@ def rope_of(theirs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return RoPE's base and type as a config.json says them, in whichever version's keys."""
     # transformers 5 has `rope_parameters`; before, `rope_scaling` came with a `rope_theta`.
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"config.json: {rope!r} is no mapping of RoPE's parameters. Correct it")
     base = rope.get("rope_theta", theirs.get(ROPE_BASE))
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))

@@ -53,7 +53,8 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="FILE",
-            help="encoder.pkl and decoder.pkl of the dVAE, or the checkpoint of a VQGAN",
+            help="encoder.pkl and decoder.pkl of the dVAE, the checkpoint of a VQGAN, or the "
+            "state_dict of either (torch.save or safetensors)",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="NAME.safetensors", help="the file to write")],

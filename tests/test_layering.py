@@ -25,7 +25,8 @@ RANKS = {
     "layers": 1,
     "sequence": 0,
     "registry": -1, "files": -1,
-    "errors": -2,
+    "tensor_names": -2,
+    "errors": -2, "wording": -2,
 }  # fmt: skip
 TORCH_FREE = [
     "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py",

@@ -14,6 +14,7 @@ from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import load_trained, require_next_tokens, resolve_run
 from toto.sequence import SequenceLayout
 from toto.tokenizers.base import PatchGrid, TokenGrid
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,33 +34,42 @@ def load(
     run: str | Path,
     *,
     resolution: int | None = None,
+    frames: int | None = None,
     rope_base: float | None = None,
     attention: Literal["causal", "full"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> LoadedModel:
-    """The model of a run or checkpoint, in evaluation mode, on a GPU where there is one.
+    """Load the model of a run or checkpoint, in evaluation mode, on a GPU where there is one.
 
     Plug-ins that the run used must have been imported: a checkpoint never imports code.
 
     Args:
         run: its path.
         resolution: side of the frames in pixels, instead of the trained one.
+        frames: the most frames of a sequence, instead of the trained number; beyond that number
+            the model extrapolates. None: the trained number, or at another resolution as many as
+            have the trained number of tokens.
         rope_base: RoPE's base, instead of the trained one.
-        attention: who reads whom, instead of the trained mask.
+        attention: the attention mask, instead of the trained one.
+        precision: of the model's passes: `fp32`, or `bf16` by autocast. The weights and the
+            tokenizer are fp32 in either case. None: the run's precision, but fp32 in place of bf16
+            on a machine that computes bf16 by emulation alone. `LoadedModel.precision` says which.
 
     Raises:
         CheckpointError: there is no such run, or its files or its tokenizer are not those it had.
         UserError: the tokenizer has no such resolution, the backbone no RoPE or no such mask.
     """
-    seen = Seen(resolution=resolution, rope_base=rope_base, attention=attention)
-    return LoadedModel(load_trained(seen_as(resolve_run(str(run)), seen)))
+    seen = Seen(resolution=resolution, frames=frames, rope_base=rope_base, attention=attention)
+    found = seen_as(resolve_run(str(run)), seen)
+    return LoadedModel(load_trained(found, precision=precision))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model with its tokenizer. Pixels are float in [0, 1], `[B, T, 3, H, W]`, square.
 
-    Frames have the recipe's resolution (`recipe.clip.resolution`), and a sequence should not be
-    longer than `recipe.clip.frames`, which is what the model was trained on.
+    Frames have the recipe's resolution (`recipe.clip.resolution`), and a sequence has at most
+    `recipe.clip.frames`: as many as the model was trained on, unless `load` was told otherwise.
     """
 
     trained: Trained
@@ -71,8 +81,13 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model stands; results stand there too."""
+        """The device of the model and of all results."""
         return self.trained.device
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """The precision of the model's passes; results are fp32."""
+        return self.trained.precision
 
     @torch.no_grad()
     def encode(self, pixels_BTCHW: Tensor) -> Tensor:
@@ -97,17 +112,18 @@ class LoadedModel:
     def features(
         self, pixels_BTCHW: Tensor, layers: Sequence[int], *, images: bool = False
     ) -> dict[int, Tensor]:
-        """What stands at each token after each of `layers`: `{layer: BTHWD}`, fp32.
+        """Return the hidden states of each token after each of `layers`: `{layer: BTHWD}`, fp32.
 
         Args:
-            pixels_BTCHW: frames of videos, or separate pictures.
+            pixels_BTCHW: frames of videos, or separate images.
             layers: 0 is the embedding, k the output of block k; negatives count from the end.
-            images: the T frames are separate pictures: the sequence begins with the other start.
+            images: the T frames are separate images: the sequence begins with the image start id.
 
         Raises:
-            UserError: pixels of another shape or range.
+            UserError: pixels of another shape or range, or more frames than `recipe.clip.frames`.
             ValueError: a layer that does not exist.
         """
+        self._require_frames(pixels_BTCHW, self.recipe.clip.frames)
         frames = self.encode(pixels_BTCHW)
         is_image_B = torch.full((len(frames),), images, device=self.device)
         with self.trained.autocast():
@@ -124,24 +140,28 @@ class LoadedModel:
         seeds: Sequence[int] | None = None,
         images: bool = False,
     ) -> Tensor:
-        """The prompts with `frames` sampled ones appended: pixels `[B, T + frames, 3, H, W]`.
+        """Return the prompts with `frames` sampled frames: pixels `[B, T + frames, 3, H, W]`.
 
-        All of it is what the tokenizer decodes, the prompt too.
+        All frames are decoded from tokens, those of the prompt too. Whenever the context is full,
+        its oldest half is dropped, so more frames can be sampled than the model was trained on.
 
         Args:
             pixels_BTCHW: the prompts; at least one frame.
             frames: number of frames to append.
             sampling: temperature, top-k and top-p.
             seeds: one a prompt; 0, 1, 2, … unless given.
-            images: the frames are separate pictures: the sequence begins with the other start.
+            images: the frames are separate images: the sequence begins with the image start id.
 
         Raises:
-            UserError: patch inputs, a run that learned classes, or pixels of another shape or
-                range.
+            UserError: patch inputs, a run that learned classes, pixels of another shape or range,
+                or a prompt with more frames than the context holds (`recipe.context_frames`; none
+                where the model carries a state, as Mamba does).
         """
         if self.recipe.tokenizer.output != "codes":
             raise UserError("patches cannot be generated: load a run whose tokenizer gives codes")
         require_next_tokens(self.trained.found)
+        if self.recipe.context_frames is not None:
+            self._require_frames(pixels_BTCHW, self.recipe.context_frames)
         codes_BTHW = self.encode(pixels_BTCHW)
         with self.trained.autocast():
             continued_BTHW = continue_video(
@@ -154,6 +174,21 @@ class LoadedModel:
                 seeds=list(range(len(codes_BTHW))) if seeds is None else seeds,
             )
         return self.decode(continued_BTHW)
+
+    def _require_frames(self, pixels_BTCHW: Tensor, most: int) -> None:
+        """Refuse a sequence beyond the trained positions, where the model would extrapolate.
+
+        Raises:
+            UserError: says how to ask for it.
+        """
+        if pixels_BTCHW.ndim == 5 and pixels_BTCHW.shape[1] > most:
+            given = pixels_BTCHW.shape[1]
+            raise UserError(
+                f"{number_of(given, 'frame')} in a sequence, and this model takes at most "
+                f"{most}, as "
+                "many as it was trained on. Cut the video, or load the model for longer ones: "
+                f"toto.load(RUN, frames={given})"
+            )
 
 
 def _check_pixels(pixels_BTCHW: Tensor, resolution: int) -> None:

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
@@ -26,15 +27,23 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError, core_schema, to_json
 
 from toto.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Set
     from pathlib import Path
 
-__all__ = ["Component", "Config", "Registry", "import_plugin", "nearest"]
+__all__ = [
+    "Component",
+    "Config",
+    "Difference",
+    "Registry",
+    "differences",
+    "import_plugin",
+    "nearest",
+]
 
 ENTRY_POINT_GROUP = "toto.plugins"
 
@@ -45,6 +54,44 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that belong to `identity` at their default too; those of base classes are added.
+
+    Hashes that are already written contain these fields. A field that is added later stays out of
+    this set, so that at its default it changes no hash; its default must therefore mean what the
+    component did before the field existed.
+    """
+
+    def identity(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+        """Return what defines this config, as plain JSON values: the content of fingerprints.
+
+        A field at its default is left out unless `identity_fields` names it, so a new field with a
+        default keeps the identity of existing weights, tokens and checkpoints.
+
+        Args:
+            exclude: names of fields that are left out in any case.
+        """
+        always = frozenset().union(
+            *(vars(base).get("identity_fields", ()) for base in type(self).__mro__)
+        )
+        added_later = {
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in always
+            and not field.is_required()
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+        }
+        content = self.model_dump(mode="json", exclude={*exclude, *added_later})
+        for name in content.keys() & type(self).model_fields.keys():
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                content[name] = value.identity()
+        return content
+
+    def identity_json(self, exclude: Set[str] = frozenset()) -> bytes:
+        """Return `identity` as compact JSON, the bytes that fingerprints hash."""
+        return to_json(self.identity(exclude))
 
 
 class Component(Config):
@@ -65,6 +112,36 @@ class Component(Config):
 
 
 C = TypeVar("C", bound=Component)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that two configs do not agree in.
+
+    Attributes:
+        field: its name; `name` where they are different components.
+        theirs: its value in the first; None where that has no such field.
+        ours: its value in the second, likewise.
+    """
+
+    field: str
+    theirs: Any
+    ours: Any
+
+
+def differences(theirs: Component, ours: Component) -> list[Difference]:
+    """Return the fields in which two components differ, in plain JSON values.
+
+    Components of two names differ in their name alone: their fields mean different things.
+    """
+    first, second = theirs.model_dump(mode="json"), ours.model_dump(mode="json")
+    if first["name"] != second["name"]:
+        return [Difference("name", first["name"], second["name"])]
+    return [
+        Difference(field, first.get(field), second.get(field))
+        for field in [*second, *(first.keys() - second.keys())]
+        if first.get(field) != second.get(field)
+    ]
 
 
 class Registry(Generic[C]):

@@ -55,6 +55,11 @@ def test_a_packed_dataset_gives_the_models_features_of_each_middle(trained, tiny
     assert index["layers"] == [0, 1]
     assert index["origin"]["data"] == dataset.fingerprint()
     assert [sample["name"] for sample in index["samples"]] == list(dataset.origins())
+    assert index["classes"] == list(dataset.classes)
+    assert len(index["classes"]) == 2
+    labels = [sample["label"] for sample in index["samples"]]
+    assert labels == [int(dataset.label(number)) for number in range(6)]
+    assert set(labels) == {0, 1}
     assert len(tensors) == 6 * 2
     clip = resolve_run(str(trained / "runs/tiny")).recipe.clip
     for number in (0, 5):
@@ -79,6 +84,8 @@ def test_a_folder_may_hold_pictures_and_videos_of_any_length(trained, tiny_folde
     index, tensors = read(tmp_path / "out")
     shapes = {sample["name"]: sample["shape"] for sample in index["samples"]}
     assert shapes == {"a.png": [1, 4, 4, 64], "b.mp4": [6, 4, 4, 64]}
+    assert index["classes"] == []
+    assert {sample["label"] for sample in index["samples"]} == {None}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     toto("features", "runs/tiny", tmp_path / "mine/a.png", tmp_path / "one", cwd=trained)
     assert [s["name"] for s in read(tmp_path / "one")[0]["samples"]] == ["a.png"]

@@ -64,6 +64,33 @@ def test_a_model_is_seen_otherwise_than_it_was_trained(loaded):
         larger.encode(pixels_of(loaded))
 
 
+def test_more_frames_than_trained_are_refused_unless_asked_for(loaded):
+    run, trained = loaded.trained.found.run, loaded.recipe.clip.frames
+    longer = pixels_of(loaded, trained + 1)
+    with pytest.raises(UserError) as error:
+        loaded.features(longer, [-1])
+    assert f"{trained + 1} frames in a sequence" in str(error.value)
+    assert f"toto.load(RUN, frames={trained + 1})" in str(error.value)
+    with pytest.raises(UserError, match="takes at most"):
+        loaded.generate(longer, 1)
+    extended = library.load(run, frames=trained + 1)
+    assert extended.features(longer, [-1])[-1].shape[1] == trained + 1
+    same = extended.features(longer[:, :trained], [-1])[-1]
+    torch.testing.assert_close(same, loaded.features(longer[:, :trained], [-1])[-1])
+
+
+def test_precision_is_chosen(loaded):
+    run = loaded.trained.found.run
+    exact = library.load(run, precision="fp32")
+    rounded = library.load(run, precision="bf16")
+    assert (loaded.precision, exact.precision, rounded.precision) == ("fp32", "fp32", "bf16")
+    pixels = pixels_of(loaded)
+    ours, theirs = (model.features(pixels, [-1])[-1] for model in (exact, rounded))
+    assert theirs.dtype == torch.float32
+    assert 0 < (ours - theirs).abs().max() < 0.1
+    assert torch.equal(exact.encode(pixels), rounded.encode(pixels))
+
+
 def test_generation_goes_on_after_the_prompt(loaded):
     pixels = pixels_of(loaded)
     video = loaded.generate(pixels, 3, sampling=SamplingConfig(top_k=4), seeds=[5, 6])

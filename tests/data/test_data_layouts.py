@@ -125,8 +125,8 @@ def test_kinetics_of_cvdf(tmp_path):
     }
     notes = "\n".join(listing.notes)
     assert "1 of the 4 in train.csv are missing, such as missingxxxx_000002_000012" in notes
-    assert "1 files are not in train.csv, such as unlistedxxx_000003_000013; packed too" in notes
-    assert "1 clips have no label, such as unlistedxxx_000003_000013.mp4" in notes
+    assert "1 file not in train.csv, such as unlistedxxx_000003_000013; packed too" in notes
+    assert "1 clip without a label, such as unlistedxxx_000003_000013.mp4" in notes
     assert "4 of the 400 classes are in the annotations" in notes
     assert list_source("kinetics400", tmp_path, "val").classes == listing.classes
 
@@ -179,7 +179,7 @@ def test_kinetics_in_class_folders_and_with_a_list_of_files(tmp_path):
     )
     listing = list_source("kinetics700", tmp_path)
     assert labels(listing) == {"hula/kinetics-val_x_2.mp4": "hula", "y.mp4": None}
-    assert "1 clips have no label, such as y.mp4" in listing.notes
+    assert "1 clip without a label, such as y.mp4" in listing.notes
 
 
 def test_kinetics_without_annotations_is_refused(tmp_path):

@@ -280,7 +280,7 @@ def test_augmented_samples_are_read_anew_in_each_epoch(train, validation):
     moved = probe(train, validation, chosen, say=said.append)
     assert train.reads == 1 + 40 * SETTINGS.epochs
     assert train.draws == [0] + [epoch for epoch in range(SETTINGS.epochs) for _ in range(40)]
-    assert "augmentation: the model reads the data in each of the 4 epochs" in said[1]
+    assert "augmentation: the model reads the data in every epoch, 4 in all" in said[1]
     assert moved != probe(train, validation, SETTINGS), "draws differ"
 
 

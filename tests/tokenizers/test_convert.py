@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pickled import Call, made_up, touching
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toto.errors import CheckpointError
@@ -310,6 +311,54 @@ def test_tensors_of_no_vqgan_are_named(
 ) -> None:
     state = changed(dict(vqgan().state_dict()), name, value)
     assert message in refusal(lightning(tmp_path / "last.ckpt", state))
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("bare", [True, False])
+def test_wrapped_and_bare_state_dicts_convert(tmp_path: Path, prefix: str, bare: bool) -> None:
+    original = vqgan()
+    state = prefixed(dict(original.state_dict()), prefix)
+    torch.save(state if bare else {"state_dict": state}, tmp_path / "last.ckpt")
+    converted = convert([tmp_path / "last.ckpt"])
+    assert converted.tokenizer.fingerprint() == original.fingerprint()
+    assert converted.ignored == {}
+
+
+def test_a_prefix_on_some_names_is_refused_with_the_change_to_make(tmp_path: Path) -> None:
+    state = dict(vqgan().state_dict())
+    half = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
+    mixed = {name: t for name, t in state.items() if name not in half} | prefixed(half, "module.")
+    torch.save(mixed, tmp_path / "last.ckpt")
+    message = refusal(tmp_path / "last.ckpt")
+    assert f"{len(half)} of {len(state)} names begin with 'module.'" in message
+    assert "as 'decoder." in message
+
+
+def test_tensors_at_another_place_are_refused_with_the_line_to_run(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"model": dict(vqgan().state_dict()), "epoch": 3}, path)
+    message = refusal(path)
+    line = f"torch.save(torch.load({str(path)!r}, weights_only=True)['model'], \"weights.pt\")"
+    assert line in message
+    torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "weights.pt")
+    assert convert([tmp_path / "weights.pt"]).tokenizer.fingerprint() == vqgan().fingerprint()
+
+
+def test_safetensors_and_state_dicts_of_a_dvae_convert(tmp_path: Path) -> None:
+    dvae = DvaeConfig(weights="random:0", **DVAE).build()
+    whole = {name: tensor.contiguous() for name, tensor in dvae.state_dict().items()}
+    save_file(prefixed(whole, "module."), tmp_path / "dvae.safetensors")
+    converted = convert([tmp_path / "dvae.safetensors"]).tokenizer
+    assert converted.fingerprint() == dvae.fingerprint()
+    for part in ("encoder", "decoder"):
+        torch.save(tensors_of(part), tmp_path / f"{part}.pt")
+    paths = [tmp_path / "encoder.pt", tmp_path / "decoder.pt"]
+    assert convert(paths).tokenizer.fingerprint() == dvae.fingerprint()
+    assert "in this order" in refusal(*reversed(paths))
 
 
 def test_callbacks_of_unknown_classes_are_refused_by_name(tmp_path: Path) -> None:

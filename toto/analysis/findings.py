@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from toto.analysis.records import Number, json_object, parse
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +72,8 @@ class _Positions:
         frames = self.by_frame["model"]
         ends = f"; {frames[0]:.3f} in the first frame, {frames[-1]:.3f} in the last"
         return (
-            f"{self.mean:.3f} {self.unit} in the mean of {self.sequences:,} sequences of "
+            f"{self.mean:.3f} {self.unit} in the mean of "
+            f"{number_of(self.sequences, 'sequence')} of "
             f"{self.data}{ends if len(frames) > 1 else ''}."
         )
 

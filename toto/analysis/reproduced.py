@@ -16,6 +16,7 @@ from toto.model_size import ModelSize
 from toto.recipe.reader import read_probe_recipe, read_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.tokenizers.config import VqganConfig
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -297,7 +298,10 @@ def _departures(asked: _Asked) -> Iterator[str]:
     elif any(measure.startswith("track") for measure in asked.entry.measures):
         measured = _tracked(asked)
         if measured is not None and len(measured.frames) != DAVIS_SEQUENCES:
-            yield f"{len(measured.frames)} sequences, and the paper has {DAVIS_SEQUENCES}"
+            yield (
+                f"{number_of(len(measured.frames), 'sequence')}, and the paper has "
+                f"{DAVIS_SEQUENCES}"
+            )
     if measured is not None and measured.step < record.last_step:
         yield f"measured at step {measured.step:,}, before the last"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toto.analysis.runs import peaks
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.analysis.runs import RunRecord
@@ -61,7 +62,9 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
     if not record.evals:
         return ["No evaluation stands yet."]
     last = record.evals[-1]
-    opening = f"After {last.tokens:,} visual tokens ({last.step:,} steps), the validation loss"
+    opening = (
+        f"After {last.tokens:,} visual tokens ({number_of(last.step, 'step')}), the validation loss"
+    )
     sentences = []
     for source, loss in last.sources.items():
         against = [

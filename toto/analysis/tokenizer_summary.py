@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from toto.analysis.summary import NO_VALUE
 from toto.data.config import TOGETHER
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.analysis.tokenizer_runs import TokenizerRecord
@@ -76,7 +77,8 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
     last = record.evals[-1]
     values = last.sources[record.series[-1]]
     sentences = [
-        f"After {last.step:,} steps, held-out pictures come back from their tokens with a PSNR of "
+        f"After {number_of(last.step, 'step')}, held-out pictures come back from their "
+        "tokens with a PSNR of "
         f"{values['psnr']:.2f} dB; {round(values['codebook_use'] * num_codes):,} of the "
         f"{num_codes:,} codes are in use ({values['codebook_use']:.1%}), with a perplexity of "
         f"{values['perplexity']:,.0f}."

@@ -45,6 +45,8 @@ class MaskConfig(Config):
     that nothing is left to predict; for fine-tuning on labels (paper §A.2).
     """
 
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"name", "frames"})
+
     name: MaskName = "causal"
     frames: PositiveInt | None = Field(None, description="of the prefix")
 
@@ -67,6 +69,10 @@ class MaskConfig(Config):
 
 class BackboneConfig(Component, ABC):
     """Base of every backbone's Config: `[B, L, D]` in, `[B, L, D]` out, causal."""
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {"tie_embeddings", "patch_readout", "mup_base_width"}
+    )
 
     width: PositiveInt = Field(description="D, the size of every token's vector")
     num_layers: PositiveInt = Field(description="number of blocks")
@@ -91,6 +97,12 @@ class BackboneConfig(Component, ABC):
 
     scale_with_width: ClassVar[tuple[str, ...]] = ()
     """Fields that `at_width` changes in proportion."""
+
+    changed_by_finetuning: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may differ from the parent's in a run that starts from its weights (`init_from`).
+
+    All others decide what the weights compute, whether they show in shapes or not.
+    """
 
     @property
     def width_ratio(self) -> float:
@@ -162,6 +174,8 @@ class LlamaConfig(BackboneConfig):
 
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
     scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"rope_base", "norm_eps"})
+    changed_by_finetuning: ClassVar[frozenset[str]] = frozenset({"rope_base"})
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     num_kv_heads: PositiveInt = Field(
@@ -244,6 +258,7 @@ class Gpt2Config(BackboneConfig):
 
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
     scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"position_scale", "norm_eps"})
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     ffn_dim: PositiveInt = Field(description="hidden size of the MLP")
@@ -309,6 +324,9 @@ class MambaConfig(BackboneConfig):
 
     unbounded_context: ClassVar[bool] = True
     scale_with_width: ClassVar[tuple[str, ...]] = ("dt_rank",)
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {"state_size", "conv_kernel", "expand", "norm_eps"}
+    )
 
     state_size: PositiveInt = Field(16, description="S, the states of each channel")
     conv_kernel: PositiveInt = Field(4, description="positions that the convolution reads")

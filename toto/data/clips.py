@@ -13,6 +13,7 @@ from toto.data.stream import DrawnSequence
 from toto.data.units import Units
 from toto.data.views import CentreView, Views
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,7 +134,7 @@ class LabelledDataset:
         if short:
             raise DataError(
                 f"{dataset.path}: {len(short)} videos are shorter than a clip of "
-                f"{self._clip.span} frames, such as {dataset.origin(short[0])} with "
+                f"{number_of(self._clip.span, 'frame')}, such as {dataset.origin(short[0])} with "
                 f"{dataset.frames(short[0])}. Lower frames, or leave them out: "
                 f"toto doctor {dataset.path} --fix"
             )

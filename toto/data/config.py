@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -35,6 +35,8 @@ def listed(paths: Paths) -> tuple[str, ...]:
 
 class ClipConfig(Config):
     """How a sequence is cut out of a source (paper §3.4: 16 frames, every 4th, 128 px)."""
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"frames", "stride", "resolution"})
 
     frames: PositiveInt = Field(16, description="T frames a sequence: of one video, or T images")
     stride: PositiveInt = Field(4, description="every stride-th decoded frame of a video")

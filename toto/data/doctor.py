@@ -20,6 +20,7 @@ from toto.data.store import excluded_lines
 from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -238,9 +239,9 @@ def _ailment(
     except UndecodableError as error:
         return "undecodable", str(error)
     if frames != expected:
-        return "undecodable", f"{frames} frames, and the index says {expected}"
+        return "undecodable", f"{number_of(frames, 'frame')}, and the index says {expected}"
     if frames < span:
-        return "short", f"{frames} frames, and a clip takes {span}"
+        return "short", f"{number_of(frames, 'frame')}, and a clip takes {span}"
     if dataset.classes and dataset.label(sample) == NO_LABEL:
         return "unlabelled", "no label in a dataset with classes"
     return None

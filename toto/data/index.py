@@ -34,6 +34,7 @@ from toto.data.store import (
     column_file,
 )
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -238,7 +239,9 @@ class Dataset:
         frames, size = shard.frames.item(place), shard.sizes.item(place)
         end = start + (count - 1) * stride + 1
         if start < 0 or end > frames:
-            raise DataError(f"{self.path}: sample {i} has {frames} frames, not {start} to {end}")
+            raise DataError(
+                f"{self.path}: sample {i} has {number_of(frames, 'frame')}, not {start} to {end}"
+            )
         # The array is the end of an .npy file; the index knows its shape, so the header is not
         # parsed again for each clip.
         codes = frames * height * width

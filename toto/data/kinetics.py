@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from toto.data.listing import Listing, compare, counted, find_files, labelled, split_folder
 from toto.data.walk import is_hidden
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,4 +157,4 @@ def _stem(entry: dict[str, str]) -> str:
 
 def _unlabelled(listing: Listing) -> list[str]:
     names = [file.origin for file in listing.files if file.label < 0]
-    return [f"{len(names):,} clips have no label{counted(names)}"] if names else []
+    return [f"{number_of(len(names), 'clip')} without a label{counted(names)}"] if names else []

@@ -14,6 +14,7 @@ from toto.data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from toto.data.index import NO_LABEL
 from toto.data.walk import describe_left, visible_entries, walk
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -159,7 +160,9 @@ def compare(listed: Iterable[str], found: Iterable[str], where: str) -> tuple[st
             f"{len(missing):,} of the {len(listed):,} in {where} are missing{counted(missing)}"
         )
     if unlisted := found - listed:
-        notes.append(f"{len(unlisted):,} files are not in {where}{counted(unlisted)}; packed too")
+        notes.append(
+            f"{number_of(len(unlisted), 'file')} not in {where}{counted(unlisted)}; packed too"
+        )
     return tuple(notes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
@@ -48,6 +48,8 @@ class ShardEntry(Config):
 
 class TokenInfo(Config):
     """What the codes of token shards mean."""
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"crops", "stride"})
 
     tokenizer: dict[str, Any] = Field(description="the tokenizer's Config as JSON")
     fingerprint: str
@@ -89,8 +91,9 @@ class Manifest(Config):
         return sum(shard.samples for shard in self.shards)
 
     def fingerprint(self) -> str:
-        """A hash of what the samples are: kind, form, labels and the bytes of every shard."""
-        content = self.model_dump(mode="json", include={"kind", "form", "classes", "tokens"})
+        """Return a hash of what the samples are: kind, form, labels, the bytes of every shard."""
+        content = self.model_dump(mode="json", include={"kind", "form", "classes"})
+        content["tokens"] = None if self.tokens is None else self.tokens.identity()
         content["shards"] = [shard.sha256 for shard in self.shards]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

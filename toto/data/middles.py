@@ -45,6 +45,15 @@ class Middles(ABC):
     def name(self, number: int) -> str:
         """What a user calls the sample."""
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """The name of each label; empty without labels."""
+        return ()
+
+    def label(self, number: int) -> int:
+        """Return the sample's label, NO_LABEL without one."""
+        return NO_LABEL
+
     @abstractmethod
     def identity(self, number: int) -> str:
         """Return text that changes when the sample's content may have changed."""
@@ -88,6 +97,15 @@ class DatasetMiddles(Middles):
         """Of the packed files, whatever samples of them are excluded."""
         return f"{self._packing} {self._kept[number]}"
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """Of the dataset."""
+        return self._dataset.classes
+
+    def label(self, number: int) -> int:
+        """Of the dataset's sample."""
+        return self._dataset.label(self._kept[number])
+
     def most_frames(self, number: int) -> int:
         """See `Middles.most_frames`."""
         return self._place(self._dataset.frames(self._kept[number])).frames
@@ -102,7 +120,7 @@ class DatasetMiddles(Middles):
             is_image=self._dataset.kind == "images",
             source=0,
             position=number,
-            label=self._dataset.label(sample),
+            label=self.label(number),
             drawn=1,
             broken=(),
         )

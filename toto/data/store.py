@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.manifest import Manifest, read_manifest
+from toto.data.manifest import Manifest, TokenInfo, read_manifest
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -293,7 +294,7 @@ def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
 def _require_alike(first: Store, other: Store) -> None:
     """What decides what a sample of them means must be equal."""
     for field in ("kind", "form", "classes", "tokens"):
-        if getattr(first.manifest, field) != getattr(other.manifest, field):
+        if _meaning(first.manifest, field) != _meaning(other.manifest, field):
             raise DataError(
                 f"{first.address} and {other.address} cannot be one source: their {field} differ "
                 f"({_shown(first.manifest, field)} and {_shown(other.manifest, field)}). "
@@ -301,10 +302,16 @@ def _require_alike(first: Store, other: Store) -> None:
             )
 
 
+def _meaning(manifest: Manifest, field: str) -> object:
+    """Of tokens without the tokenizer's config, of which the fingerprint is the identity."""
+    value = getattr(manifest, field)
+    return value.identity(exclude={"tokenizer"}) if isinstance(value, TokenInfo) else value
+
+
 def _shown(manifest: Manifest, field: str) -> str:
     value = getattr(manifest, field)
     if field == "classes":
-        return f"{len(value)} classes"
+        return number_of(len(value), "class", "classes")
     if field == "tokens" and value is not None:
         return f"tokenizer {value.fingerprint[:12]} at {value.resolution} px"
     return str(value)

@@ -198,7 +198,7 @@ def _plan(dataset: Dataset, info: TokenInfo, batch: int) -> str:
     content = [
         dataset.manifest.fingerprint(),
         dataset.excluded.tolist(),
-        info.model_dump(mode="json"),
+        info.identity(),
         batch,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -221,7 +221,7 @@ def require_tokenizer(dataset: Dataset, tokenizer: Tokenizer) -> None:
     Raises:
         DataError: names both tokenizers.
     """
-    if dataset.form == "raw" or dataset.tokens.fingerprint == tokenizer.fingerprint():
+    if dataset.form == "raw" or tokenizer.has_fingerprint(dataset.tokens.fingerprint):
         return
     if tokenizer.config.output == "patches":
         raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.data.index import Dataset
@@ -106,12 +107,14 @@ class Units:
     def _refuse(self, short: list[int], num_short: int) -> None:
         dataset = self._dataset
         listed = "".join(
-            f"\n  {dataset.origin(sample)}: {dataset.frames(sample)} frames" for sample in short
+            f"\n  {dataset.origin(sample)}: {number_of(dataset.frames(sample), 'frame')}"
+            for sample in short
         )
         more = f"\n  and {num_short - len(short)} more" if num_short > len(short) else ""
         raise DataError(
             f"{dataset.path}: {num_short} of {dataset.num_samples} videos are shorter than a clip "
-            f"of {self._frames} frames at stride {self._stride}, {self._span} frames. "
+            f"of {number_of(self._frames, 'frame')} at stride {self._stride}, "
+            f"{number_of(self._span, 'frame')}. "
             "Lower clip.stride or clip.frames, or leave them out: "
             f"toto doctor {dataset.path} --frames {self._frames} --stride {self._stride} --fix:"
             f"{listed}{more}"

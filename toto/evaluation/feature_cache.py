@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from toto.errors import UserError
 from toto.files import disk_errors, replacing
 from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -188,10 +189,11 @@ def plan_cache(
         len(samples), len(source.layers), tokens, width, source.dtype
     )
     what = (
-        f"features of {len(samples)} samples × {len(source.layers)} layers × {tokens} tokens take "
+        f"features of {number_of(len(samples), 'sample')} × "
+        f"{number_of(len(source.layers), 'layer')} × {tokens} tokens take "
         f"{needed / 1e9:.3g} GB"
     )
-    anew = f"the model reads the data in each of the {settings.epochs} epochs"
+    anew = f"the model reads the data in every epoch, {settings.epochs} in all"
     if settings.cache == "none":
         return CachePlan("none", f"{what}; cache: none: {anew}", size)
     if settings.augmentation != "none":

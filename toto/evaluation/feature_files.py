@@ -1,7 +1,7 @@
 """Features of many samples as files: `[T, H, W, D]` per sample and layer, and an index.
 
     OUT/features-00000.safetensors    tensors called "<sample>.<layer>"
-    OUT/index.json                    what they are of, each sample's name, shape and file
+    OUT/index.json                    what they are of; each sample's name, label, shape and file
 
 Finished shards wait in `.OUT.partial` and are gone on with; memory holds one of them.
 """
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from toto.data.index import NO_LABEL
 from toto.data.loader import collate
 from toto.data.progress import Progress, silent
 from toto.errors import DataError, UserError
@@ -143,7 +144,10 @@ def write_features(
                 save_file(tensors, unfinished)
         entries += _entries(path, extraction, samples)
         progress(samples.stop, len(extraction.clips))
-    index = extraction.settings() | {"samples": entries}
+    index = extraction.settings() | {
+        "classes": list(extraction.clips.classes),
+        "samples": entries,
+    }
     with disk_errors(out):
         write_atomic(partial / INDEX, json.dumps(index, indent=1) + "\n")
         (partial / PLAN).unlink()
@@ -237,7 +241,14 @@ def _entries(path: Path, extraction: Extraction, samples: range) -> list[dict[st
             ]
         except SafetensorError as error:
             raise DataError(f"{path} is damaged ({error}). Remove it and run again") from error
+    labels = [extraction.clips.label(number) for number in samples]
     return [
-        {"name": extraction.clips.name(number), "sample": number, "file": path.name, "shape": shape}
-        for number, shape in zip(samples, shapes, strict=True)
+        {
+            "name": extraction.clips.name(number),
+            "sample": number,
+            "label": None if label == NO_LABEL else int(label),
+            "file": path.name,
+            "shape": shape,
+        }
+        for number, label, shape in zip(samples, labels, shapes, strict=True)
     ]

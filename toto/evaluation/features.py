@@ -11,6 +11,7 @@ from torch import Tensor
 from toto.errors import DataError, RunError
 from toto.tasks.next_token import to_frames
 from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,7 @@ def check_labels(batch: Batch, num_classes: int) -> None:
             "one folder a class, or probe another dataset"
         )
     raise DataError(
-        f"sample {position} is of class {label}, but there are {num_classes} classes "
+        f"sample {position} is of class {label}, but there are "
+        f"{number_of(num_classes, 'class', 'classes')} "
         f"(0..{num_classes - 1}). Training and validation data must share their classes"
     )

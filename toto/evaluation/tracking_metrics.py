@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -166,7 +167,8 @@ def scored_frames(sequence: str, length: int) -> range:
     """
     if length < 3:
         raise DataError(
-            f"{sequence} has {length} frames; the first and the last are not scored, so that it "
+            f"{sequence} has {number_of(length, 'frame')}; the first and the last are not "
+            "scored, so that it "
             "takes three. Leave it out with --sequences"
         )
     return range(1, length - 1)

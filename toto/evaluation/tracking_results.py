@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from toto.files import write_atomic
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ class TrackingResults:
             f"best at layer {self.best}: J&F {best.j_and_f:.1%} (J {best.j.mean:.1%}, F "
             f"{best.f.mean:.1%}); {COPY}: {self.copies.j_and_f:.1%} (J {self.copies.j.mean:.1%}, "
             f"F {self.copies.f.mean:.1%})",
-            f"{len(best.objects)} objects of "
+            f"{number_of(len(best.objects), 'object')} of "
             f"{len({one.sequence for one in best.objects})} sequences.",
         ]
         if len(self.layers) > 1:

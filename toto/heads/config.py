@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -57,6 +57,8 @@ class AverageConfig(HeadConfig):
 class AttentionConfig(HeadConfig):
     """One learned query attends to all tokens through learned W_k and W_v (paper §3.5, Table 5)."""
 
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"num_heads"})
+
     num_heads: PositiveInt = 1
 
     def num_params(self, width: int) -> int:
@@ -73,6 +75,8 @@ class AttentionConfig(HeadConfig):
 @HEADS.register("cross_attention")
 class CrossAttentionConfig(HeadConfig):
     """One learned query, cross-attention and an MLP, both residual (paper §A.7, Table 16)."""
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"num_heads", "mlp_ratio"})
 
     num_heads: PositiveInt = 1
     mlp_ratio: PositiveInt = Field(4, description="hidden values of the MLP, over the width")

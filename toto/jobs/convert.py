@@ -9,6 +9,7 @@ from toto.files import disk_errors
 from toto.jobs.console import say
 from toto.tokenizers.convert import Converted, convert
 from toto.tokenizers.weights import save_checked_weights
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def save_converted(converted: Converted, path: Path, *, weights: str) -> None:
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
     say(f"{path}: {config.registered_name}, {count / 1e6:.1f}M parameters")
     for part, tensors in sorted(converted.ignored.items()):
-        say(f"  ignored: {part}, {tensors} tensors")
+        say(f"  ignored: {part}, {number_of(tensors, 'tensor')}")
     sizes = config.model_dump(mode="json", exclude={"weights"}, exclude_defaults=True)
     fields = ", ".join(f"{key}: {value}" for key, value in (sizes | {"weights": weights}).items())
     say(f"  tokenizer {config.registered_name} {tokenizer.fingerprint()[:12]}")

@@ -21,6 +21,7 @@ from toto.data.workers import num_cores
 from toto.errors import UserError
 from toto.files import disk_errors, require_writable, write_atomic
 from toto.jobs.console import progress_bar, say
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +102,8 @@ def _say_summary(dataset: Dataset, findings: list[Finding]) -> None:
     say(
         f"{dataset.path}: {dataset.num_samples:,} {dataset.kind} ({dataset.form}), {frames:,} "
         f"frames in {shards:,} {'shard' if shards == 1 else 'shards'}, "
-        f"{len(dataset.classes):,} classes; {len(dataset.excluded):,} excluded before"
+        f"{number_of(len(dataset.classes), 'class', 'classes')}; {len(dataset.excluded):,} "
+        "excluded before"
     )
     counts = count_by_ailment(findings)
     for ailment, explanation in EXPLANATIONS.items():

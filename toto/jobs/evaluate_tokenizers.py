@@ -24,6 +24,7 @@ from toto.jobs.sources import open_dataset
 from toto.jobs.trained import import_all
 from toto.tokenizers.quality import SSIM_WINDOW
 from toto.training.machine import versions
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -252,7 +253,7 @@ def _say_results(
             one.label, str(one.resolution), f"{height}×{width}", f"{quality.psnr:.2f}",
             f"{quality.psnr_of_mean_error:.2f}", f"{quality.ssim:.4f}", used, perplexity,
         ])  # fmt: skip
-    say(f"{qualities[0].pictures:,} pictures, the same for each tokenizer:")
+    say(f"{number_of(qualities[0].pictures, 'picture')}, the same for each tokenizer:")
     say_table(HEAD, rows)
     if any(quality.codebook is None for quality in qualities):
         say("– a tokenizer of continuous patches has no codebook")

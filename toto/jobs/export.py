@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from toto.export.hf import ModelRecord, write_model
 from toto.jobs.console import say
-from toto.jobs.trained import import_all, load_trained, resolve_run
+from toto.jobs.trained import (
+    import_all,
+    load_trained,
+    names_beside,
+    require_next_tokens,
+    resolve_run,
+)
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +26,14 @@ def export_to_hf(run: str, out: Path, *, imports: Sequence[str]) -> None:
     """Write a run's newest checkpoint, or the one named, to the new folder `out`.
 
     Raises:
-        UserError: no such run, a model that transformers does not have, or a folder with content.
+        UserError: no such run, one that learned classes, a model that transformers does not have
+            or cannot express, or a folder with content.
     """
     import_all(imports)
-    trained = load_trained(resolve_run(run))
-    recipe, meta = trained.found.recipe, trained.found.meta
+    found = resolve_run(run)
+    require_next_tokens(found)
+    trained = load_trained(found)
+    recipe, meta = found.recipe, found.meta
     height, width = recipe.tokenizer.grid(recipe.clip.resolution)
     record = ModelRecord(
         backbone=recipe.backbone.model_dump(mode="json"),
@@ -35,4 +45,8 @@ def export_to_hf(run: str, out: Path, *, imports: Sequence[str]) -> None:
         step=meta.step,
     )
     write_model(trained.model.cpu(), record, out)
+    beside = names_beside(found)
+    if beside:
+        task = recipe.task.registered_name
+        say(f"left out: {number_of(len(beside), 'tensor')} of the task {task} ({beside[0]}, …)")
     say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

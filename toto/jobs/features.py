@@ -18,6 +18,7 @@ from toto.jobs.console import progress_bar, say
 from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
 from toto.training.checkpoint import MODEL_FILE, FileRecord
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,9 +124,9 @@ def _origin(trained: Trained, clip: ClipConfig) -> dict[str, object]:
         "step": found.meta.step,
         "model": FileRecord.of(found.checkpoint / MODEL_FILE).sha256,
         "tokenizer": found.meta.tokenizer,
-        "clip": clip.model_dump(mode="json"),
-        "backbone": found.recipe.backbone.model_dump(mode="json"),
-        "mask": found.recipe.mask.model_dump(mode="json"),
+        "clip": clip.identity(),
+        "backbone": found.recipe.backbone.identity(),
+        "mask": found.recipe.mask.identity(),
     }
 
 
@@ -134,7 +135,8 @@ def _announce(extraction: Extraction, out: Path) -> None:
     needed = extraction.most_bytes()
     height, width = extraction.grid
     what = (
-        f"features of {len(extraction.clips):,} samples × {len(extraction.layers)} layers, at most "
+        f"features of {number_of(len(extraction.clips), 'sample')} × "
+        f"{number_of(len(extraction.layers), 'layer')}, at most "
         f"{extraction.clips.clip.frames} × {height} × {width} × {extraction.width} "
         f"{extraction.dtype} each, take at most {needed / 1e9:.3g} GB"
     )

@@ -13,13 +13,20 @@ from toto.jobs.history import Asked
 from toto.jobs.labelled import labelled_together
 from toto.jobs.sources import make_missing, named_sources
 from toto.jobs.train import run_training
-from toto.jobs.trained import import_all, newest_finetuning, on_any_machine, resolve_run
+from toto.jobs.trained import (
+    import_all,
+    newest_finetuning,
+    on_any_machine,
+    require_next_tokens,
+    resolve_run,
+)
 from toto.recipe.overrides import apply_override
 from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
-from toto.tasks.config import ClassifyConfig, NextTokenProbesConfig
+from toto.tasks.config import ClassifyConfig, NextTokenConfig, NextTokenProbesConfig
 from toto.training.launch import find_launch
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +77,8 @@ def start_finetuning(request: FinetuneRequest) -> None:
             return
         request = _resumed(request, newest)
     trained = resolve_run(request.run)
+    if request.task != "classify" and not _learns_by_itself(trained.recipe):
+        require_next_tokens(trained)
     checkpoint = str(trained.checkpoint)
     labelled = _labelled_sources(trained.recipe, checkpoint, request)
     recipe = finetune_recipe(trained.recipe, checkpoint, request, labelled)
@@ -77,7 +86,7 @@ def start_finetuning(request: FinetuneRequest) -> None:
     _say(_what_is_learned(recipe, labelled))
     layout = recipe.layout
     _say(
-        f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
+        f"{number_of(layout.frames, 'frame')} × {layout.height} × {layout.width} tokens = "
         f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
     )
     asked = Asked(checkpoint, request.overrides)
@@ -137,6 +146,8 @@ def _what_is_learned(recipe: TrainRecipe, labelled: Sequence[Source]) -> str:
     names = ", ".join(source.name for source in labelled)
     if isinstance(recipe.task, ClassifyConfig):
         return f"classes of {names}, through the whole model under {recipe.mask.name} attention"
+    if _learns_by_itself(recipe):
+        return f"task {recipe.task.registered_name} of the run, with its settings; no probes"
     if isinstance(recipe.task, NextTokenProbesConfig) and recipe.task.probes is not None:
         return f"next-token loss, and probes at every layer on the labels of {names}"
     reason = "" if labelled else "no labels: "
@@ -207,17 +218,27 @@ def _set_task(
     raw: dict[str, Any], trained: TrainRecipe, task: FinetuneTask, labelled: list[str]
 ) -> None:
     if task == "classify":
-        raw["task"] = {"name": task}
+        if not isinstance(trained.task, ClassifyConfig):
+            raw["task"] = {"name": task}
         raw["mask"] = {"name": "full" if "full" in trained.backbone.masks else "causal"}
         sources = raw["data"]["sources"]
         raw["data"]["sources"] = {name: sources[name] for name in sources if name in labelled}
         return
-    raw["task"] = {"name": task, "probes": {"sources": labelled} if labelled else None}
+    if _learns_by_itself(trained):
+        return
+    probes = raw["task"].get("probes") or {}
+    raw["task"] = {"name": task, "probes": probes | {"sources": labelled} if labelled else None}
     if trained.mask.name == "full":
         raw["mask"] = {"name": "causal"}
     if labelled:
         # A probe bank reads its weights whole.
         raw["training"]["deepspeed"]["zero_stage"] = 0
+
+
+def _learns_by_itself(trained: TrainRecipe) -> bool:
+    """Whether the run has a task of a plug-in, which a fine-tuning keeps with its settings."""
+    plain = (NextTokenConfig, NextTokenProbesConfig, ClassifyConfig)
+    return type(trained.task) not in plain
 
 
 def _changed_layout(trained: TrainRecipe, request: FinetuneRequest) -> SequenceLayout:

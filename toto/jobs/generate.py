@@ -29,6 +29,7 @@ from toto.jobs.trained import (
 )
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,9 +128,10 @@ def _refuse_partial_prefix(recipe: TrainRecipe, prompts: list[Prompt], frames: i
         seen = min(frame - first_context_frame(frame, context) for frame in predicted)
         if seen < prefix:
             raise UserError(
-                f"the run reads a prefix of {prefix} frames as a whole, and would have to predict "
-                f"from {seen}: a prompt of {given}, --frames {frames}, a context of {context}. "
-                f"Prompt with {prefix} or more, and ask for no more than {context} frames in all"
+                f"the run reads a prefix of {number_of(prefix, 'frame')} as a whole, and would "
+                f"have to predict from {seen}: a prompt of {given}, --frames {frames}, a context "
+                f"of {context}. "
+                f"Prompt with {prefix} or more, and ask for no more than {context} in all"
             )
 
 
@@ -145,12 +147,14 @@ def _say_plan(found: Prompts, frames: int, context_frames: int | None) -> None:
     lengths = sorted({prompt.given for prompt in found.prompts})
     of = f" of {found.source}" if found.source else ""
     after = f"after {' or '.join(map(str, lengths))} given" if lengths[-1] else "after the start"
-    say(f"generating {frames} frames {after}, sequences{of}: {len(found.prompts)}")
-    unseen = 0 if context_frames is None else first_context_frame(lengths[-1], context_frames)
+    say(f"generating {number_of(frames, 'frame')} {after}, sequences{of}: {len(found.prompts)}")
+    if context_frames is None:
+        return
+    unseen = first_context_frame(lengths[-1], context_frames)
     if unseen:
         say(
-            f"the context holds {context_frames} frames: of {lengths[-1]} given, the model sees "
-            f"the last {lengths[-1] - unseen}"
+            f"the context holds {number_of(context_frames, 'frame')}: of {lengths[-1]} given, the "
+            f"model sees the last {lengths[-1] - unseen}"
         )
 
 

@@ -8,6 +8,7 @@ from toto.data.class_names import differing_classes
 from toto.data.index import NO_LABEL
 from toto.errors import DataError
 from toto.tasks.config import ClassifyConfig, Labels, ModelTaskConfig
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,7 @@ def _require_one_class_a_sequence(recipe: TrainRecipe, sources: Sequence[Source]
             lacking = len(dataset.kept()) - labelled_samples(dataset)
             if lacking:
                 raise DataError(
-                    f"data.sources.{source.name}: {lacking} samples of {dataset.path} have no "
-                    "label, and task classify learns nothing else. Pack them without those"
+                    f"data.sources.{source.name}: {number_of(lacking, 'sample')} of {dataset.path} "
+                    "without a label, and task classify learns nothing else. Pack the dataset "
+                    "without them"
                 )

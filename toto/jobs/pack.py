@@ -13,6 +13,7 @@ from toto.data.workers import num_cores
 from toto.errors import DataError
 from toto.files import require_writable
 from toto.jobs.console import progress_bar, say
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +70,7 @@ def pack_source(
             note=say,
         )
     say(
-        f"{out}: {report.num_samples:,} {report.kind}, {report.num_frames:,} frames, "
+        f"{out}: {report.num_samples:,} {report.kind}, {number_of(report.num_frames, 'frame')}, "
         f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
         f"{'shard' if report.num_shards == 1 else 'shards'}, " + _describe_classes(report.classes)
     )

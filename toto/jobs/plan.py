@@ -12,6 +12,7 @@ from toto.jobs.console import say, say_table
 from toto.recipe.derived import describe
 from toto.recipe.reader import read_recipe
 from toto.recipe.schemas import TrainRecipe
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,12 +67,16 @@ def _print_run(recipe: TrainRecipe, plan: Plan, cluster: Cluster) -> None:
         if what != "compute":
             say(f"  {what}: {value}")
     say(
-        f"  ranks: {cluster.gpus}; of a step each takes {plan.share} sequences at most, "
+        f"  ranks: {cluster.gpus}; of a step each takes {number_of(plan.share, 'sequence')} "
+        "at most, "
         f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
     )
     idle = cluster.gpus - plan.sequences_a_step
     if idle > 0:
-        say(f"  ranks with nothing to do: {idle}; a step has {plan.sequences_a_step} sequences")
+        say(
+            f"  ranks with nothing to do: {idle}; a step has "
+            f"{number_of(plan.sequences_a_step, 'sequence')}"
+        )
     compute, length = plan.compute, recipe.layout.num_visual
     say("multiply-accumulates")
     say_table(

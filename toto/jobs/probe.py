@@ -27,6 +27,7 @@ from toto.recipe.schemas import ProbeRecipe, TrainRecipe
 from toto.recipe.yaml_reader import parse_value
 from toto.tasks.probe_settings import ProbeSettings
 from toto.training.checkpoint import MODEL_FILE, FileRecord
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from toto.tokenizers.base import Tokenizer
@@ -80,7 +81,7 @@ def start_probing(request: ProbeRequest) -> None:
     classes = len(labelled.train.classes)
     say(
         f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
-        f"{len(validation):,} validation samples of {classes} classes"
+        f"{len(validation):,} validation samples of {number_of(classes, 'class', 'classes')}"
     )
     origin = _origin(trained, labelled)
     folder = found.run / FOLDER / ("" if request.recipe is None else protocol.name)
@@ -237,8 +238,8 @@ def _origin(trained: Trained, source: Source) -> dict[str, object]:
         "model": FileRecord.of(trained.found.checkpoint / MODEL_FILE).sha256,
         "tokenizer": meta.tokenizer,
         "data": source.train.fingerprint(),
-        "clip": source.clip.model_dump(mode="json"),
-        "backbone": recipe.backbone.model_dump(mode="json"),
-        "mask": recipe.mask.model_dump(mode="json"),
+        "clip": source.clip.identity(),
+        "backbone": recipe.backbone.identity(),
+        "mask": recipe.mask.identity(),
         "device": trained.device.type,
     }

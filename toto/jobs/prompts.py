@@ -13,6 +13,7 @@ from toto.data.clip_files import kind_of_file, read_picture_file, read_video_fil
 from toto.data.clips import read_clip
 from toto.errors import DataError, UserError
 from toto.jobs.sources import open_dataset
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -208,6 +209,7 @@ def _frames_given(request: PromptRequest, recipe: TrainRecipe) -> int:
 def _require_frames(what: str, available: int, stride: int, given: int) -> None:
     if available < given:
         raise DataError(
-            f"{what} has {available} frames at stride {stride}, and the prompt takes {given}. "
+            f"{what} has {number_of(available, 'frame')} at stride {stride}, and the prompt "
+            f"takes {given}. "
             "Lower --prompt-frames"
         )

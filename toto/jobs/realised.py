@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from toto.files import disk_errors
 from toto.training.metrics import cut_back, read_lines
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +102,8 @@ class FailureLog:
 def describe_draws(draws: list[SourceDraws], tokens_per_sequence: int) -> list[str]:
     """A line for each source; tokens are visual ones."""
     return [
-        f"{draw.name}: {draw.sequences * tokens_per_sequence:,} tokens in {draw.sequences:,} "
+        f"{draw.name}: {number_of(draw.sequences * tokens_per_sequence, 'token')} in "
+        f"{draw.sequences:,} "
         f"sequences ({draw.share:.1%}), {draw.epochs:.2f} epochs, {draw.failures:,} undecodable"
         for draw in draws
     ]

@@ -31,6 +31,7 @@ from toto.jobs.trained import (
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
 from toto.tasks.config import TokenizerTaskConfig
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,8 @@ def _report_training(found: FoundRun, out: Path) -> None:
             "parameters": f"{parameters / 1e6:.2f} M",
             "sequence": f"{recipe.layout.frames} × {recipe.layout.height} × {recipe.layout.width} "
             f"= {recipe.layout.num_visual:,} tokens",
-            "trained": f"{found.meta.step:,} steps, {found.meta.tokens:,} tokens",
+            "trained": f"{number_of(found.meta.step, 'step')}, "
+            f"{number_of(found.meta.tokens, 'token')}",
             "training time": f"{found.meta.seconds:.0f} s",
         },
         versions=_versions(started),
@@ -131,7 +133,7 @@ def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:
             "parameters": f"{parameters / 1e6:.2f} M",
             "codes": f"{recipe.tokenizer.codebook_size:,}",
             "a picture": f"{recipe.clip.resolution} px → {height} × {width} tokens",
-            "trained": f"{found.meta.step:,} steps, {pictures:,} pictures",
+            "trained": f"{number_of(found.meta.step, 'step')}, {number_of(pictures, 'picture')}",
             "training time": f"{found.meta.seconds:.0f} s",
         },
         versions=_versions(started),

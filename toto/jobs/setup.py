@@ -28,6 +28,7 @@ from toto.training.launch import find_launch
 from toto.training.lock import hold_run
 from toto.training.machine import code_fingerprint, resolve_machine, versions
 from toto.training.rundir import RunDirectory, open_run
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -161,7 +162,10 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
     idle = ranks.world - recipe.batch_sequences
     if idle > 0:
         sequences = recipe.batch_sequences
-        say(f"  note: ranks with nothing to do: {idle}; a step has {sequences} sequences")
+        say(
+            f"  note: ranks with nothing to do: {idle}; a step has "
+            f"{number_of(sequences, 'sequence')}"
+        )
     for note in notes:
         say(f"  note: {note}")
     if run.checkpoint is not None:

@@ -8,6 +8,7 @@ from toto.data.ranks import share
 from toto.errors import UserError
 from toto.jobs.sources import named_stream
 from toto.recipe.reader import read_recipe
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,9 @@ def print_stream(
     """
     recipe = read_recipe(recipe_name, overrides)
     if not 1 <= world <= recipe.batch_sequences:
-        raise UserError(f"--world {world}: a step has {recipe.batch_sequences} sequences to share")
+        raise UserError(
+            f"--world {world}: a step has {number_of(recipe.batch_sequences, 'sequence')} to share"
+        )
     stream = named_stream(recipe)
     print("\t".join(HEAD))  # rich would expand the tabs
     for step in range(first_step, first_step + steps):

@@ -27,6 +27,7 @@ from toto.jobs.trained import (
     resolve_run,
 )
 from toto.tasks.next_token import NextTokenTask
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -183,7 +184,7 @@ def _say_frames(measured: _Measured, unit: str) -> None:
         [str(frame), *(f"{value:.3f}" for value in values)]
         for frame, values in enumerate(frames, start=1)
     ]
-    say(f"{unit}, mean of {measured.model.sequences:,} sequences:")
+    say(f"{unit}, mean of {number_of(measured.model.sequences, 'sequence')}:")
     say_table(["frame", *columns, "its first token"], rows)
     if measured.baselines:
         say("copy and unigram are fitted on these very sequences, which favours them")

@@ -13,6 +13,7 @@ from toto.jobs.named_tokenizer import require_weights
 from toto.jobs.sources import open_dataset
 from toto.recipe.reader import read_recipe
 from toto.training.machine import resolve_machine
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,10 @@ def tokenize_shards(
         )
         return
     height, width = recipe.tokenizer.grid(resolution)
-    say(f"{out}: {report.num_frames:,} frames of {height} × {width} codes at {resolution} px")
+    say(
+        f"{out}: {number_of(report.num_frames, 'frame')} of {height} × {width} codes at "
+        f"{resolution} px"
+    )
     say(f"  tokenizer {recipe.tokenizer.registered_name} {tokenizer.fingerprint()[:12]}")
 
 

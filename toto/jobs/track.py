@@ -20,6 +20,7 @@ from toto.jobs.result_folder import require_replaceable
 from toto.jobs.track_folder import OURS, OVERLAYS, SequenceScores, TrackFolder
 from toto.jobs.track_overlay import write_overlay
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,7 +122,8 @@ def _layers(text: str, found: FoundRun) -> list[int]:
 def _say_plan(found: FoundRun, sequences: Sequence[DavisSequence], layers: list[int]) -> None:
     layout = found.recipe.layout
     say(
-        f"tracking with {found.checkpoint}: {sum(map(len, sequences)):,} frames, sequences "
+        f"tracking with {found.checkpoint}: {number_of(sum(map(len, sequences)), 'frame')}, "
+        "sequences "
         f"{len(sequences)}, layers {len(layers)}, {found.recipe.clip.resolution} px, "
         f"{layout.height} × {layout.width} tokens a frame"
     )
@@ -196,7 +198,7 @@ def _settings(
     return {
         "checkpoint": str(found.checkpoint),
         "step": found.meta.step,
-        "checkpoint_digest": hashlib.sha256(found.meta.model_dump_json().encode()).hexdigest(),
+        "checkpoint_digest": hashlib.sha256(found.meta.identity_json()).hexdigest(),
         "frames": {sequence.name: len(sequence) for sequence in sequences},
         "contents": {sequence.name: sequence.content_digest() for sequence in sequences},
         "folder": str(sequences[0].frames[0].parent.parent),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,30 +10,32 @@ import torch
 from toto.data.loader import training_batches
 from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
-from toto.export.hf import RECORD, read_fingerprint, read_model
 from toto.jobs.accuracy import HeldOut, evaluation_values, write_accuracies
 from toto.jobs.console import console, say
 from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
 from toto.jobs.history import Asked, Origin, note_end, note_failure
+from toto.jobs.initial import load_initial
 from toto.jobs.labelled import labels_of
 from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begun_run, read_recipe_for, record_run
 from toto.jobs.sources import Source, open_sources
-from toto.jobs.trained import build_model, fingerprints_in, load_model_weights, resolve_run
+from toto.jobs.trained import build_model, fingerprints_in
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.config import ModelParts, ModelTaskConfig
-from toto.training.checkpoint import check_tensors, read_meta
+from toto.training.checkpoint import read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.loop import Description, TrainResult, train
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from toto.data.batch import Batch
     from toto.tasks.next_token import ModelTask
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from toto.training.task import Task
 
 __all__ = ["run_training", "running_engine", "start_training", "train_task"]
-
-HF_PREFIX = "hf:"
 
 
 def start_training(
@@ -98,9 +96,12 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     task = recipe.task.build(parts)
     init_from = recipe.init_from
     if init_from is not None and run.checkpoint is None:
-        init_from = _load_initial(init_from, task)
+        initial = load_initial(recipe, task)
+        init_from = initial.origin
         if ranks.is_first:
             say(f"  weights from {init_from}")
+            for note in initial.notes:
+                say(f"    {note}")
     origin = Origin(asked, init_from)
     with running_engine(recipe, task, ranks) as engine:
         result = _trained(recipe, task, engine, sources, ranks, run, origin)
@@ -142,7 +143,7 @@ def _trained(
         sources,
         ranks=ranks,
         run=run,
-        fingerprints=_fingerprints(task),
+        fingerprints=_fingerprints(task, run),
         evaluate=evaluate if held_out else None,
         origin=origin,
     )
@@ -281,7 +282,10 @@ def _say_how_it_ended(
         say(f"stopped by {name} after step {result.step}; saved {result.checkpoint}")
         say("the same command with --resume goes on")
     else:
-        say(f"done: {result.step} steps in {result.seconds:.0f} s; saved {result.checkpoint}")
+        say(
+            f"done: {number_of(result.step, 'step')} in {result.seconds:.0f} s; saved "
+            f"{result.checkpoint}"
+        )
 
 
 def _peak(recipe: Recipe, world: int) -> tuple[Peak | None, float | None]:
@@ -321,7 +325,8 @@ def _refuse_other_data(data: dict[str, str], checkpoint: Path) -> None:
 
 
 def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> None:
-    changed = sorted(dict(fingerprints_in(read_meta(checkpoint)).items() ^ fingerprints.items()))
+    recorded = fingerprints_in(read_meta(checkpoint))
+    changed = sorted(dict(recorded.items() ^ fingerprints.items()))
     if changed:
         raise CheckpointError(
             f"{', '.join(changed)}: not the weights that {checkpoint} was trained with. A resumed "
@@ -329,43 +334,18 @@ def _refuse_other_tokenizers(fingerprints: dict[str, str], checkpoint: Path) -> 
         )
 
 
-def _fingerprints(task: ModelTask) -> dict[str, str]:
-    """Section of the recipe → fingerprint, of each tokenizer that the weights depend on."""
-    found = {"tokenizer": task.tokenizer.fingerprint()}
-    if task.target_tokenizer is not None:
-        found["target_tokenizer"] = task.target_tokenizer.fingerprint()
-    return found
+def _fingerprints(task: ModelTask, run: RunDirectory) -> dict[str, str]:
+    """Section of the recipe → fingerprint, of each tokenizer that the weights depend on.
 
-
-def _load_initial(init_from: str, task: ModelTask) -> str:
-    """Start from the weights of another run, whose tokenizers must be the same, or of hf:FOLDER.
-
-    Returns:
-        The very checkpoint, or hf:FOLDER.
-
-    Raises:
-        CheckpointError: other tokenizers, or other weights; each difference is named.
-        UserError: what stands in the folder is no model like this.
+    A resumed run keeps the fingerprint that its checkpoints record, where it means the same.
     """
-    if init_from.startswith(HF_PREFIX):
-        folder = Path(init_from.removeprefix(HF_PREFIX))
-        if read_fingerprint(folder) not in (None, task.tokenizer.fingerprint()):
-            raise CheckpointError(
-                f"init_from: {folder} takes the codes of another tokenizer than this recipe's. "
-                f"{folder / RECORD} says of which"
-            )
-        tensors = read_model(folder, task.model)
-        check_tensors(task.model.state_dict(), tensors, "weights")
-        task.model.load_state_dict(tensors)
-        return init_from
-    found = resolve_run(init_from)
-    changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
-    if changed:
-        theirs = [f"{name}: {json.dumps(found.meta.recipe.get(name))}" for name in sorted(changed)]
-        raise CheckpointError(
-            f"init_from: {found.checkpoint} was trained with another "
-            f"{' and another '.join(sorted(changed))} than this recipe's. Its recipe says "
-            f"{'; '.join(theirs)}"
-        )
-    load_model_weights(found, task.model)
-    return str(found.checkpoint)
+    recorded = {} if run.checkpoint is None else fingerprints_in(read_meta(run.checkpoint))
+    tokenizers = {"tokenizer": task.tokenizer, "target_tokenizer": task.target_tokenizer}
+    found = {}
+    for section, tokenizer in tokenizers.items():
+        if tokenizer is not None:
+            before = recorded.get(section)
+            if before is None or not tokenizer.has_fingerprint(before):
+                before = tokenizer.fingerprint()
+            found[section] = before
+    return found

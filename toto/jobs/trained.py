@@ -15,7 +15,13 @@ from toto.recipe.reader import check_recipe
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
 from toto.tasks.config import ClassifyConfig, ModelTaskConfig, TokenizerTaskConfig
-from toto.training.checkpoint import CheckpointMeta, find_checkpoint, load_weights, read_meta
+from toto.training.checkpoint import (
+    CheckpointMeta,
+    find_checkpoint,
+    load_weights,
+    read_meta,
+    tensor_names,
+)
 from toto.training.checkpoint_folder import FOLDER, complete_checkpoints
 from toto.training.machine import resolve_machine
 
@@ -39,6 +45,7 @@ __all__ = [
     "load_model_weights",
     "load_trained",
     "load_trained_tokenizer",
+    "names_beside",
     "newest_finetuning",
     "on_any_machine",
     "require_next_tokens",
@@ -155,7 +162,7 @@ def newest_finetuning() -> FoundRun:
 
 
 def require_next_tokens(found: FoundRun) -> None:
-    """Refuse a model that learned classes: its readout rested while all before it changed.
+    """Refuse a model that learned classes: its readout kept its weights while all else changed.
 
     Raises:
         UserError: it did.
@@ -163,7 +170,8 @@ def require_next_tokens(found: FoundRun) -> None:
     if isinstance(found.recipe.task, ClassifyConfig):
         raise UserError(
             f"{found.checkpoint} learned to tell classes apart, and no longer predicts tokens. "
-            "Name a next-token run, such as the one that it began from"
+            "Name a next-token run, such as the one that it started from, or fine-tune it on "
+            "classes again with `toto finetune RUN --classify`"
         )
 
 
@@ -177,13 +185,21 @@ def build_model(recipe: TrainRecipe) -> AutoregressiveModel:
     )
 
 
-def load_trained(found: FoundRun) -> Trained:
+def load_trained(found: FoundRun, *, precision: Literal["fp32", "bf16"] | None = None) -> Trained:
     """Build the model of a checkpoint and the tokenizer of its inputs, with its weights, strictly.
+
+    Args:
+        found: the checkpoint, with the recipe that the model is built by.
+        precision: of the model's passes; None: the run's, but fp32 in place of bf16 where this
+            machine computes bf16 by emulation alone.
 
     Raises:
         CheckpointError: broken files, other weights, or another tokenizer than it was trained with.
     """
-    settings, _ = resolve_machine(on_any_machine(found.recipe.training))
+    training = on_any_machine(found.recipe.training)
+    if precision is not None:
+        training = training.model_copy(update={"precision": precision})
+    settings, _ = resolve_machine(training)
     assert settings.precision != "auto"
     device = torch.device(settings.device)
     tokenizer = build_tokenizer(found)
@@ -204,6 +220,17 @@ def load_model_weights(found: FoundRun, model: AutoregressiveModel) -> None:
     task = found.recipe.task
     assert isinstance(task, ModelTaskConfig)
     load_weights(found.checkpoint, model, beside=task.beside)
+
+
+def names_beside(found: FoundRun) -> list[str]:
+    """Return the names of a checkpoint's tensors that its task keeps next to the model's, sorted.
+
+    Raises:
+        CheckpointError: broken files.
+    """
+    task = found.recipe.task
+    assert isinstance(task, ModelTaskConfig)
+    return [] if task.beside is None else tensor_names(found.checkpoint, prefix=task.beside)
 
 
 def load_trained_tokenizer(found: FoundTokenizerRun) -> Tokenizer:
@@ -254,11 +281,11 @@ def build_target_tokenizer(found: FoundRun) -> Tokenizer:
 
 def _built(config: TokenizerConfig, expected: str | None, checkpoint: Path) -> Tokenizer:
     tokenizer = config.build()
-    fingerprint = tokenizer.fingerprint()
-    if fingerprint != expected:
+    if not tokenizer.has_fingerprint(expected):
         raise CheckpointError(
             f"{checkpoint} was trained with another tokenizer: fingerprint {str(expected)[:12]}, "
-            f"and {config!r} has {fingerprint[:12]}. Put back the tokenizer weights of that run"
+            f"and {config!r} has {tokenizer.fingerprint()[:12]}. Put back the tokenizer weights of "
+            "that run"
         )
     return tokenizer
 

@@ -17,6 +17,7 @@ from toto.jobs.console import say
 from toto.jobs.sources import open_dataset
 from toto.tokenizers.base import TokenGrid
 from toto.tokenizers.config import TOKENIZERS
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,12 +88,12 @@ def view_dataset(
         classes=_classes(dataset),
     )
     write_view(out, content)
-    say(f"{out}: {count} samples, {out.stat().st_size / 1e6:.1f} MB")
+    say(f"{out}: {number_of(count, 'sample')}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def _tokenizer(dataset: Dataset) -> Tokenizer:
     tokenizer = TOKENIZERS.parse(dataset.tokens.tokenizer).build().eval()
-    if tokenizer.fingerprint() != dataset.tokens.fingerprint:
+    if not tokenizer.has_fingerprint(dataset.tokens.fingerprint):
         raise DataError(
             f"{dataset.path} holds tokens of {dataset.tokens.tokenizer} with the fingerprint "
             f"{dataset.tokens.fingerprint[:12]}, and its weights have another one now "
@@ -135,7 +136,7 @@ def _facts(dataset: Dataset, clip: ClipConfig) -> dict[str, str]:
         "crop": f"{clip.resolution} px",
     }
     if dataset.kind == "videos":
-        facts["clip"] = f"{clip.frames} frames, stride {clip.stride}"
+        facts["clip"] = f"{number_of(clip.frames, 'frame')}, stride {clip.stride}"
     if dataset.form == "tokens":
         height, width = dataset.tokens.grid
         facts["tokens"] = f"{height} × {width} a frame, {dataset.tokens.tokenizer['name']}"

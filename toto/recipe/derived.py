@@ -10,6 +10,7 @@ from typing import Any
 from toto.model_size import ModelSize
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.config import ClassifyConfig, NextTokenProbesConfig
+from toto.wording import number_of
 
 __all__ = ["derived_numbers", "describe", "sequence_macs"]
 
@@ -77,15 +78,16 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     lines = [
         (
             "sequence",
-            f"{layout.frames} frames × {layout.height} × {layout.width} tokens = "
+            f"{number_of(layout.frames, 'frame')} × {layout.height} × {layout.width} tokens = "
             f"{layout.num_visual:,}, with {_specials(recipe)}",
         ),
         (
             "step",
-            f"{numbers['sequences_per_step']} sequences = {numbers['tokens_per_step']:,} tokens, "
+            f"{number_of(numbers['sequences_per_step'], 'sequence')} = "
+            f"{number_of(numbers['tokens_per_step'], 'token')}, "
             f"in micro-batches of {recipe.training.micro_batch}",
         ),
-        ("run", f"{numbers['steps']:,} steps = {numbers['tokens']:,} tokens"),
+        ("run", f"{number_of(numbers['steps'], 'step')} = {number_of(numbers['tokens'], 'token')}"),
         ("mixture", _mixture(recipe)),
     ]
     if isinstance(recipe, TrainRecipe):
@@ -126,7 +128,8 @@ def _probes(recipe: TrainRecipe) -> list[tuple[str, str]]:
     return [
         (
             "probes",
-            f"{layers} layers × {heads} poolings × {rates} rates = {layers * heads * rates}, on "
+            f"{number_of(layers, 'layer')} × {number_of(heads, 'pooling')} × "
+            f"{number_of(rates, 'rate')} = {layers * heads * rates}, on "
             f"the labels of {', '.join(probes.sources)}",
         )
     ]

@@ -22,6 +22,7 @@ from toto.tasks.config import (
 )
 from toto.tokenizers.config import TokenizerConfig
 from toto.training.deepspeed_settings import clashes
+from toto.wording import number_of
 
 __all__ = ["broken_rules"]
 
@@ -82,7 +83,8 @@ def _batch_fits(recipe: Recipe) -> Iterator[Problem]:
     elif recipe.training.micro_batch > tokens // per_sequence:
         yield Problem(
             "training.micro_batch",
-            f"{recipe.training.micro_batch} sequences, but a step has {tokens // per_sequence}",
+            f"{number_of(recipe.training.micro_batch, 'sequence')}, but a step has "
+            f"{tokens // per_sequence}",
             f"Take {tokens // per_sequence} or fewer, or raise training.batch_tokens",
         )
 
@@ -91,7 +93,8 @@ def _warmup_ends(recipe: Recipe) -> Iterator[Problem]:
     if recipe.schedule.warmup_steps >= recipe.training.steps:
         yield Problem(
             "schedule.warmup_steps",
-            f"{recipe.schedule.warmup_steps} steps of warm-up in a run of {recipe.training.steps}",
+            f"{number_of(recipe.schedule.warmup_steps, 'step')} of warm-up in a run of "
+            f"{recipe.training.steps}",
             f"Take fewer, for example {recipe.training.steps // 10}",
         )
 

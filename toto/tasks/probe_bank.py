@@ -166,7 +166,7 @@ class Probe(nn.Module):
         self.seed = seed
         # The start depends on what the probe is, not on which others stand beside it; learning
         # rates and decays of one layer, head and seed share theirs: they differ in nothing else.
-        name = f"{seed} {layer} {head.model_dump_json()}"
+        name = f"{seed} {layer} {head.identity_json().decode()}"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
             self.head = head.build(width)

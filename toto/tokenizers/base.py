@@ -72,14 +72,27 @@ class Tokenizer(nn.Module, ABC):
         self.config.grid(shape[-1])
 
     def fingerprint(self) -> str:
-        """A hash of the config and every weight: equal only if the tokens mean the same.
+        """Return a hash of the config and every weight: equal only if the tokens mean the same.
 
-        The config's `weights` field says where weights were found, not what they are, and stays
-        out.
+        The config's `weights` field says where weights were found, not what they are, and is left
+        out, as are fields that were added to the config later and have their default
+        (`Config.identity`).
         """
-        digest = hashlib.sha256()
-        config = self.config.model_dump_json(exclude={"weights"})
-        digest.update(config.encode())
+        return self._hash(self.config.identity_json(exclude={"weights"}))
+
+    def has_fingerprint(self, fingerprint: str | None) -> bool:
+        """Return whether a fingerprint that was recorded earlier is that of this tokenizer.
+
+        Versions up to November 2026 hashed every field of a config, so fingerprints of plug-ins
+        from then contain fields at their default, which `fingerprint` leaves out.
+        """
+        if fingerprint == self.fingerprint():
+            return True
+        everything = self.config.model_dump_json(exclude={"weights"})
+        return fingerprint == self._hash(everything.encode())
+
+    def _hash(self, config: bytes) -> str:
+        digest = hashlib.sha256(config)
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)

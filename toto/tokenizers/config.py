@@ -105,7 +105,7 @@ def _check_weights(weights: str | None) -> str | None:
     if weights is not None and not re.fullmatch(known, weights):
         raise ValueError(
             f"{weights!r} names no weights; write official:NAME, toto:NAME, random:SEED (up to 18 "
-            "digits) or the path of a .safetensors file"
+            "digits) or the path of a .safetensors file (`toto tokenizer convert` makes one)"
         )
     name = official_name(weights)
     if name is not None and name not in OFFICIAL:
@@ -138,6 +138,8 @@ def square_grid(resolution: int, token_px: int) -> tuple[int, int]:
 
 class CodebookConfig(TokenizerConfig):
     """Base of the tokenizers that have a codebook and weights."""
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"num_codes"})
 
     weights: WeightsSource = None
     num_codes: PositiveInt
@@ -180,6 +182,10 @@ class DvaeConfig(CodebookConfig):
     decoder, 8192 codes.
     """
 
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {"width", "blocks_per_group", "decoder_stem"}
+    )
+
     num_codes: PositiveInt = 8192
     width: PositiveInt = Field(
         256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
@@ -213,6 +219,18 @@ class VqganConfig(CodebookConfig):
     The defaults are the published network of 16384 codes: 29.3 M parameters in the encoder,
     42.4 M in the decoder. The published one of 1024 codes differs in `num_codes` alone.
     """
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "code_dim",
+            "latent_dim",
+            "width",
+            "width_multipliers",
+            "blocks_per_level",
+            "attention_levels",
+            "norm_groups",
+        }
+    )
 
     num_codes: PositiveInt = 16384
     code_dim: PositiveInt = Field(256, description="values of a code vector")
@@ -265,6 +283,8 @@ class PatchConfig(TokenizerConfig):
     """Patches normalised by their own mean and deviation (He et al. 2022, MAE)."""
 
     output: ClassVar[Literal["codes", "patches"]] = "patches"
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"patch_size"})
 
     patch_size: PositiveInt = Field(16, description="side of a patch in pixels")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from toto.errors import CheckpointError
+from toto.tensor_names import mixed_prefixes, without_wrappers
 from toto.tokenizers.config import DvaeConfig, VqganConfig
 from toto.tokenizers.pickles import Inert, read_pickled
-from toto.tokenizers.weights import tensor_differences
+from toto.tokenizers.weights import is_safetensors, read_safetensors, tensor_differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ ENCODER = "the dVAE's encoder"
 DECODER = "the dVAE's decoder"
 CHECKPOINT = "a checkpoint"
 MODULES = {"dall_e.encoder.Encoder": ENCODER, "dall_e.decoder.Decoder": DECODER}
+HALF_INPUT = "blocks.input.w"
+DVAE_INPUT = f"encoder.{HALF_INPUT}"
 VQGAN_PARTS = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
 
 AS_PUBLISHED = "Give the files as they were published"
@@ -52,8 +55,10 @@ def convert(paths: Sequence[Path]) -> Converted:
     """Build the tokenizer whose weights the files are, strictly.
 
     Args:
-        paths: the dVAE's encoder and decoder, or one checkpoint of VQGAN as Lightning writes it.
-            What they are is seen from their content.
+        paths: the dVAE's encoder and decoder, as modules or as their state_dicts; or one checkpoint
+            of VQGAN as Lightning writes it, or the state_dict of either tokenizer, as a file of
+            torch.save or safetensors. What they are is seen from their content. Prefixes of
+            torch.compile and DistributedDataParallel are removed where all names have them.
 
     Raises:
         CheckpointError: a file cannot be read without running it, is something else, or its
@@ -69,9 +74,11 @@ def convert(paths: Sequence[Path]) -> Converted:
         return Converted(_build(_dvae_config, tensors, source), {})
     if kinds == [CHECKPOINT]:
         ((_, state),) = parts
+        if DVAE_INPUT in state:
+            return Converted(_build(_dvae_config, state, source), {})
         tensors = {name: t for name, t in state.items() if _first(name) in VQGAN_PARTS}
         ignored = Counter(_first(name) for name in state.keys() - tensors.keys())
-        return Converted(_build(_vqgan_config, tensors, source), ignored)
+        return Converted(_build(_vqgan_config, tensors, source, mixed_prefixes(state)), ignored)
     said = ", ".join(f"{path} is {kind}" for path, kind in zip(paths, kinds, strict=True))
     raise CheckpointError(
         f"{said}. Give {ENCODER} and {DECODER}, in this order, or one checkpoint of VQGAN"
@@ -80,14 +87,48 @@ def convert(paths: Sequence[Path]) -> Converted:
 
 def _read_part(path: Path) -> tuple[str, Tensors]:
     """What the file is, and its tensors by name."""
-    content = read_pickled(path)
+    content = read_safetensors(path) if is_safetensors(path) else read_pickled(path)
     if isinstance(content, Inert) and content.stands_for in MODULES:
         return MODULES[content.stands_for], _module_tensors(content, path)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
-        return CHECKPOINT, {str(name): tensor for name, tensor in state.items()}
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if _is_state(state):
+        tensors = without_wrappers({str(name): tensor for name, tensor in state.items()})
+        return _kind_of(tensors), tensors
     raise CheckpointError(
-        f"{path} holds neither {ENCODER} or decoder nor tensors under state_dict. {AS_PUBLISHED}"
+        f"{path} holds neither {ENCODER} or decoder nor tensors under state_dict. "
+        f"{_how_to_save(content, path)}"
+    )
+
+
+def _is_state(value: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether it is a state_dict: tensors by name, at least one."""
+    return isinstance(value, dict) and bool(value) and all(map(_is_tensor, value.values()))
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _kind_of(tensors: Tensors) -> str:
+    """Half a dVAE, of which the encoder takes the three colours; or a checkpoint."""
+    first = tensors.get(HALF_INPUT)
+    if first is None or first.ndim != 4:
+        return CHECKPOINT
+    return ENCODER if first.shape[1] == 3 else DECODER
+
+
+def _how_to_save(content: object, path: Path) -> str:
+    """What to do with a file whose tensors are at a place of their own."""
+    places = (
+        [key for key, value in content.items() if _is_state(value)]
+        if isinstance(content, dict)
+        else []
+    )
+    if not places:
+        return AS_PUBLISHED
+    return (
+        f"It has tensors under {', '.join(map(repr, places))}. Save those of the tokenizer alone: "
+        f'torch.save(torch.load({str(path)!r}, weights_only=True)[{places[0]!r}], "weights.pt")'
     )
 
 
@@ -153,20 +194,21 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 
 def _build(
-    config_of: Callable[[Shapes], CodebookConfig], tensors: Tensors, source: str
+    config_of: Callable[[Shapes], CodebookConfig], tensors: Tensors, source: str, advice: str = ""
 ) -> Tokenizer:
-    """The tokenizer of these tensors, all of them and no others."""
+    """The tokenizer of these tensors, all of them and no others; `advice` for when they are not."""
+    advice = advice or AS_PUBLISHED
     try:
         config = config_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     except KeyError as error:
-        raise CheckpointError(f"{source}: no tensor {error.args[0]}. {AS_PUBLISHED}") from error
+        raise CheckpointError(f"{source}: no tensor {error.args[0]}. {advice}") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source}: tensors of impossible sizes. {AS_PUBLISHED}") from error
+        raise CheckpointError(f"{source}: tensors of impossible sizes. {advice}") from error
     with torch.device("meta"):
         tokenizer = config.build()
     found = tensor_differences(tokenizer, tensors)
     if found:
         name = config.registered_name
-        raise CheckpointError(f"{source}: not the tensors of one {name}: {found}. {AS_PUBLISHED}")
+        raise CheckpointError(f"{source}: not the tensors of one {name}: {found}. {advice}")
     tokenizer.load_state_dict(tensors, strict=True, assign=True)
     return tokenizer

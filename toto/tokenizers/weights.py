@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from toto.errors import CheckpointError
 from toto.files import disk_errors, replacing
-from toto.registry import unknown_name
+from toto.registry import Difference, differences, unknown_name
+from toto.tensor_names import mixed_prefixes, without_wrappers
 from toto.tokenizers.official import official_name, weights_path
 
 if TYPE_CHECKING:
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from toto.tokenizers.base import Tokenizer
+    from toto.tokenizers.config import TokenizerConfig
 
 __all__ = [
     "SHIPPED",
+    "is_safetensors",
     "load_weights",
     "random_seed",
     "read_identity",
+    "read_safetensors",
     "save_checked_weights",
     "save_weights",
     "shipped_weights",
@@ -99,7 +104,10 @@ def _write(tokenizer: Tokenizer, path: Path) -> None:
 def load_weights(tokenizer: Tokenizer, source: str) -> None:
     """Fill the tokenizer from `toto:NAME`, `official:NAME` or a .safetensors file, strictly.
 
-    A relative path is relative to the working directory.
+    A relative path is relative to the working directory. A file that toto wrote names the config
+    of its tokenizer, which is compared field by field. Of a file of another program nothing but
+    names, shapes and number types can be compared: fields of the config that leave no trace there,
+    such as the groups of VQGAN's GroupNorm, are taken as the recipe gives them.
 
     Raises:
         CheckpointError: there is no such file or name, or it belongs to another tokenizer.
@@ -108,6 +116,7 @@ def load_weights(tokenizer: Tokenizer, source: str) -> None:
     with _opened(path) as file:
         made_for = _read_made_for(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = without_wrappers(tensors, tokenizer.state_dict())
     _check(tokenizer, path, tensors, made_for)
     tokenizer.load_state_dict(tensors)
 
@@ -130,6 +139,25 @@ def read_identity(source: str) -> dict[str, Any]:
             f"has `weights: {source}` and its sizes"
         )
     return identity
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do: the length of its header, then JSON."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False  # the reader of the other format reports it
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
@@ -157,7 +185,7 @@ def _read_made_for(file: Any, path: Path) -> dict[str, Any] | None:
         return made_for
     raise CheckpointError(
         f"{path} says {text!r} of its tokenizer, which is no config as toto writes it. Give a file "
-        "that toto wrote, or write the tensors anew without metadata"
+        "that toto wrote, or save the tensors again without metadata"
     )
 
 
@@ -205,17 +233,40 @@ def tensor_differences(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> str:
 def _check(
     tokenizer: Tokenizer, path: Path, tensors: dict[str, Tensor], made_for: dict[str, Any] | None
 ) -> None:
-    differences = tensor_differences(tokenizer, tensors)
-    identity = _identity(tokenizer)
-    if made_for in (None, json.loads(identity)) and not differences:
+    changed = [] if made_for is None else _changed_fields(tokenizer.config, made_for)
+    lines = [
+        f"  {change.field}: {json.dumps(change.theirs)} in the file, "
+        f"{json.dumps(change.ours)} in the recipe"
+        for change in changed
+    ]
+    unequal = tensor_differences(tokenizer, tensors)
+    if not lines and not unequal:
         return
-    theirs = "a tokenizer that it does not name" if made_for is None else json.dumps(made_for)
+    if made_for is None:
+        lines.append("  it does not say which tokenizer it was made for")
+    lines.append(f"  tensors: {unequal or 'all fit'}")
+    fix = "Write the file's values in the recipe's tokenizer, or give other weights"
     raise CheckpointError(
-        f"{path} holds the weights of another tokenizer. It was made for {theirs}, this one is "
-        f"{identity}. "
-        f"{differences or 'all tensors fit'}. Write the file's sizes in the recipe, or give other "
-        "weights"
+        "\n".join([f"{path} holds the weights of another tokenizer:", *lines])
+        + f"\n{mixed_prefixes(tensors) or fix}"
     )
+
+
+def _changed_fields(config: TokenizerConfig, made_for: dict[str, Any]) -> list[Difference]:
+    """The differences to what a file says of its tokenizer; fields that it lacks are at default."""
+    said = {key: value for key, value in made_for.items() if key != "weights"}
+    if said.get("name") != config.registered_name:
+        return [Difference("name", said.get("name"), config.registered_name)]
+    try:
+        theirs = type(config).model_validate(said)
+    except ValidationError:
+        ours = config.model_dump(mode="json", exclude={"weights"})
+        return [
+            Difference(field, said.get(field), ours.get(field))
+            for field in [*ours, *(said.keys() - ours.keys())]
+            if said.get(field) != ours.get(field)
+        ]
+    return [change for change in differences(theirs, config) if change.field != "weights"]
 
 
 def _form(tensor: Tensor) -> str:

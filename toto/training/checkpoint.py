@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from toto.errors import CheckpointError
@@ -44,6 +44,7 @@ __all__ = [
     "read_meta",
     "remove_after",
     "remove_partial",
+    "tensor_names",
     "unshared_tensors",
     "verify",
 ]
@@ -93,6 +94,10 @@ class CheckpointMeta(Config):
         versions: of toto, torch and Python; the machine and its threads.
         files: the files beside this one: the model's and the optimizer's.
     """
+
+    identity_fields: ClassVar[frozenset[str]] = frozenset(
+        {"format_version", "target_tokenizer", "data", "files"}
+    )
 
     format_version: Literal[1, 2] = 2
     step: NonNegativeInt
@@ -216,6 +221,20 @@ def load_weights(
     # What is shared under a second name is filled through its first.
     module.load_state_dict(found, strict=False)
     return meta
+
+
+def tensor_names(checkpoint: Path, *, prefix: str) -> list[str]:
+    """Return the names of a checkpoint's weights that begin with `prefix`, sorted.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+    """
+    try:
+        with safe_open(checkpoint / MODEL_FILE, framework="pt") as file:
+            return sorted(name for name in file.keys() if name.startswith(prefix))  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        fault = f"{MODEL_FILE} cannot be read: {error}"
+        raise CheckpointError(_broken(checkpoint, fault, _with_sizes)) from error
 
 
 def unshared_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from toto.training.metrics import (
     open_recorder,
 )
 from toto.training.nonfinite import NonFiniteError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -360,7 +361,8 @@ def _restore(
     meta = read_meta(checkpoint)
     if meta.step > settings.steps:
         raise UserError(
-            f"training.steps is {settings.steps}, and {run.checkpoint} has {meta.step} steps "
+            f"training.steps is {settings.steps}, and {run.checkpoint} has "
+            f"{number_of(meta.step, 'step')} "
             "already. Raise training.steps, or begin another run"
         )
     engine.load_state(load_state(run.checkpoint))

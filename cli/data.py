@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from toto.cli.options import RecipeArgument, SetOption
@@ -59,6 +59,10 @@ def pack(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="leave out files that cannot be decoded")
     ] = False,
+    orientation: Annotated[
+        Literal["upright", "stored"],
+        typer.Option(help="upright: readers apply EXIF orientation and display matrices"),
+    ] = "upright",
 ) -> None:
     """Pack a folder into tar shards with an index; folders by class give labels.
 
@@ -66,7 +70,15 @@ def pack(
     """
     from toto.jobs.pack import pack_source
 
-    pack_source(source, out, layout=layout, split=split, workers=workers, skip_broken=skip_broken)
+    pack_source(
+        source,
+        out,
+        layout=layout,
+        split=split,
+        workers=workers,
+        skip_broken=skip_broken,
+        orientation=orientation,
+    )
 
 
 def tokenize(

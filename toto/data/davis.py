@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from toto.data.decode import Frame, UndecodableError, decode_image
+from toto.data.decode import Frame, UndecodableError, decode_image, open_image
 from toto.errors import DataError, UserError
 from toto.files import disk_errors
 
@@ -157,7 +157,7 @@ def read_mask(path: Path) -> Ids:
         DataError: it is missing, broken, or holds colours instead of ids.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_image(path.read_bytes(), ("PNG",)) as image:
             if image.mode not in INDEXED_MODES:
                 raise DataError(
                     f"{path} holds colours (mode {image.mode}), not ids. Write masks as indexed "
@@ -168,8 +168,8 @@ def read_mask(path: Path) -> Ids:
         raise DataError(
             f"{path} is missing. Masks are named as the frames are, MASKS/SEQUENCE/00000.png"
         ) from error
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # Pillow raises all of them
-        raise DataError(f"{path} cannot be read: {error}. Write it anew") from error
+    except (OSError, UndecodableError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Write it again") from error
 
 
 def write_mask(path: Path, ids_HW: Ids) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FilePlan", "Item", "Plan", "TarPlan", "is_tar_source", "make_key"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 MAX_CLASSES = 10_000_000
 """A label in a tar is below; the manifest names every class up to the largest one."""
 

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toto.data.video import Frames, MemoryFile, Payload, UndecodableError, decode_clip
-from toto.errors import UserError
+from toto.data.video import decode_clip
+from toto.data.video_file import (
+    Frames,
+    MemoryFile,
+    Payload,
+    UndecodableError,
+    open_video,
+)
+from toto.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from toto.data.manifest import Orientation
 
 __all__ = ["decode_clip_by_torchcodec", "require_torchcodec"]
 
@@ -38,23 +47,43 @@ def require_torchcodec() -> Callable[..., Any]:
     return decoder
 
 
-def decode_clip_by_torchcodec(payload: Payload, start: int, count: int, stride: int) -> Frames:
-    """Frames start, start+stride, … of a video, as `decode_clip` returns them.
+def decode_clip_by_torchcodec(
+    payload: Payload,
+    start: int,
+    count: int,
+    stride: int,
+    *,
+    total: int,
+    orientation: Orientation = "upright",
+) -> Frames:
+    """Return frames start, start+stride, … of a video, as `decode_clip` does.
+
+    torchcodec has no allow-list of formats, takes another stream than we do where there are covers,
+    always applies display matrices, and numbers packets. So PyAV opens the file first, and decodes
+    those in which that would matter.
 
     Raises:
-        UndecodableError: the video is broken or has no such frames.
+        UndecodableError: the video is damaged or has no such frames.
         UserError: torchcodec cannot be imported.
     """
     video_decoder = require_torchcodec()
+    with open_video(MemoryFile(payload)) as (_, stream):
+        index = stream.index
     try:
         video = video_decoder(
-            MemoryFile(payload), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+            MemoryFile(payload),
+            stream_index=index,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            seek_mode="exact",
         )
-        # torchcodec turns such frames upright, and frames are taken as they are stored.
-        if getattr(video.metadata, "rotation", None):
-            return decode_clip(payload, start, count, stride)
+        metadata = video.metadata
+        if metadata.num_frames != total or getattr(metadata, "rotation", None):
+            return decode_clip(payload, start, count, stride, total=total, orientation=orientation)
         numbers = list(range(start, start + (count - 1) * stride + 1, stride))
         return np.asarray(video.get_frames_at(numbers).data.numpy(), dtype=np.uint8)
-    # What it raises over broken files and frames that are not there.
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UndecodableError(f"torchcodec: {str(error).strip().splitlines()[0]}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UndecodableError(f"torchcodec: {lines[0]}") from error

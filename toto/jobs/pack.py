@@ -13,6 +13,9 @@ from toto.jobs.console import progress_bar, say
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from toto.data.manifest import Orientation
+    from toto.data.pack import PackReport
+
 __all__ = ["make_sample_datasets", "pack_source"]
 
 
@@ -24,8 +27,9 @@ def pack_source(
     split: str | None,
     workers: int | None,
     skip_broken: bool,
+    orientation: Orientation,
 ) -> None:
-    """Pack a folder and say what became of it.
+    """Pack a folder and print a summary.
 
     Args:
         source: a folder, or a WebDataset tar.
@@ -34,6 +38,7 @@ def pack_source(
         split: for layouts with splits.
         workers: processes that check files; None for one a core, 0 for none besides this one.
         skip_broken: leave out files that cannot be decoded.
+        orientation: whether readers apply EXIF orientation and display matrices.
 
     Raises:
         DataError: see `plan_pack` and `pack`.
@@ -49,6 +54,7 @@ def pack_source(
             out,
             workers=num_cores() if workers is None else workers,
             skip_broken=skip_broken,
+            orientation=orientation,
             progress=progress,
             note=say,
         )
@@ -59,10 +65,19 @@ def pack_source(
         f"{'shard' if report.num_shards == 1 else 'shards'}, "
         + (f"{len(report.classes)} classes" if report.classes else "no labels")
     )
+    if report.turned:
+        say(f"  {_describe_turned(report)}")
     if report.ignored:
         say(f"  {report.ignored} other files in the folder were left alone")
     for file in report.skipped:
         say(f"  left out {file.path}: {file.reason}")
+
+
+def _describe_turned(report: PackReport) -> str:
+    what = f"{report.turned:,} with an EXIF orientation or a display matrix"
+    if report.orientation == "upright":
+        return f"{what}: readers turn them upright (--orientation stored: not)"
+    return f"{what}: readers ignore it (--orientation stored)"
 
 
 def make_sample_datasets(root: Path) -> None:

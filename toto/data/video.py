@@ -139,12 +139,14 @@ def inspect_video(payload: Payload) -> MediaInfo:
     without a keyframe that is missing.
 
     Raises:
-        UndecodableError: the file is damaged or cut short, decoding exceeds `decode_seconds`, or
-            the size of its frames changes.
+        UndecodableError: the file is damaged or cut short, decoding exceeds `decode_seconds`, the
+            size of its frames changes, or its times contradict their order.
     """
     file = MemoryFile(payload, decode_seconds(len(payload)))
     to_rgb = FrameConverter()
-    frames = packets = 0
+    shown: list[int | None] = []
+    times: list[int | None] = []
+    packets = 0
     turned = False
     with open_video(file) as (container, stream):
         # This changes pixels and not what can be decoded.
@@ -152,20 +154,29 @@ def inspect_video(payload: Payload) -> MediaInfo:
         for packet in container.demux(stream):
             file.check_time()
             packets += packet.size > 0
+            if _is_timed(packet):
+                times.append(packet.pts if packet.dts is not None else None)
             for frame in stream.decode(packet):
-                if not frames:
+                if not shown:
                     to_rgb(frame)  # its pixel format may be one that cannot be converted
                     turned = read_turn(frame) is not None
                 to_rgb.check(frame)
-                frames += 1
+                shown.append(frame.pts)
         listed = sum(entry.size > 0 for entry in stream.index_entries)
         if INDEXED in container.format.name.split(",") and packets < listed:
             raise UndecodableError(
                 f"it is cut short: {packets:,} of its {listed:,} packets can be read"
             )
-    if not frames:
+    if not shown:
         raise UndecodableError("a video without frames")
-    return MediaInfo(frames, turned)
+    # Where seeking will be used, by these times, it has to give these frames in this order.
+    unique = set(times)
+    is_seekable = None not in unique and len(unique) == len(times) == len(shown)
+    if is_seekable and shown != sorted(time for time in times if time is not None):
+        raise UndecodableError(
+            "the times in the file contradict the order of its frames. Encode it again"
+        )
+    return MediaInfo(len(shown), turned)
 
 
 def decode_seconds(size: int) -> float:
@@ -295,12 +306,17 @@ def _plan_by_timeline(
     return _Plan(due, container.demux(stream))
 
 
+def _is_timed(packet: _Packet) -> bool:
+    """Return whether a packet's time counts: not those of the end, of edit lists, or damaged."""
+    return packet.size > 0 and not packet.is_discard and not packet.is_corrupt
+
+
 def _read_timeline(container: InputContainer, stream: VideoStream) -> _Timeline | None:
     """The times of all frames, from the packets alone; None where packets carry no times."""
     pts: list[int] = []
     keyframes: list[tuple[int, int]] = []
     for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_discard or packet.is_corrupt:
+        if not _is_timed(packet):
             continue
         if packet.pts is None or packet.dts is None:
             return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
@@ -53,8 +54,10 @@ Payload = bytes | memoryview
 MAX_FRAME_PIXELS = 2**25
 """Pixels of a video frame: 8K (7680 × 4320) is just below."""
 
-# FFmpeg's names of demuxers that read one file and open no other.
-FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg"
+# FFmpeg's names of the demuxers for mp4, m4v, mov; mkv, webm; avi. They open no other file, and
+# know all streams once they are open: PyAV reads past its memory where more appear later, as in
+# MPEG-TS.
+FORMATS = "mov,matroska,avi"
 # FFmpeg has no protocol of this name, so that none is allowed.
 NO_PROTOCOL = "none"
 # How files begin that tell FFmpeg to open other files or addresses, for the message alone: what is
@@ -159,6 +162,7 @@ def open_video(file: MemoryFile) -> Iterator[tuple[InputContainer, VideoStream]]
             MAX_FRAME_PIXELS, or has no video stream.
     """
     limit = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    is_open = False
     try:
         with av.open(
             file,
@@ -169,6 +173,10 @@ def open_video(file: MemoryFile) -> Iterator[tuple[InputContainer, VideoStream]]
             # Titles in other encodings than UTF-8 are common, and no reason to refuse a video.
             metadata_errors="replace",
         ) as container:
+            # PyAV has FFmpeg invent the times of packets that lack one, from their neighbours; in
+            # an AVI with B-frames these are not the times of the frames.
+            container.flags &= ~Flags.gen_pts.value
+            is_open = True
             stream = _choose_stream(container)
             context = stream.codec_context
             require_frame_size(context.width, context.height)
@@ -178,7 +186,7 @@ def open_video(file: MemoryFile) -> Iterator[tuple[InputContainer, VideoStream]]
     except DataError:
         raise
     except av.FFmpegError as error:
-        raise UndecodableError(_describe(error, file)) from error
+        raise UndecodableError(_describe(error, file, is_open=is_open)) from error
     # A foreign file makes PyAV raise more than FFmpeg's errors: IndexError for a stream that
     # appears in the middle, ValueError for pixel formats that it does not know.
     except Exception as error:
@@ -204,15 +212,19 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     raise UndecodableError(f"it asks for another file or address ({url[:200]!r}), which is refused")
 
 
-def _describe(error: av.FFmpegError, file: MemoryFile) -> str:
+def _describe(error: av.FFmpegError, file: MemoryFile, *, is_open: bool) -> str:
     """Say why a file cannot be read, and what it is if it asks for other files."""
+    if is_open and isinstance(error, av.ArgumentError):  # what decoders make of `max_pixels`
+        return f"no readable video; are its frames above {MAX_FRAME_PIXELS:,} pixels, toto's limit?"
+    if is_open:
+        return f"no readable video ({error.strerror})"
     file.seek(0)
     head = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
     for start, name in SCRIPTS.items():
         if head.startswith(start):
             return f"it is {name}, which names other files or addresses, and no video: refused"
     if isinstance(error, av.ArgumentError):  # what FFmpeg makes of its allow-list
-        return f"its format is none of {FORMATS.replace(',', ', ')}"
+        return "its content is not mp4, mov, mkv, webm or avi, whatever its name says. Convert it"
     return f"no readable video ({error.strerror})"
 
 
@@ -227,6 +239,8 @@ def _choose_stream(container: InputContainer) -> VideoStream:
     streams = [stream for stream in streams if stream.codec_context is not None]
     if not streams:
         raise UndecodableError("a video of a codec that FFmpeg does not know")
+    # Some covers are not marked as such: the container says that they are a single frame.
+    streams = [stream for stream in streams if stream.frames != 1] or streams
     best = container.streams.best("video")
     for stream in streams:
         if best is not None and stream.index == best.index:

@@ -5,6 +5,7 @@ Both call FFmpeg; colours may differ by a rounding where the two bring another b
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from toto.data.video_file import (
     Payload,
     UndecodableError,
     open_video,
+    read_turn,
 )
 from toto.errors import DataError, UserError
 
@@ -40,7 +42,7 @@ def require_torchcodec() -> Callable[..., Any]:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"data.decoder is torchcodec, which cannot be imported ({reason}). Install it (pip "
-            "install torchcodec; beside a torch for CPUs: torchcodec==0.11.1) and FFmpeg's shared "
+            "install torchcodec; with a torch for CPUs: torchcodec==0.11.1) and FFmpeg's shared "
             "libraries, or set data.decoder to pyav"
         ) from error
     decoder: Callable[..., Any] = VideoDecoder
@@ -58,17 +60,24 @@ def decode_clip_by_torchcodec(
 ) -> Frames:
     """Return frames start, start+stride, … of a video, as `decode_clip` does.
 
-    torchcodec has no allow-list of formats, takes another stream than we do where there are covers,
-    always applies display matrices, and numbers packets. So PyAV opens the file first, and decodes
-    those in which that would matter.
+    torchcodec has no allow-list of formats, may take a cover for the video, applies the turns of
+    display matrices always and their reflections never, numbers packets, and shows frames that an
+    edit list hides. So PyAV opens each file first, and decodes those in which that would matter.
 
     Raises:
         UndecodableError: the video is damaged or has no such frames.
         UserError: torchcodec cannot be imported.
     """
     video_decoder = require_torchcodec()
-    with open_video(MemoryFile(payload)) as (_, stream):
+    by_pyav = partial(
+        decode_clip, payload, start, count, stride, total=total, orientation=orientation
+    )
+    with open_video(MemoryFile(payload)) as (container, stream):
         index = stream.index
+        first = next(container.decode(stream), None)
+        is_cut = any(entry.is_discard for entry in stream.index_entries)
+    if is_cut or first is None or read_turn(first) is not None:
+        return by_pyav()
     try:
         video = video_decoder(
             MemoryFile(payload),
@@ -77,9 +86,8 @@ def decode_clip_by_torchcodec(
             num_ffmpeg_threads=1,
             seek_mode="exact",
         )
-        metadata = video.metadata
-        if metadata.num_frames != total or getattr(metadata, "rotation", None):
-            return decode_clip(payload, start, count, stride, total=total, orientation=orientation)
+        if video.metadata.num_frames != total:
+            return by_pyav()
         numbers = list(range(start, start + (count - 1) * stride + 1, stride))
         return np.asarray(video.get_frames_at(numbers).data.numpy(), dtype=np.uint8)
     except DataError:

@@ -42,6 +42,7 @@ __all__ = [
     "decode_seconds",
     "inspect_video",
     "iterate_video",
+    "read_timeline",
 ]
 
 # Here FFmpeg can leave out, exactly, frames that no other frame is predicted from. (HEVC's notion
@@ -189,7 +190,7 @@ def decode_seconds(size: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Timeline:
+class Timeline:
     """When each frame is shown, in order, and the keyframes as (time shown, time to seek)."""
 
     pts: list[int]
@@ -292,7 +293,7 @@ def _plan_by_timeline(
     container: InputContainer, stream: VideoStream, wanted: range, total: int
 ) -> _Plan | None:
     """Plan by the times of all packets; None where these are not `total` times."""
-    timeline = _read_timeline(container, stream)
+    timeline = read_timeline(container, stream)
     if timeline is None or len(timeline.pts) != total or wanted.stop > total:
         return None
     due = {timeline.pts[number] for number in wanted}
@@ -311,8 +312,8 @@ def _is_timed(packet: _Packet) -> bool:
     return packet.size > 0 and not packet.is_discard and not packet.is_corrupt
 
 
-def _read_timeline(container: InputContainer, stream: VideoStream) -> _Timeline | None:
-    """The times of all frames, from the packets alone; None where packets carry no times."""
+def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline | None:
+    """Read the times of all frames from the packets alone; None where packets carry no times."""
     pts: list[int] = []
     keyframes: list[tuple[int, int]] = []
     for packet in container.demux(stream):
@@ -325,7 +326,7 @@ def _read_timeline(container: InputContainer, stream: VideoStream) -> _Timeline 
             keyframes.append((packet.pts, packet.dts))
     if len(set(pts)) != len(pts):
         return None
-    return _Timeline(sorted(pts), keyframes)
+    return Timeline(sorted(pts), keyframes)
 
 
 def _decode_due(stream: VideoStream, plan: _Plan, to_rgb: FrameConverter) -> list[Frame]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toto.data.video import decode_clip
+from toto.data.video import decode_clip, read_timeline
 from toto.data.video_file import (
     Frames,
     MemoryFile,
@@ -23,6 +23,9 @@ from toto.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
     from toto.data.manifest import Orientation
 
@@ -61,8 +64,9 @@ def decode_clip_by_torchcodec(
     """Return frames start, start+stride, … of a video, as `decode_clip` does.
 
     torchcodec has no allow-list of formats, may take a cover for the video, applies the turns of
-    display matrices always and their reflections never, numbers packets, and shows frames that an
-    edit list hides. So PyAV opens each file first, and decodes those in which that would matter.
+    display matrices always and their reflections never, numbers packets by times that may be
+    missing, and shows frames that an edit list hides. So PyAV opens each file first, and decodes
+    those in which that would matter.
 
     Raises:
         UndecodableError: the video is damaged or has no such frames.
@@ -74,10 +78,8 @@ def decode_clip_by_torchcodec(
     )
     with open_video(MemoryFile(payload)) as (container, stream):
         index = stream.index
-        first = next(container.decode(stream), None)
-        is_cut = any(entry.is_discard for entry in stream.index_entries)
-    if is_cut or first is None or read_turn(first) is not None:
-        return by_pyav()
+        if not _is_plain(container, stream, total):
+            return by_pyav()
     try:
         video = video_decoder(
             MemoryFile(payload),
@@ -86,8 +88,6 @@ def decode_clip_by_torchcodec(
             num_ffmpeg_threads=1,
             seek_mode="exact",
         )
-        if video.metadata.num_frames != total:
-            return by_pyav()
         numbers = list(range(start, start + (count - 1) * stride + 1, stride))
         return np.asarray(video.get_frames_at(numbers).data.numpy(), dtype=np.uint8)
     except DataError:
@@ -95,3 +95,16 @@ def decode_clip_by_torchcodec(
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UndecodableError(f"torchcodec: {lines[0]}") from error
+
+
+def _is_plain(container: InputContainer, stream: VideoStream, total: int) -> bool:
+    """Return whether every packet is a frame with a time, none hidden, turned or reflected."""
+    timeline = read_timeline(container, stream)
+    if timeline is None or len(timeline.pts) != total or not timeline.keyframes:
+        return False
+    if any(entry.is_discard for entry in stream.index_entries):
+        return False
+    _, start = timeline.keyframes[0]
+    container.seek(start, stream=stream, backward=True)
+    first = next(container.decode(stream), None)
+    return first is not None and read_turn(first) is None

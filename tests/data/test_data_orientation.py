@@ -26,6 +26,7 @@ from toto.data.pack import pack, pack_folder, plan_pack
 from toto.data.stream import SourceStream
 from toto.data.transforms import square
 from toto.errors import DataError
+from toto.jobs.doctor import examine_dataset
 from toto.jobs.pack import pack_source
 
 CLIP = ClipConfig(frames=2, stride=2, resolution=16)
@@ -118,6 +119,17 @@ def test_an_older_dataset_is_read_as_before(tmp_path, videos):
         parse_manifest(json.dumps(manifest | {"format_version": 4}).encode(), "x")
 
 
+def test_doctor_says_that_a_dataset_is_of_older_rules(tmp_path, images, capsys):
+    pack_folder(images, tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    for version, is_said in ((3, False), (2, True)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
+        examine_dataset(
+            tmp_path / "out", frames=1, stride=1, like=None, fix=False, listing=tmp_path / "list"
+        )
+        assert ("packed by an older toto" in capsys.readouterr().out) == is_said
+
+
 def fingerprint_of_version_2(manifest):
     content = {name: manifest[name] for name in ("kind", "form", "classes", "tokens")}
     content["shards"] = [shard["sha256"] for shard in manifest["shards"]]
@@ -150,6 +162,13 @@ def test_loose_files_are_turned_upright(videos, images):
     image = decode_image((images / "phone.jpg").read_bytes())[None]
     wanted = square(image, 16, crop_y=0.5, crop_x=0.5)
     assert np.array_equal(read_picture_file(images / "phone.jpg", 16), wanted)
+
+
+def test_a_prompt_that_names_other_files_is_refused(tmp_path):
+    path = tmp_path / "prompt.mp4"
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(DataError, match=r"prompt\.mp4: it is an ffconcat script.*refused"):
+        read_video_file(path, CLIP)
 
 
 def encode_two_sizes():

@@ -175,7 +175,7 @@ def open_video(file: MemoryFile) -> Iterator[tuple[InputContainer, VideoStream]]
         ) as container:
             # PyAV has FFmpeg invent the times of packets that lack one, from their neighbours; in
             # an AVI with B-frames these are not the times of the frames.
-            container.flags &= ~Flags.gen_pts.value
+            container.flags &= ~cast("int", Flags.gen_pts.value)
             is_open = True
             stream = _choose_stream(container)
             context = stream.codec_context

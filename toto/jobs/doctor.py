@@ -98,8 +98,8 @@ def _say_summary(dataset: Dataset, findings: list[Finding]) -> None:
     )
     if dataset.manifest.format_version == 2 and dataset.form == "raw":
         say(
-            "  packed by an older toto: orientation is ignored, and frames of videos were counted by "
-            "packets. Pack the originals again to apply today's rules"
+            "  packed by an older toto: orientation is ignored, and frames of videos were counted "
+            "by packets. Pack the originals again to apply today's rules"
         )
     counts = count_by_ailment(findings)
     for ailment, explanation in EXPLANATIONS.items():

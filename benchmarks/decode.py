@@ -33,9 +33,10 @@ import numpy as np
 import torch
 
 from toto.data.config import ClipConfig
-from toto.data.decode import VIDEO_EXTENSIONS, UndecodableError, count_frames, decode_clip
+from toto.data.decode import VIDEO_EXTENSIONS, UndecodableError, decode_clip, inspect_media
 from toto.data.transforms import square, square_plainly
-from toto.data.video import Frames, decode_clip_plainly
+from toto.data.video import decode_clip_plainly
+from toto.data.video_file import Frames
 
 CLIP = ClipConfig()
 HEIGHT, WIDTH, LENGTH = 256, 456, 300
@@ -44,9 +45,10 @@ VIDEOS = 6
 
 @dataclass(frozen=True)
 class Job:
-    """One clip: its file, first frame and crop."""
+    """One clip: its file, the file's number of frames, its first frame and crop."""
 
     path: Path
+    total: int
     start: int
     crop: tuple[float, float]
 
@@ -72,7 +74,8 @@ def mapped(path: Path) -> memoryview:
 
 def by_toto(job: Job) -> Frames:
     """Ours."""
-    return cut(decode_clip(mapped(job.path), job.start, CLIP.frames, CLIP.stride), job)
+    frames = decode_clip(mapped(job.path), job.start, CLIP.frames, CLIP.stride, total=job.total)
+    return cut(frames, job)
 
 
 def by_decord(job: Job) -> Frames:
@@ -155,13 +158,18 @@ def make_jobs(paths: list[Path], count: int) -> list[Job]:
     lengths = {}
     for path in paths:
         try:
-            lengths[path] = count_frames("videos", mapped(path))
+            lengths[path] = inspect_media("videos", mapped(path)).frames
         except UndecodableError as error:
             print(f"left out: {path}: {error}")
     long = [path for path in paths if lengths.get(path, 0) >= CLIP.span]
     rng = random.Random(0)
     return [
-        Job(path, rng.randrange(lengths[path] - CLIP.span + 1), (rng.random(), rng.random()))
+        Job(
+            path,
+            lengths[path],
+            rng.randrange(lengths[path] - CLIP.span + 1),
+            (rng.random(), rng.random()),
+        )
         for path in rng.choices(long, k=count)
     ]
 

@@ -73,6 +73,10 @@ def pack(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="leave out files that cannot be decoded")
     ] = False,
+    orientation: Annotated[
+        Literal["upright", "stored"],
+        typer.Option(help="upright: readers apply EXIF orientation and display matrices"),
+    ] = "upright",
 ) -> None:
     """Pack a folder into tar shards with an index; the first-level folders are the classes.
 
@@ -89,6 +93,7 @@ def pack(
         class_list=classes,
         workers=workers,
         skip_broken=skip_broken,
+        orientation=orientation,
     )
 
 

@@ -140,7 +140,7 @@ def _edit_manifest(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, and this toto reads 2"),
+        ({"format_version": 1}, "format version 1, and this toto reads 2 and 3"),
         ({"kind": "sounds"}, "damaged"),
         ({"shards": [{"name": "../x.tar", "samples": 2, "bytes": 1, "sha256": ""}]}, "damaged"),
     ],

@@ -2,13 +2,14 @@ import sys
 
 import numpy as np
 import pytest
+from test_data_video_file import MATRICES, VIDEOS, encode_with_cover, scripts, with_matrix
 from toy_data import Codec, encode, moving_frames, video_dataset
 
 from toto.data.config import ClipConfig
-from toto.data.decode import UndecodableError, clip_decoder, decode_clip
+from toto.data.decode import UndecodableError, clip_decoder, decode_clip, iterate_video
 from toto.data.index import Dataset
 from toto.data.stream import Stream, StreamSource
-from toto.data.video_torchcodec import require_torchcodec
+from toto.data.video_torchcodec import decode_clip_by_torchcodec, require_torchcodec
 from toto.errors import UserError
 
 CODECS = {
@@ -34,8 +35,8 @@ def torchcodec():
 def test_torchcodec_gives_the_same_frames(torchcodec, name):
     video = encode(moving_frames(40, 64, 96), CODECS[name])
     for start, count, stride in ((0, 40, 1), (13, 6, 4), (39, 1, 3)):
-        ours = decode_clip(video, start, count, stride).astype(int)
-        off = np.abs(torchcodec(memoryview(video), start, count, stride) - ours)
+        ours = decode_clip(video, start, count, stride, total=40).astype(int)
+        off = np.abs(torchcodec(memoryview(video), start, count, stride, total=40) - ours)
         assert off.max() <= 3
         assert off.mean() < 0.5
 
@@ -50,12 +51,48 @@ def test_torchcodec_refuses_broken_videos(torchcodec, name):
         for place in rng.integers(0, len(broken), 20):
             broken[place] = rng.integers(256)
         try:
-            torchcodec(bytes(broken), 20, 4, 4)
+            torchcodec(bytes(broken), 20, 4, 4, total=40)
         except UndecodableError:
             refused += 1
     assert refused > 0
     with pytest.raises(UndecodableError):
-        torchcodec(video, 38, 3, 4)
+        torchcodec(video, 38, 3, 4, total=40)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_torchcodec_numbers_frames_as_a_whole_decode_does(torchcodec, name):
+    video = VIDEOS[name]()
+    whole = np.stack(list(iterate_video(video))).astype(int)
+    for start in range(len(whole)):
+        (frame,) = torchcodec(video, start, 1, 1, total=len(whole), orientation="upright")
+        assert np.abs(frame - whole[start]).max() <= 3, start
+
+
+@pytest.mark.parametrize("orientation", ["upright", "stored"])
+@pytest.mark.parametrize("name", MATRICES)
+def test_torchcodec_gives_the_orientation_that_is_asked_for(torchcodec, name, orientation):
+    matrix, _ = MATRICES[name]
+    video = with_matrix(encode(moving_frames(9), Codec("mp4", "libx264")), *matrix)
+    ours = decode_clip(video, 1, 3, 3, total=9, orientation=orientation)
+    theirs = torchcodec(video, 1, 3, 3, total=9, orientation=orientation)
+    assert np.abs(theirs.astype(int) - ours).max() <= 3
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_torchcodec_takes_no_cover_for_the_video(torchcodec, flagged):
+    video = encode_with_cover("mp4", flagged=flagged)
+    assert torchcodec(video, 2, 2, 3, total=9, orientation="upright").shape == (2, 32, 48, 3)
+
+
+@pytest.mark.parametrize("name", scripts(0))
+def test_torchcodec_never_sees_a_file_that_names_others(monkeypatch, name):
+    def open_nothing(*args, **kwargs):
+        raise AssertionError("it was given to torchcodec")
+
+    monkeypatch.setattr("toto.data.video_torchcodec.require_torchcodec", lambda: open_nothing)
+    payload = scripts(9)[name].encode()
+    with pytest.raises(UndecodableError, match=f"{name}.*refused"):
+        decode_clip_by_torchcodec(payload, 0, 1, 1, total=3)
 
 
 def test_without_torchcodec_the_stream_says_how_to_mend_it(tmp_path, monkeypatch):

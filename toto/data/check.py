@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toto.data.decode import UndecodableError, count_frames
+from toto.data.decode import MediaInfo, UndecodableError, inspect_media
 from toto.data.index import NO_LABEL
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class SourceFile:
         return payload
 
 
-def check_file(kind: Kind, file: SourceFile) -> int | str:
-    """The number of its frames, or why it cannot be decoded."""
+def check_file(kind: Kind, file: SourceFile) -> MediaInfo | str:
+    """Return what decoding the whole file shows, or why it cannot be decoded."""
     try:
-        return count_frames(kind, file.read())
+        return inspect_media(kind, file.read())
     except UndecodableError as error:
         return str(error)

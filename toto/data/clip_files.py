@@ -9,9 +9,9 @@ from toto.data.decode import (
     VIDEO_EXTENSIONS,
     Frames,
     UndecodableError,
-    count_frames,
     decode_clip,
     decode_image,
+    inspect_media,
 )
 from toto.data.order import CENTRE
 from toto.data.transforms import square
@@ -69,8 +69,9 @@ def read_video_file(path: Path, clip: ClipConfig) -> Frames:
     """
     payload = _read(path)
     try:
-        available = (count_frames("videos", payload) - 1) // clip.stride + 1
-        frames = decode_clip(payload, 0, min(clip.frames, available), clip.stride)
+        total = inspect_media("videos", payload).frames
+        available = (total - 1) // clip.stride + 1
+        frames = decode_clip(payload, 0, min(clip.frames, available), clip.stride, total=total)
     except UndecodableError as error:
         raise _undecodable(path, error) from error
     return square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toto.data.decode import UndecodableError, decode_frames
+from toto.data.decode import UndecodableError, decode_sample
 from toto.data.index import NO_LABEL
 from toto.data.loader import collate
 from toto.data.stream import DrawnSequence
@@ -56,9 +56,8 @@ def read_clip(
     """
     if dataset.form == "tokens":
         return dataset.read_codes(sample, start, clip.frames, clip.stride)
-    payload = dataset.read(sample)
     try:
-        frames = decode_frames(dataset.kind, payload, start, clip.frames, clip.stride)
+        frames = decode_sample(dataset, sample, start, clip.frames, clip.stride)
     except UndecodableError as error:
         raise DataError(
             f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
-from toto.data.decode import Frame, UndecodableError, decode_image
+from toto.data.decode import Frame, UndecodableError, decode_image, open_image, upright_size
 from toto.data.listing import folders_in
 from toto.data.walk import visible_entries
 from toto.errors import DataError, UserError
@@ -43,7 +43,6 @@ Ids = npt.NDArray[np.uint8]
 FRAME_SUFFIXES = (".jpg", ".jpeg")
 PICTURES, ANNOTATIONS, NAMES = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017/val.txt"
 VOID = 255
-LAST_UPRIGHT = 4  # EXIF orientations above it exchange width and height
 INDEXED_MODES = ("P", "L")
 
 
@@ -247,24 +246,18 @@ def require_equal_sizes(sequences: Sequence[DavisSequence]) -> None:
 def _frame_size(path: Path) -> tuple[int, int]:
     """Width and height of a frame as decoded, which EXIF may turn."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > LAST_UPRIGHT
-            size = image.size
-        if not turned:
-            return size
-        height, width = decode_image(path.read_bytes()).shape[:2]
-    except (OSError, SyntaxError, ValueError, UndecodableError) as error:
+        return upright_size(path.read_bytes())
+    except (OSError, UndecodableError) as error:
         raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
-    return width, height
 
 
 def _mask_size(path: Path) -> tuple[int, int]:
     """Width and height of an annotation."""
     try:
-        # Not getexif: it decodes a PNG.
-        with Image.open(path) as image:
+        # An annotation is taken as stored, and reading the EXIF data of a PNG would decode it.
+        with open_image(path.read_bytes(), ("PNG",)) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, UndecodableError) as error:
         raise DataError(f"{path} cannot be read: {error}. Unpack DAVIS again") from error
 
 
@@ -279,7 +272,7 @@ def read_mask(path: Path) -> Ids:
         DataError: it is missing, broken, or holds colours instead of ids.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_image(path.read_bytes(), ("PNG",)) as image:
             if image.mode not in INDEXED_MODES:
                 raise DataError(
                     f"{path} holds colours (mode {image.mode}), not ids. Write masks as indexed "
@@ -290,8 +283,8 @@ def read_mask(path: Path) -> Ids:
         raise DataError(
             f"{path} is missing. Masks are named as the frames are, MASKS/SEQUENCE/00000.png"
         ) from error
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # Pillow raises all of them
-        raise DataError(f"{path} cannot be read: {error}. Write it anew") from error
+    except (OSError, UndecodableError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Write it again") from error
 
 
 def write_mask(path: Path, ids_HW: Ids) -> None:

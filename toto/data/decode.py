@@ -1,7 +1,8 @@
-"""Encoded bytes to uint8 RGB frames: Pillow for pictures, PyAV for videos.
+"""Encoded bytes to uint8 RGB frames: Pillow for images, PyAV for videos.
 
-Pictures and videos are taken as they are stored: no rotation by EXIF or by a display matrix. Frame
-numbers count decoded frames in the order of presentation, whatever the frame rate.
+Images and videos are turned upright by their EXIF orientation or display matrix, unless they are
+asked for as stored. Frame numbers count decoded frames in the order of presentation, whatever the
+frame rate.
 """
 
 from __future__ import annotations
@@ -11,95 +12,184 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from toto.data.video import (
+from toto.data.video import decode_clip, inspect_video, iterate_video
+from toto.data.video_file import (
     Frame,
     Frames,
+    MediaInfo,
     Payload,
+    Turn,
     UndecodableError,
-    count_video_frames,
-    decode_clip,
-    iterate_video,
 )
 from toto.data.video_torchcodec import decode_clip_by_torchcodec, require_torchcodec
+from toto.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from toto.data.config import Decoder
-    from toto.data.manifest import Kind
+    from toto.data.index import Dataset
+    from toto.data.manifest import Kind, Orientation
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "MAX_IMAGE_PIXELS",
     "VIDEO_EXTENSIONS",
     "ClipDecoder",
     "Frame",
     "Frames",
+    "MediaInfo",
     "UndecodableError",
     "check_image",
     "clip_decoder",
-    "count_frames",
     "decode_clip",
-    "decode_frames",
     "decode_image",
+    "decode_sample",
+    "inspect_media",
     "iterate_video",
+    "open_image",
+    "upright_size",
 ]
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 VIDEO_EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi"})
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_IMAGE_PIXELS = 2**28
+"""Pixels of an image: 0.8 GB as RGB."""
+MAX_METADATA_BYTES = 2**26
+"""Of one text or colour profile of a PNG, unpacked; Pillow's 1 MB is less than sound files hold."""
+
+# Pillow has these limits as variables of its modules alone.
+Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA_BYTES
+PngImagePlugin.MAX_TEXT_MEMORY = 2 * MAX_METADATA_BYTES
+
+# Orientation tag of EXIF → what it asks for (EXIF 2.32, table 6).
+EXIF_TURNS = {
+    2: Turn(False, False, True),
+    3: Turn(False, True, True),
+    4: Turn(False, True, False),
+    5: Turn(True, False, False),
+    6: Turn(True, False, True),
+    7: Turn(True, True, True),
+    8: Turn(True, True, False),
+}
 
 
-def decode_image(payload: Payload) -> Frame:
-    """The picture in `payload`; alpha is dropped, 16 bits become 8.
+def decode_image(payload: Payload, orientation: Orientation = "upright") -> Frame:
+    """Decode an image to uint8 `[H, W, 3]`; alpha is dropped, 16 bits become 8.
 
     Raises:
-        UndecodableError: it is no JPEG, PNG or WebP, or a broken one.
+        UndecodableError: it is not a JPEG, PNG or WebP, is damaged, or exceeds a limit.
     """
-    with _open_image(payload) as image:
+    with open_image(payload) as image:
         if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
             grey = (np.asarray(image) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+            pixels = np.repeat(grey[..., None], 3, axis=2)
+        else:
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        turn = _read_exif_turn(image) if orientation == "upright" else None
+        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def check_image(payload: Payload) -> None:
-    """Raise what `decode_image` would; a JPEG is decoded at an eighth of its size.
+def check_image(payload: Payload) -> MediaInfo:
+    """Raise what `decode_image` would raise; a JPEG is decoded at an eighth of its size.
 
     All of a JPEG's entropy-coded data is read for that too, and the inverse transform, which has
     nothing to find, is spared.
 
     Raises:
-        UndecodableError: it is no JPEG, PNG or WebP, or a broken one.
+        UndecodableError: it is not a JPEG, PNG or WebP, is damaged, or exceeds a limit.
     """
-    with _open_image(payload) as image:
+    with open_image(payload) as image:
         image.draft(image.mode, (1, 1))
         image.load()
+        return MediaInfo(frames=1, turned=_read_exif_turn(image) is not None)
+
+
+def upright_size(payload: Payload) -> tuple[int, int]:
+    """Return width and height of an image as `decode_image` gives it, without decoding a JPEG.
+
+    Raises:
+        UndecodableError: it is not a JPEG, PNG or WebP, its header is damaged, or exceeds a limit.
+    """
+    with open_image(payload) as image:
+        width, height = image.size
+        turn = _read_exif_turn(image)
+        return (height, width) if turn is not None and turn.transpose else (width, height)
+
+
+def _read_exif_turn(image: Image.Image) -> Turn | None:
+    """Return the turn of an image's EXIF orientation; None without one, or where EXIF is damaged.
+
+    Pillow raises whatever it runs into over damaged EXIF, and the image itself is sound.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return None
+    return EXIF_TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 @contextmanager
-def _open_image(payload: Payload) -> Iterator[Image.Image]:
-    """A picture; what Pillow raises becomes UndecodableError."""
+def open_image(payload: Payload, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
+    """Open an image; whatever Pillow raises, here or in the body, becomes UndecodableError.
+
+    Args:
+        payload: the encoded image.
+        formats: Pillow's names of those allowed.
+
+    Raises:
+        UndecodableError: it is of no such format, is damaged, or exceeds a limit.
+    """
     try:
-        with Image.open(io.BytesIO(payload), formats=IMAGE_FORMATS) as image:
+        with Image.open(io.BytesIO(payload), formats=formats) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise _too_large(f"{width} × {height} pixels are")
             yield image
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
-        raise UndecodableError("no JPEG, PNG or WebP") from error
-    # What Pillow's decoders raise over damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UndecodableError(f"a damaged picture ({error})") from error
+        names = "no JPEG, PNG or WebP" if formats == IMAGE_FORMATS else f"no {' or '.join(formats)}"
+        raise UndecodableError(names) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("its pixels are") from error
+    except Exception as error:
+        if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
+            raise UndecodableError(
+                f"its text or colour profile is above toto's limit of "
+                f"{MAX_METADATA_BYTES:,} bytes. Remove the metadata"
+            ) from error
+        raise UndecodableError(f"a damaged image ({error or type(error).__name__})") from error
+
+
+def _too_large(what: str) -> UndecodableError:
+    return UndecodableError(
+        f"{what} above toto's limit of {MAX_IMAGE_PIXELS:,} for images. Scale it down"
+    )
 
 
 class ClipDecoder(Protocol):
-    """Decodes frames start, start+stride, … of a video, or raises UndecodableError."""
+    """Decodes frames start, start+stride, … of a video; see `decode_clip`."""
 
-    def __call__(self, payload: Payload, start: int, count: int, stride: int) -> Frames:
-        """uint8 `[count, H, W, 3]`."""
+    def __call__(
+        self,
+        payload: Payload,
+        start: int,
+        count: int,
+        stride: int,
+        *,
+        total: int,
+        orientation: Orientation,
+    ) -> Frames:
+        """Return uint8 `[count, H, W, 3]`."""
 
 
 def clip_decoder(name: Decoder) -> ClipDecoder:
-    """The decoder of that name.
+    """Return the decoder of that name.
 
     Raises:
         UserError: it is not installed.
@@ -110,32 +200,32 @@ def clip_decoder(name: Decoder) -> ClipDecoder:
     return decode_clip
 
 
-def decode_frames(
-    kind: Kind,
-    payload: Payload,
+def decode_sample(
+    dataset: Dataset,
+    sample: int,
     start: int,
     count: int,
     stride: int,
     *,
     decode: ClipDecoder = decode_clip,
 ) -> Frames:
-    """Frames of a sample of either kind; a picture has frame 0 alone.
+    """Decode frames of a sample of raw shards, turned as the dataset says; an image has one.
 
     Raises:
-        UndecodableError: the sample is broken or has no such frames.
+        DataError: the shard is missing or changed.
+        UndecodableError: the sample is damaged or has no such frames.
     """
-    if kind == "images":
-        return decode_image(payload)[None]
-    return decode(payload, start, count, stride)
+    payload, orientation = dataset.read(sample), dataset.orientation(sample)
+    if dataset.kind == "images":
+        return decode_image(payload, orientation)[None]
+    total = dataset.frames(sample)
+    return decode(payload, start, count, stride, total=total, orientation=orientation)
 
 
-def count_frames(kind: Kind, payload: Payload) -> int:
-    """Check a file and count its frames: a picture is decoded, a video's first and last frame.
+def inspect_media(kind: Kind, payload: Payload) -> MediaInfo:
+    """Decode a whole file, an image or every frame of a video.
 
     Raises:
-        UndecodableError: the file is broken.
+        UndecodableError: it is damaged, of another format, or exceeds a limit.
     """
-    if kind == "videos":
-        return count_video_frames(payload)
-    check_image(payload)
-    return 1
+    return inspect_video(payload) if kind == "videos" else check_image(payload)

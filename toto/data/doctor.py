@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.decode import UndecodableError, count_frames, iterate_video
+from toto.data.decode import UndecodableError, inspect_media
 from toto.data.index import EXCLUDED_FILE, NO_LABEL
 from toto.data.progress import Progress, silent
 from toto.data.store import excluded_lines
@@ -248,10 +248,8 @@ def _ailment(
 
 
 def _count(dataset: Dataset, payload: memoryview) -> int:
-    if dataset.form == "raw" and dataset.kind == "videos":
-        return sum(1 for _ in iterate_video(payload))
     if dataset.form == "raw":
-        return count_frames(dataset.kind, payload)
+        return inspect_media(dataset.kind, payload).frames
     try:
         codes_THW = np.load(io.BytesIO(payload), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

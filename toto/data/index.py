@@ -39,7 +39,7 @@ from toto.wording import number_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from toto.data.manifest import Form, Kind, Manifest, TokenInfo
+    from toto.data.manifest import Form, Kind, Manifest, Orientation, TokenInfo
 
 __all__ = ["COLUMNS", "EXCLUDED_FILE", "NO_LABEL", "ORIGINS_FILE", "Dataset", "column_file"]
 
@@ -182,6 +182,10 @@ class Dataset:
         if self.kind == "images":
             return np.ones(last - first, dtype=np.int64)
         return self._store.column("frames", first, last).astype(np.int64)
+
+    def orientation(self, i: int) -> Orientation:
+        """Return whether sample i of raw shards is decoded upright or as it is stored."""
+        return self._store.orientation(self.shard_of(i))
 
     def label(self, i: int) -> int:
         """Class of sample i, or -1."""

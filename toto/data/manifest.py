@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from toto.errors import DataError
 from toto.registry import Config
@@ -23,6 +23,7 @@ __all__ = [
     "Form",
     "Kind",
     "Manifest",
+    "Orientation",
     "ShardEntry",
     "SkippedFile",
     "TokenInfo",
@@ -30,11 +31,15 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""3 counts decoded frames and records the orientation; 2 counted packets, and ignored it."""
+READABLE_VERSIONS = (2, 3)
 MANIFEST_FILE = "manifest.json"
 
 Kind = Literal["images", "videos"]
 Form = Literal["raw", "tokens"]
+Orientation = Literal["upright", "stored"]
+"""`upright` applies EXIF orientation and display matrices; `stored` ignores them."""
 
 
 class ShardEntry(Config):
@@ -69,7 +74,7 @@ class SkippedFile(Config):
 class Manifest(Config):
     """The whole description; see the fields."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[2, 3] = 3
     kind: Kind
     form: Form
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
@@ -79,6 +84,9 @@ class Manifest(Config):
         (), description="the originals that samples were made of, for telling splits apart"
     )
     skipped: tuple[SkippedFile, ...] = ()
+    # The default is what every dataset of version 2 was read by, so that runs on it stay the same.
+    orientation: Orientation = Field("stored", description="how readers of raw shards decode")
+    turned: NonNegativeInt = Field(0, description="samples that `upright` turns or reflects")
     # Not of TokenInfo, which is a part of what it is a hash of, and is compared where tokens of
     # several datasets are joined.
     made_from: str = Field(
@@ -91,10 +99,16 @@ class Manifest(Config):
         return sum(shard.samples for shard in self.shards)
 
     def fingerprint(self) -> str:
-        """Return a hash of what the samples are: kind, form, labels, the bytes of every shard."""
+        """Return a hash of what readers get: kind, form, labels, orientation, shards."""
         content = self.model_dump(mode="json", include={"kind", "form", "classes"})
         content["tokens"] = None if self.tokens is None else self.tokens.identity()
         content["shards"] = [shard.sha256 for shard in self.shards]
+        # Numbers of frames are counted otherwise than by version 2, and with them the units.
+        if self.kind == "videos" and self.form == "raw" and self.format_version > 2:
+            content["format_version"] = self.format_version
+        # Without such samples both orientations read the same pixels.
+        if self.turned and self.orientation == "upright":
+            content["orientation"] = self.orientation
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -126,9 +140,10 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         version = data.get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}. Pack the dataset again") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path} is of format version {version}, and this toto reads {FORMAT_VERSION}. "
+            f"{path} is of format version {version}, and this toto reads "
+            f"{' and '.join(str(known) for known in READABLE_VERSIONS)}. "
             "Update toto, or pack the dataset again"
         )
     try:

@@ -12,8 +12,9 @@ from toto.data.decode import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     UndecodableError,
-    count_frames,
-    decode_frames,
+    decode_clip,
+    decode_image,
+    inspect_media,
 )
 from toto.data.index import NO_LABEL
 from toto.data.order import CENTRE
@@ -165,10 +166,14 @@ class FileMiddles(Middles):
         path, kind = self._paths[number], self._kinds[number]
         try:
             payload = path.read_bytes()
-            count = count_frames(kind, payload)
-            clip = self._place(count)
-            start = (count - clip.span) // 2
-            frames = decode_frames(kind, payload, start, clip.frames, clip.stride)
+            total = inspect_media(kind, payload).frames
+            clip = self._place(total)
+            start = (total - clip.span) // 2
+            frames = (
+                decode_image(payload)[None]
+                if kind == "images"
+                else decode_clip(payload, start, clip.frames, clip.stride, total=total)
+            )
         except (OSError, UndecodableError) as error:
             raise DataError(
                 f"{path}: {error}. Repair the file or remove it, and run the command again: "

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile, check_file
-from toto.data.decode import UndecodableError
+from toto.data.decode import MediaInfo, UndecodableError
 from toto.data.layouts import list_source
 from toto.data.listing import split_folder
-from toto.data.manifest import Kind, SkippedFile
+from toto.data.manifest import Kind, Orientation, SkippedFile
 from toto.data.parts import Description, LeftAlone, Parts, Sample, Totals
 from toto.data.plan import Entry, FilePlan, Item, Plan
 from toto.data.progress import Note, Progress, silent, unsaid
@@ -45,6 +45,8 @@ class PackReport:
         classes: names of the labels; empty without.
         skipped: files that were left out because they cannot be decoded.
         left: what was neither packed nor broken, counted by kind, such as `.txt`.
+        orientation: whether readers apply EXIF orientation and display matrices.
+        turned: samples that have one which asks for a turn or a reflection.
     """
 
     path: Path
@@ -56,6 +58,8 @@ class PackReport:
     classes: tuple[str, ...]
     skipped: tuple[SkippedFile, ...]
     left: Mapping[str, int]
+    orientation: Orientation
+    turned: int
 
 
 def plan_pack(
@@ -93,13 +97,14 @@ def pack(
     *,
     workers: int = 0,
     skip_broken: bool = False,
+    orientation: Orientation = "upright",
     progress: Progress = silent,
     note: Note = unsaid,
 ) -> PackReport:
     """Check every file and write the shards of a plan that are not there yet.
 
-    Pictures are decoded, of videos the first and the last frame. The bytes depend on the plan
-    alone, not on the workers or on how often the packing was stopped and begun again.
+    Images and all frames of videos are decoded. The bytes of the shards depend on the plan alone,
+    not on the workers or on how often the packing was stopped and resumed.
 
     Args:
         plan: see `plan_pack`.
@@ -107,6 +112,8 @@ def pack(
         workers: processes that check files, so that a crash of a decoder costs that file alone;
             0 checks in this process.
         skip_broken: leave out files that cannot be decoded, and name them in the manifest.
+        orientation: whether readers apply EXIF orientation and display matrices; the files are
+            copied as they are.
         progress: called after each file.
         note: told of a packing that is gone on with.
 
@@ -134,8 +141,10 @@ def pack(
     classes = plan.classes
     if classes is None:
         classes = tuple(str(label) for label in range(totals.max_label + 1))
-    parts.publish(Description(plan.kind, "raw", classes))
-    return _report(plan, out, classes, totals)
+    parts.publish(
+        Description(plan.kind, "raw", classes, orientation=orientation, turned=totals.turned)
+    )
+    return _report(plan, out, classes, totals, orientation)
 
 
 def pack_folder(
@@ -158,8 +167,8 @@ def pack_folder(
 
 _Entry = Entry | None
 """What a plan has, or the end of a shard."""
-_Checked = tuple[Item, int | str | Crash] | SkippedFile | LeftAlone | None
-"""The same with the number of frames, or with what is wrong."""
+_Checked = tuple[Item, MediaInfo | str | Crash] | SkippedFile | LeftAlone | None
+"""The same with what a decode of the file shows, or with what is wrong."""
 
 
 def _entries(plan: Plan, shards: Iterable[int]) -> Iterator[_Entry]:
@@ -220,18 +229,28 @@ def _to_samples(
         progress(span.stop, total)
 
 
-def _to_sample(item: Item, verdict: int | str | Crash) -> Sample | SkippedFile:
+def _to_sample(item: Item, verdict: MediaInfo | str | Crash) -> Sample | SkippedFile:
     file = item.file
-    if not isinstance(verdict, int):
+    if not isinstance(verdict, MediaInfo):
         return SkippedFile(path=file.origin, reason=str(verdict))
     try:
         payload = file.read()
     except UndecodableError as error:  # it was there when it was checked
         return SkippedFile(path=file.origin, reason=str(error))
-    return Sample(item.key, file.extension, payload, file.origin, verdict, file.label)
+    return Sample(
+        item.key,
+        file.extension,
+        payload,
+        file.origin,
+        verdict.frames,
+        file.label,
+        turned=verdict.turned,
+    )
 
 
-def _report(plan: Plan, out: Path, classes: tuple[str, ...], totals: Totals) -> PackReport:
+def _report(
+    plan: Plan, out: Path, classes: tuple[str, ...], totals: Totals, orientation: Orientation
+) -> PackReport:
     return PackReport(
         path=out,
         kind=plan.kind,
@@ -242,6 +261,8 @@ def _report(plan: Plan, out: Path, classes: tuple[str, ...], totals: Totals) -> 
         classes=classes,
         skipped=tuple(totals.skipped),
         left=totals.left + Counter(plan.left),
+        orientation=orientation,
+        turned=totals.turned,
     )
 
 

@@ -32,6 +32,7 @@ from toto.data.manifest import (
     Form,
     Kind,
     Manifest,
+    Orientation,
     ShardEntry,
     SkippedFile,
     TokenInfo,
@@ -74,6 +75,7 @@ class Sample:
         origin: where the payload came from, for messages.
         frames: number of frames; 1 for a picture.
         label: class, or -1.
+        turned: whether it has an orientation that asks for a turn or a reflection.
     """
 
     key: str
@@ -82,6 +84,7 @@ class Sample:
     origin: str
     frames: int = 1
     label: int = NO_LABEL
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class Description:
     tokens: TokenInfo | None = None
     sources: tuple[str, ...] = ()
     made_from: str = ""
+    orientation: Orientation = "upright"
+    turned: int = 0
 
 
 class Part(Config):
@@ -110,6 +115,7 @@ class Part(Config):
     frames: NonNegativeInt
     payload_bytes: NonNegativeInt
     max_label: int = NO_LABEL
+    turned: NonNegativeInt = 0
     skipped: tuple[SkippedFile, ...] = ()
     left: dict[str, int] = Field(default_factory=dict)
 
@@ -123,6 +129,7 @@ class Totals:
     frames: int = 0
     payload_bytes: int = 0
     max_label: int = NO_LABEL
+    turned: int = 0
     skipped: list[SkippedFile] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
 
@@ -137,6 +144,7 @@ class PartWriter:
         self._tar = TarFileWriter(self._work / "tar")
         self._rows: list[tuple[int, int, int, int]] = []
         self._origins: list[str] = []
+        self._turned = 0
         self._skipped: list[SkippedFile] = []
         self._left: Counter[str] = Counter()
 
@@ -156,6 +164,7 @@ class PartWriter:
             if extension == item.extension:
                 self._rows.append((offset, len(item.payload), item.frames, item.label))
         self._origins.append(json.dumps(item.origin))
+        self._turned += item.turned
 
     def finish(self) -> Part:
         """Close the tar; the part is there for good."""
@@ -174,6 +183,7 @@ class PartWriter:
             frames=int(rows["frames"].sum(dtype=np.int64)),
             payload_bytes=int(rows["size"].sum(dtype=np.int64)),
             max_label=int(rows["label"].max(initial=NO_LABEL)),
+            turned=self._turned,
             skipped=tuple(self._skipped),
             left=dict(self._left),
         )
@@ -274,6 +284,7 @@ class Parts:
             totals.frames += part.frames
             totals.payload_bytes += part.payload_bytes
             totals.max_label = max(totals.max_label, part.max_label)
+            totals.turned += part.turned
             totals.skipped += part.skipped
             totals.left.update(part.left)
         return totals
@@ -340,6 +351,8 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
         tokens=description.tokens,
         sources=description.sources,
         made_from=description.made_from,
+        orientation=description.orientation,
+        turned=description.turned,
         skipped=tuple(file for n in range(count) for file in _read_part(folder, n).skipped),
     )
     for path in (dataset / ORIGINS_FILE, *(dataset / column_file(name) for name in COLUMNS)):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAN_VERSION", "Entry", "FilePlan", "Item", "Plan", "make_key"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from toto.data.manifest import ShardEntry
+    from toto.data.manifest import Orientation, ShardEntry
 
 __all__ = [
     "COLUMNS",
@@ -95,6 +95,10 @@ class Store(ABC):
         """The file of a shard that is mapped has been removed, and only the mapping holds it."""
         return False
 
+    def orientation(self, shard: int) -> Orientation:
+        """Return how readers decode the raw samples of a shard."""
+        return self.manifest.orientation
+
 
 class LocalStore(Store):
     """A dataset in a folder of this machine.
@@ -169,7 +173,14 @@ class JoinedStore(Store):
         self.name = first.name if len(parts) == 1 else f"{first.name}+{len(parts) - 1}"
         manifests = [part.manifest for part in parts]
         self.manifest = first.manifest.model_copy(
-            update={"made_from": first.manifest.made_from if len(parts) == 1 else ""}
+            update={
+                "made_from": first.manifest.made_from if len(parts) == 1 else "",
+                "format_version": min(manifest.format_version for manifest in manifests),
+                "turned": sum(m.turned for m in manifests if m.orientation == "upright"),
+                "orientation": "upright"
+                if any(m.orientation == "upright" for m in manifests)
+                else "stored",
+            }
             | {
                 name: tuple(item for manifest in manifests for item in getattr(manifest, name))
                 for name in ("shards", "sources", "skipped")
@@ -217,6 +228,11 @@ class JoinedStore(Store):
         """As the part that holds it says."""
         part, place = self._locate(shard)
         return self.parts[part].is_dropped(place)
+
+    def orientation(self, shard: int) -> Orientation:
+        """Return that of the part that holds the shard."""
+        part, place = self._locate(shard)
+        return self.parts[part].orientation(place)
 
     def _locate(self, shard: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._shard_ends, shard, side="right"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.decode import UndecodableError, clip_decoder, decode_frames
+from toto.data.decode import UndecodableError, clip_decoder, decode_sample
 from toto.data.mixture import Mixture
 from toto.data.order import InOrder, Sampler, Shuffled
 from toto.data.transforms import square
@@ -250,9 +250,8 @@ class SourceStream:
         start = int(drawn.start_N[place])
         if self.dataset.form == "tokens":
             return self.dataset.read_codes(sample, start, count, self._clip.stride)
-        payload = self.dataset.read(sample)
-        frames = decode_frames(
-            self.dataset.kind, payload, start, count, self._clip.stride, decode=self._decode_clip
+        frames = decode_sample(
+            self.dataset, sample, start, count, self._clip.stride, decode=self._decode_clip
         )
         return square(
             frames,

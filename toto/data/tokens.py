@@ -267,12 +267,14 @@ def _token_info(dataset: Dataset, tokenizer: Tokenizer, resolution: int, crops: 
 
 def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
     """As many frames of one sample as its index says."""
-    payload = dataset.read(sample)
+    payload, orientation = dataset.read(sample), dataset.orientation(sample)
     count = dataset.frames(sample)
     try:
         decoded = 0
         frames = (
-            iter([decode_image(payload)]) if dataset.kind == "images" else iterate_video(payload)
+            iter([decode_image(payload, orientation)])
+            if dataset.kind == "images"
+            else iterate_video(payload, orientation)
         )
         for frame in itertools.islice(frames, count):
             yield frame

@@ -1,24 +1,29 @@
 """Videos to RGB frames with PyAV: all of them, or those of one clip from the last keyframe on.
 
-Videos are taken as they are stored: no rotation by a display matrix. Frame numbers count decoded
-frames in the order of presentation, whatever the frame rate. One thread: the loader's workers are
-the parallel part.
+Frame numbers count the frames that a decode of the whole file gives, in that order, whatever the
+frame rate. Packets are not frames: some are never shown, and some cannot be decoded. One thread:
+the loader's workers are the parallel part.
 """
 
 from __future__ import annotations
 
-import io
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
-from toto.errors import DataError
+from toto.data.video_file import (
+    Frame,
+    FrameConverter,
+    Frames,
+    MediaInfo,
+    MemoryFile,
+    Payload,
+    UndecodableError,
+    open_video,
+    read_turn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,25 +32,18 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+    from toto.data.manifest import Orientation
+
     _Packet = Packet[VideoStream]
 
 __all__ = [
-    "Frame",
-    "Frames",
-    "MemoryFile",
-    "Payload",
-    "UndecodableError",
-    "count_video_frames",
     "decode_clip",
     "decode_clip_plainly",
+    "decode_seconds",
+    "inspect_video",
     "iterate_video",
+    "read_timeline",
 ]
-
-Frame = npt.NDArray[np.uint8]
-"""`[H, W, 3]` RGB."""
-Frames = npt.NDArray[np.uint8]
-"""`[T, H, W, 3]` RGB."""
-Payload = bytes | memoryview
 
 # Here FFmpeg can leave out, exactly, frames that no other frame is predicted from. (HEVC's notion
 # of such frames is that of one temporal layer.)
@@ -54,109 +52,145 @@ SKIPPABLE = frozenset({"h264"})
 INDEXED = "mov"
 
 
-class UndecodableError(DataError):
-    """A file that is broken, or not of the format that its name says."""
+BASE_SECONDS = 120.0
+SECONDS_PER_MEGABYTE = 10.0
+"""Videos decode at more than 2 MB, or 1,000 small frames, a second; see `decode_seconds`."""
 
 
-class MemoryFile(io.RawIOBase):
-    """A payload as a file, without a copy: a video may be as large as its shard."""
-
-    def __init__(self, payload: Payload) -> None:
-        self._view = memoryview(payload)
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` from here on, as far as the payload goes."""
-        chunk = self._view[self._position : self._position + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self._position += len(chunk)
-        return len(chunk)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; before the start is the start."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def tell(self) -> int:
-        """The place."""
-        return self._position
-
-
-def decode_clip(payload: Payload, start: int, count: int, stride: int) -> Frames:
-    """Frames start, start+stride, … of a video, equal to those of a decode of all frames.
+def decode_clip(
+    payload: Payload,
+    start: int,
+    count: int,
+    stride: int,
+    *,
+    total: int,
+    orientation: Orientation = "upright",
+) -> Frames:
+    """Return frames start, start+stride, … of a video, equal to those of a decode of all frames.
 
     Decoding begins at the last keyframe that is shown no later than `start` and leaves out what no
-    frame of the clip depends on, as far as the codec tells.
+    frame of the clip depends on, as far as the codec tells. This relies on the times of packets, so
+    it is done only where there are as many times as frames; otherwise all frames are decoded.
+
+    Args:
+        payload: the encoded video.
+        start: number of the first frame.
+        count: T, frames of the clip.
+        stride: distance between frames of the clip.
+        total: frames of the whole video, as `inspect_video` counts them.
+        orientation: whether display matrices are applied.
+
+    Returns:
+        uint8 `[T, H, W, 3]`.
 
     Raises:
-        UndecodableError: the video is broken or has no such frames.
-    """
-    frames = _seek_clip(payload, range(start, start + (count - 1) * stride + 1, stride))
-    if len(frames) < count:
-        return decode_clip_plainly(payload, start, count, stride)
-    return _stack(frames)
-
-
-def decode_clip_plainly(payload: Payload, start: int, count: int, stride: int) -> Frames:
-    """What `decode_clip` returns, by decoding all frames from the first on.
-
-    Raises:
-        UndecodableError: the video is broken or has no such frames.
+        UndecodableError: the video is damaged or has no such frames.
     """
     wanted = range(start, start + (count - 1) * stride + 1, stride)
+    frames = _seek_clip(payload, wanted, total, orientation)
+    if len(frames) < count:
+        return decode_clip_plainly(payload, start, count, stride, orientation=orientation)
+    return np.stack(frames)
+
+
+def decode_clip_plainly(
+    payload: Payload,
+    start: int,
+    count: int,
+    stride: int,
+    *,
+    orientation: Orientation = "upright",
+) -> Frames:
+    """Return what `decode_clip` returns, by decoding all frames from the first on.
+
+    Raises:
+        UndecodableError: the video is damaged or has no such frames.
+    """
+    wanted = range(start, start + (count - 1) * stride + 1, stride)
+    to_rgb = FrameConverter(orientation)
     frames: list[Frame] = []
-    for rank, frame in enumerate(iterate_video(payload)):
-        if rank in wanted:
-            frames.append(frame)
-        if len(frames) == count:
-            return _stack(frames)
+    with open_video(MemoryFile(payload)) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            to_rgb.check(frame)
+            if number in wanted:
+                frames.append(to_rgb(frame))
+            if len(frames) == count:
+                return np.stack(frames)
     raise UndecodableError(
         f"{len(frames)} of the {count} frames from {start} on, every {stride}, can be decoded"
     )
 
 
-def iterate_video(payload: Payload) -> Iterator[Frame]:
-    """All frames of a video, in order: the plain way.
+def iterate_video(payload: Payload, orientation: Orientation = "upright") -> Iterator[Frame]:
+    """Yield all frames of a video in order, uint8 `[H, W, 3]`.
 
     Raises:
-        UndecodableError: the video is broken.
+        UndecodableError: the video is damaged, or the size of its frames changes.
     """
-    to_rgb = _ToRgb()
-    with _open_video(payload) as (container, stream):
+    to_rgb = FrameConverter(orientation)
+    with open_video(MemoryFile(payload)) as (container, stream):
         for frame in container.decode(stream):
             yield to_rgb(frame)
 
 
-def count_video_frames(payload: Payload) -> int:
-    """Count a video's frames and decode its first and last one.
+def inspect_video(payload: Payload) -> MediaInfo:
+    """Decode every frame of a video and count them.
 
-    Packets are counted, those left out that the edit list discards; where they carry no times, all
-    frames are decoded.
+    What packets say is not enough: some hold frames that are never shown, others cannot be decoded
+    without a keyframe that is missing.
 
     Raises:
-        UndecodableError: the file is broken.
+        UndecodableError: the file is damaged or cut short, decoding exceeds `decode_seconds`, the
+            size of its frames changes, or its times contradict their order.
     """
-    with _open_video(payload) as (container, stream):
-        timeline = _read_timeline(container, stream)
-    count = sum(1 for _ in iterate_video(payload)) if timeline is None else len(timeline.pts)
-    if count == 0:
+    file = MemoryFile(payload, decode_seconds(len(payload)))
+    to_rgb = FrameConverter()
+    shown: list[int | None] = []
+    times: list[int | None] = []
+    packets = 0
+    turned = False
+    with open_video(file) as (container, stream):
+        # This changes pixels and not what can be decoded.
+        stream.codec_context.options |= {"skip_loop_filter": "all"}
+        for packet in container.demux(stream):
+            file.check_time()
+            packets += packet.size > 0
+            if _is_timed(packet):
+                times.append(packet.pts if packet.dts is not None else None)
+            for frame in stream.decode(packet):
+                if not shown:
+                    to_rgb(frame)  # its pixel format may be one that cannot be converted
+                    turned = read_turn(frame) is not None
+                to_rgb.check(frame)
+                shown.append(frame.pts)
+        listed = sum(entry.size > 0 for entry in stream.index_entries)
+        if INDEXED in container.format.name.split(",") and packets < listed:
+            raise UndecodableError(
+                f"it is cut short: {packets:,} of its {listed:,} packets can be read"
+            )
+    if not shown:
         raise UndecodableError("a video without frames")
-    for frame in {0, count - 1}:
-        decode_clip(payload, frame, 1, 1)
-    return count
+    # Where seeking will be used, by these times, it has to give these frames in this order.
+    unique = set(times)
+    is_seekable = None not in unique and len(unique) == len(times) == len(shown)
+    if is_seekable and shown != sorted(time for time in times if time is not None):
+        raise UndecodableError(
+            "the times in the file contradict the order of its frames. Encode it again"
+        )
+    return MediaInfo(len(shown), turned)
+
+
+def decode_seconds(size: int) -> float:
+    """Return the processor time that decoding a file of `size` bytes may take, in seconds.
+
+    It is about ten times what a long video takes on a slow core; only files that are made to waste
+    time need more.
+    """
+    return BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 1e6
 
 
 @dataclass(frozen=True)
-class _Timeline:
+class Timeline:
     """When each frame is shown, in order, and the keyframes as (time shown, time to seek)."""
 
     pts: list[int]
@@ -171,45 +205,37 @@ class _Plan:
     packets: Iterable[_Packet]
 
 
-@contextmanager
-def _open_video(payload: Payload) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A container and its first video stream; what FFmpeg raises becomes UndecodableError."""
-    try:
-        # Titles in other encodings than UTF-8 are common, and no reason to refuse a film.
-        with av.open(MemoryFile(payload), mode="r", metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise UndecodableError("a file without a video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise UndecodableError("a video of a codec that FFmpeg does not know")
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.FFmpegError as error:
-        raise UndecodableError(f"no readable video ({error.strerror})") from error
-
-
-def _seek_clip(payload: Payload, wanted: range, *, by_index: bool = True) -> list[Frame]:
-    """The frames of those numbers, decoded from the last keyframe shown before them.
+def _seek_clip(
+    payload: Payload,
+    wanted: range,
+    total: int,
+    orientation: Orientation = "upright",
+    *,
+    by_index: bool = True,
+) -> list[Frame]:
+    """Return the frames of those numbers, decoded from the last keyframe shown before them.
 
     Empty or incomplete where the file's times do not lead to them. Where the index does not, or is
     not asked, all packets are read for their times.
     """
-    with _open_video(payload) as (container, stream):
+    with open_video(MemoryFile(payload)) as (container, stream):
         by_index = by_index and INDEXED in container.format.name.split(",")
         make_plan = _plan_by_index if by_index else _plan_by_timeline
-        plan = make_plan(container, stream, wanted)
+        plan = make_plan(container, stream, wanted, total)
         if plan is not None:
-            return _decode_due(stream, plan)
-    return _seek_clip(payload, wanted, by_index=False) if by_index else []
+            return _decode_due(stream, plan, FrameConverter(orientation))
+    return _seek_clip(payload, wanted, total, orientation, by_index=False) if by_index else []
 
 
-def _plan_by_index(container: InputContainer, stream: VideoStream, wanted: range) -> _Plan | None:
-    """From the file's index and the packets around the clip alone, however long the film.
+def _plan_by_index(
+    container: InputContainer, stream: VideoStream, wanted: range, total: int
+) -> _Plan | None:
+    """Plan by the file's index and the packets around the clip alone, however long the video.
 
     What is coded before a keyframe is shown before it. So the number of a frame that is shown no
     earlier than the keyframe is that of the frames coded before the keyframe, and of those coded
-    from there on that are shown before it. None where the index is not complete, or does not agree
-    with the packets.
+    from there on that are shown before it. None where the index does not list `total` frames, or
+    does not agree with the packets.
     """
     keyframes: list[tuple[int, int]] = []
     number = last = 0
@@ -218,7 +244,7 @@ def _plan_by_index(container: InputContainer, stream: VideoStream, wanted: range
             keyframes.append((number, entry.timestamp))
         number += not entry.is_discard and entry.size > 0
         last = entry.timestamp
-    if wanted.stop > number:
+    if number != total or wanted.stop > total:
         return None
     if keyframes and keyframes[-1][0] <= wanted.start:
         keyframes.append((number, last + 1))
@@ -264,11 +290,11 @@ def _shown(packets: list[_Packet]) -> list[int]:
 
 
 def _plan_by_timeline(
-    container: InputContainer, stream: VideoStream, wanted: range
+    container: InputContainer, stream: VideoStream, wanted: range, total: int
 ) -> _Plan | None:
-    """From the times of all packets: the plain way. None where they have none."""
-    timeline = _read_timeline(container, stream)
-    if timeline is None or wanted.stop > len(timeline.pts):
+    """Plan by the times of all packets; None where these are not `total` times."""
+    timeline = read_timeline(container, stream)
+    if timeline is None or len(timeline.pts) != total or wanted.stop > total:
         return None
     due = {timeline.pts[number] for number in wanted}
     first = min(due)
@@ -281,12 +307,17 @@ def _plan_by_timeline(
     return _Plan(due, container.demux(stream))
 
 
-def _read_timeline(container: InputContainer, stream: VideoStream) -> _Timeline | None:
-    """The times of all frames, from the packets alone; None where packets carry no times."""
+def _is_timed(packet: _Packet) -> bool:
+    """Return whether a packet's time counts: not those of the end, of edit lists, or damaged."""
+    return packet.size > 0 and not packet.is_discard and not packet.is_corrupt
+
+
+def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline | None:
+    """Read the times of all frames from the packets alone; None where packets carry no times."""
     pts: list[int] = []
     keyframes: list[tuple[int, int]] = []
     for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_discard or packet.is_corrupt:
+        if not _is_timed(packet):
             continue
         if packet.pts is None or packet.dts is None:
             return None
@@ -295,18 +326,24 @@ def _read_timeline(container: InputContainer, stream: VideoStream) -> _Timeline 
             keyframes.append((packet.pts, packet.dts))
     if len(set(pts)) != len(pts):
         return None
-    return _Timeline(sorted(pts), keyframes)
+    return Timeline(sorted(pts), keyframes)
 
 
-def _decode_due(stream: VideoStream, plan: _Plan) -> list[Frame]:
-    """The frames of those times in their order, as far as the packets hold them."""
+def _decode_due(stream: VideoStream, plan: _Plan, to_rgb: FrameConverter) -> list[Frame]:
+    """Return the frames of those times in their order, as far as the packets hold them.
+
+    Empty where the decoder gives frames in another order than that of their times: its order is the
+    one that counts.
+    """
     context = stream.codec_context
-    to_rgb = _ToRgb()
     found: dict[int, Frame] = {}
     unread = set(plan.due)
+    shown: list[int] = []
 
     def collect(frames: list[VideoFrame]) -> None:
         for frame in frames:
+            if frame.pts is not None:
+                shown.append(frame.pts)
             if frame.pts in plan.due:
                 found[frame.pts] = to_rgb(frame)
 
@@ -318,21 +355,6 @@ def _decode_due(stream: VideoStream, plan: _Plan) -> list[Frame]:
         if not unread:
             collect(stream.decode(None))  # those that wait for their turn to be shown
             break
+    if any(after <= before for before, after in pairwise(shown)):
+        return []
     return [found[pts] for pts in sorted(found)]
-
-
-class _ToRgb:
-    """Converts the frames of one video. A converter for each frame costs six times as much."""
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: VideoFrame) -> Frame:
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
-
-
-def _stack(frames: list[Frame]) -> Frames:
-    if len({frame.shape for frame in frames}) > 1:
-        raise UndecodableError("the size of its frames changes")
-    return np.stack(frames)

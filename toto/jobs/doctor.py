@@ -105,6 +105,11 @@ def _say_summary(dataset: Dataset, findings: list[Finding]) -> None:
         f"{number_of(len(dataset.classes), 'class', 'classes')}; {len(dataset.excluded):,} "
         "excluded before"
     )
+    if dataset.manifest.format_version == 2 and dataset.form == "raw":
+        say(
+            "  packed by an older toto: orientation is ignored, and frames of videos were counted "
+            "by packets. Pack the originals again to apply today's rules"
+        )
     counts = count_by_ailment(findings)
     for ailment, explanation in EXPLANATIONS.items():
         say(f"  {ailment:<12}{counts[ailment]:>8,}  {explanation}")

@@ -18,7 +18,8 @@ from toto.wording import number_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toto.data.manifest import Kind
+    from toto.data.manifest import Kind, Orientation
+    from toto.data.pack import PackReport
 
 __all__ = ["make_sample_datasets", "pack_source"]
 
@@ -33,6 +34,7 @@ def pack_source(
     class_list: str | None,
     workers: int | None,
     skip_broken: bool,
+    orientation: Orientation,
 ) -> None:
     """Pack a folder, and print what was packed and what was left out.
 
@@ -45,6 +47,7 @@ def pack_source(
         class_list: whose classes are taken; see `read_class_names`. None: those of SRC.
         workers: processes that check files; None for one a core, 0 for none besides this one.
         skip_broken: leave out files that cannot be decoded.
+        orientation: whether readers apply EXIF orientation and display matrices.
 
     Raises:
         DataError: see `plan_pack` and `pack`.
@@ -66,6 +69,7 @@ def pack_source(
             out,
             workers=num_cores() if workers is None else workers,
             skip_broken=skip_broken,
+            orientation=orientation,
             progress=progress,
             note=say,
         )
@@ -74,6 +78,8 @@ def pack_source(
         f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
         f"{'shard' if report.num_shards == 1 else 'shards'}, " + _describe_classes(report.classes)
     )
+    if report.turned:
+        say(f"  {_describe_turned(report)}")
     if report.left:
         say(f"  left alone: {describe_left(report.left)}")
     for file in report.skipped:
@@ -84,6 +90,13 @@ def _describe_classes(classes: tuple[str, ...]) -> str:
     if not classes:
         return "no labels"
     return f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'} ({name_some(classes)})"
+
+
+def _describe_turned(report: PackReport) -> str:
+    what = f"{report.turned:,} with an EXIF orientation or a display matrix"
+    if report.orientation == "upright":
+        return f"{what}: readers turn them upright (--orientation stored: not)"
+    return f"{what}: readers ignore it (--orientation stored)"
 
 
 def make_sample_datasets(root: Path) -> None:

@@ -116,7 +116,7 @@ def _require_bounded(text: str) -> None:
     them can outgrow the memory. A value's weight counts all scalars that it holds, those of its
     aliases again at each use.
     """
-    weights: dict[str, int] = {}  # of finished anchors
+    weights: dict[str | None, int] = {}  # of finished anchors
     parents: list[tuple[str | None, int]] = []  # of collections that have begun: anchor, weight
     weight = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -125,22 +125,24 @@ def _require_bounded(text: str) -> None:
             weight = 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = parents.pop()
-            weights |= {anchor: weight} if anchor is not None else {}
+            weights[anchor] = weight
             weight += before
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in parents):
-                what = f"the value &{event.anchor} contains itself"
-                raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+                raise _refusal(event, f"the value &{event.anchor} contains itself")
             weight += weights.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
-            weights |= {event.anchor: 1} if event.anchor is not None else {}
+            weights[event.anchor] = 1
             weight += 1
         if len(parents) > MAX_DEPTH:
-            what = f"values are nested more than {MAX_DEPTH} deep"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+            raise _refusal(event, f"values are nested more than {MAX_DEPTH} deep")
         if weight >= MAX_WEIGHT:
             what = f"with its aliases written out it has more than {MAX_WEIGHT:,} values"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+            raise _refusal(event, what)
+
+
+def _refusal(event: Any, what: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
 
 
 def _yaml_problem(error: yaml.YAMLError, text: str) -> Problem:

@@ -90,7 +90,7 @@ def test_the_dvae_is_fetched_once_and_then_used(tmp_path, tiny_datasets, server,
 
 def test_a_vqgan_is_fetched_from_a_checkpoint(tmp_path, tiny_datasets, home):
     got = toto("weights", "get", "vqgan-1024", cwd=tmp_path).stdout
-    assert "ignored: loss, 1 tensors" in got
+    assert "ignored: loss, 1 tensor" in got
     assert names(home) == ["vqgan-1024.json", "vqgan-1024.safetensors"]
     tokenizer = {"name": "vqgan", "weights": "official:vqgan-1024"} | VQGAN
     tokenize(recipe_of(tmp_path, tiny_datasets, **tokenizer), tiny_datasets, cwd=tmp_path)

@@ -140,7 +140,7 @@ def test_a_start_from_another_vocabulary_names_it(copied, tiny_datasets):
     more["target_tokenizer"]["num_codes"] = 48
     done = toto("train", write_recipe(copied, more, "more.yaml"), cwd=copied, code=2)
     assert "init_from: runs/tiny/checkpoints" in done.stderr
-    assert '"num_codes": 32' in done.stderr
+    assert "target_tokenizer.num_codes: 32 in the parent, 48 in this recipe" in done.stderr
     assert not list((copied / "runs/more").iterdir())
     regress = patch_recipe(tiny_datasets, init_from="runs/tiny")
     done = toto("train", write_recipe(copied, regress, "regress.yaml"), cwd=copied, code=2)

@@ -64,7 +64,7 @@ def test_a_model_with_a_prefix_is_probed_and_never_predicts_from_less(tmp_path, 
     done = toto(*command, "1", "--prompt-frames", "0", cwd=tmp_path, code=2)
     assert "predict from 0: a prompt of 0" in done.stderr
     done = toto(*command, "1", cwd=tmp_path)
-    assert "1 frames after 3 given" in done.stdout
+    assert "1 frame after 3 given" in done.stdout
 
 
 def test_a_bare_resume_goes_on_with_the_newest_finetuning(trained, tmp_path):

@@ -20,10 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-
 from toto.errors import RecipeError, RunError, StoppedError, TotoError, UserError, error_of_code
+from toto.terminal import make_console, print_lines
 from toto.training.interrupt import WARNINGS, stopped_error
 from toto.training.launch import ALONE, find_launch
 
@@ -87,10 +85,10 @@ def tell(error: TotoError) -> None:
         return
     if _another_tells(error):
         return
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[bold red]{error.label}:[/] {escape(str(error))}")
+    console = make_console(stderr=True)
+    print_lines(console, str(error), label=error.label)
     for note in notes:
-        console.print(f"[bold red]besides:[/] {escape(note)}")
+        print_lines(console, note, label="besides")
 
 
 def _another_tells(error: TotoError) -> bool:
@@ -181,8 +179,8 @@ class _Ranks:
     def _end_others(self, first: int) -> None:
         if self._ended_within(NOTICE_SECONDS):
             return
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"rank {first} has ended with an error; the others are told to, by SIGTERM")
+        text = f"rank {first} has ended with an error; the others are told to, by SIGTERM"
+        print_lines(make_console(stderr=True), text)
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)  # one that is stopped would not hear it
         self._ended_within(SAVE_SECONDS)

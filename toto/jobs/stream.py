@@ -8,6 +8,7 @@ from toto.data.ranks import share
 from toto.errors import UserError
 from toto.jobs.sources import named_stream
 from toto.recipe.reader import read_recipe
+from toto.terminal import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,4 +52,4 @@ def print_stream(
                     f"{unit.crop_y:.6f}",
                     f"{unit.crop_x:.6f}",
                 )
-                print("\t".join(map(str, fields)))
+                print("\t".join(one_line(str(field)) for field in fields))

@@ -28,7 +28,8 @@ RANKS = {
     "errors": -2,
 }  # fmt: skip
 TORCH_FREE = [
-    "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/terminal.py", "toto/jobs/inspect.py",
+    "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py",
+    "toto/terminal.py",
     "toto/jobs/runs.py", "toto/jobs/history.py", "toto/jobs/commits.py", "toto/training/lock.py",
     "toto/training/checkpoint_folder.py",
     "toto/jobs/plan.py", "toto/analysis/devices.py", "toto/analysis/gpu_memory.py",

@@ -20,7 +20,7 @@ from toto.jobs.console import say
 from toto.recipe.derived import describe
 from toto.recipe.reader import check_recipe, read_recipe
 from toto.recipe.schemas import Recipe
-from toto.recipe.yaml_reader import dump_yaml
+from toto.recipe.yaml_reader import dump_yaml, quote
 from toto.training.checkpoint import read_meta
 from toto.training.distributed import joined_ranks
 from toto.training.interrupt import stopped_before_training
@@ -79,7 +79,7 @@ def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output
     Raises:
         RecipeError: its mistakes, or it is a recipe of another verb.
     """
-    overrides = [*overrides, *([f"output={json.dumps(output)}"] if output else [])]
+    overrides = [*overrides, *([f"output={quote(output)}"] if output else [])]
     recipe = read_recipe(name, overrides)
     if not isinstance(recipe, schema):
         verb = schema.model_fields["verb"].default

@@ -107,7 +107,7 @@ def guarded_output() -> Iterator[None]:
     _open_standard_descriptors()
     formatter = logging.lastResort.formatter if logging.lastResort else None
     before = sys.stdout, sys.stderr, warnings.formatwarning
-    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PlainFormatter())
     warnings.formatwarning = lambda *args, **kwargs: plain(before[2](*args, **kwargs))

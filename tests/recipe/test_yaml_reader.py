@@ -11,7 +11,26 @@ from toto.recipe.yaml_reader import dump_yaml, parse_value, quote, read_yaml
 
 LIKE_NUMBERS = st.from_regex(r"[-+]?[0-9._eEx:]{1,9}", fullmatch=True)
 SPECIAL = st.text("\ud800\udc80\u202e\x85\ufeff\t \r\n:#-'\"\\&*!|>%@`~e1\x1b😀")
-WORDS = st.sampled_from("~ null NO on off y 0x1f 1_000 1:30 << = .inf 2026-01-01 --- ? -".split())
+WORDS = st.sampled_from(
+    [
+        "~",
+        "null",
+        "NO",
+        "on",
+        "off",
+        "y",
+        "0x1f",
+        "1_000",
+        "1:30",
+        "<<",
+        "=",
+        ".inf",
+        "2026-01-01",
+        "---",
+        "?",
+        "-",
+    ]
+)
 STRINGS = st.one_of(st.text(), LIKE_NUMBERS, SPECIAL, WORDS)
 
 

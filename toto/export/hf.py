@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from toto.errors import CheckpointError, UserError
 from toto.export.layout import family_of, from_theirs, to_theirs
-from toto.files import disk_errors, write_atomic
+from toto.files import disk_errors, replacing, write_atomic
 from toto.layers.masks import CAUSAL
 from toto.sequence import END_ID, IMAGE_START_ID, NUM_SPECIAL_IDS, PAD_ID, VIDEO_START_ID
 
@@ -94,9 +94,8 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
             write_atomic(out / name, json.dumps(content, indent=2) + "\n")
         write_atomic(out / "README.md", _card(record, family.config["architectures"][0]))
         # Last: a directory without weights is seen to be unfinished.
-        unfinished = out / f".{WEIGHTS}.unfinished"
-        save_file(to_theirs(state, family), unfinished, metadata={"format": "pt"})
-        unfinished.rename(out / WEIGHTS)
+        with replacing(out / WEIGHTS) as unfinished:
+            save_file(to_theirs(state, family), unfinished, metadata={"format": "pt"})
 
 
 def read_model(folder: Path, model: AutoregressiveModel) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ SAVED = {StoppedError.exit_code, CancelledError.exit_code}
 FORWARDED = (signal.SIGINT, *WARNINGS)
 POLL_SECONDS = 0.1
 # After one rank has failed the others are left to find out, then told, then killed.
-NOTICE_SECONDS = 5.0
+NOTICE_SECONDS = 6.0
 SAVE_SECONDS = 8.0  # with the notice less than 15 s, after which a hanging run helps no one
 
 

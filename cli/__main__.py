@@ -10,4 +10,11 @@ if sys.path[0] in ("", os.getcwd()):
 
 from toto.cli.main import main  # only now
 
-main()
+try:
+    main()
+except SystemExit as ended:
+    if ended.code and "RANK" in os.environ:
+        # The others learn that this rank has failed when its connections close. All is written and
+        # closed; tearing down torch would keep them waiting for seconds.
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
+    raise

@@ -9,6 +9,7 @@ import typer
 from toto.cli import analysis, data, inspection, models, tokenizers, tracking, weights
 
 from toto.errors import TotoError
+from toto.terminal import guarded_output, report_unexpected
 
 __all__ = ["app", "main"]
 
@@ -30,18 +31,43 @@ inspection.add_to(app)
 
 
 def main() -> None:
-    """Entry point: what toto reports itself is one message without a traceback.
+    """Run the command line; what toto reports itself is one message without a traceback.
 
-    Exit codes: 0 done (a run that Ctrl-C stopped and saved too), 1 a run that had to stop,
-    2 the user's mistake, 85 a run that a scheduler's signal stopped and saved: queue it again.
+    Exit codes: 0 done, 1 a run that had to stop or an error that toto does not know, 2 the user's
+    mistake, 85 a run that a scheduler's signal stopped and saved, to be queued again, 130 Ctrl-C
+    (a training run has saved).
     """
     # Ranks, data workers and compilers that this process starts are Python processes too. Without
     # this they would import modules from the working directory, which may be a stranger's.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    try:
-        app()
-    except TotoError as error:
-        from toto.jobs.launcher import tell
+    with guarded_output():
+        try:
+            app()
+        except TotoError as error:
+            from toto.jobs.launcher import tell
 
-        tell(error)
-        sys.exit(error.exit_code)
+            tell(error)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except SystemExit as ended:
+            hidden = _hidden_by_typer(ended)
+            if hidden is not None:
+                report_unexpected(hidden)
+            raise
+        except Exception as error:
+            report_unexpected(error)
+            sys.exit(1)
+
+
+def _hidden_by_typer(ended: SystemExit) -> BaseException | None:
+    """Return the error that typer turned into a silent exit, if there was one.
+
+    It takes every broken pipe for that of its own output, and every EOFError for the end of a
+    prompt. Output never raises here, and toto has no prompts: both come from elsewhere.
+    """
+    error = ended.__context__
+    if isinstance(error, OSError):
+        return error
+    cause = None if error is None else error.__cause__
+    return cause if isinstance(cause, EOFError) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,3 +38,17 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"none/a\.txt cannot be written"), disk_errors(target):
         write_atomic(target, "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_other_libraries_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    program = (
+        "import torch, sys\n"
+        "from pathlib import Path\n"
+        "from safetensors.torch import save_file\n"
+        "from toto.files import replacing, write_atomic\n"
+        "with replacing(Path('a')) as unfinished:\n"
+        "    save_file({'x': torch.zeros(2)}, unfinished)\n"
+        "write_atomic(Path('b'), 'text')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, umask=0o027, check=True)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}

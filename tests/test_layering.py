@@ -24,12 +24,13 @@ RANKS = {
     "tokenizers": 2, "backbones": 2, "heads": 2,
     "layers": 1,
     "sequence": 0,
-    "registry": -1, "files": -1,
+    "registry": -1, "files": -1, "terminal": -1, "processes": -1,
     "tensor_names": -2,
     "errors": -2, "wording": -2,
 }  # fmt: skip
 TORCH_FREE = [
     "cli", "toto/recipe", "toto/registry.py", "toto/errors.py", "toto/jobs/inspect.py",
+    "toto/terminal.py",
     "toto/jobs/runs.py", "toto/jobs/history.py", "toto/jobs/commits.py", "toto/training/lock.py",
     "toto/training/checkpoint_folder.py",
     "toto/jobs/plan.py", "toto/analysis/devices.py", "toto/analysis/gpu_memory.py",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 __all__ = [
+    "CancelledError",
     "CheckpointError",
     "DataError",
     "Problem",
@@ -63,10 +64,20 @@ class StoppedError(TotoError):
     label = "stopped"
 
 
+class CancelledError(TotoError):
+    """The user's Ctrl-C stopped a run, and the run is saved; exit code 130, as of any Ctrl-C.
+
+    A shell's `toto train ... && toto probe` then does not probe half a run.
+    """
+
+    exit_code = 130
+    label = "stopped"
+
+
 def error_of_code(exit_code: int, text: str) -> TotoError:
     """The error that another process ended with, told by its exit code."""
     kinds: dict[int, type[TotoError]] = {
-        kind.exit_code: kind for kind in (RunError, UserError, StoppedError)
+        kind.exit_code: kind for kind in (RunError, UserError, StoppedError, CancelledError)
     }
     return kinds[exit_code](text)
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from toto.errors import RunError, UserError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_LOCKS",
     "PARTIAL",
+    "apply_umask",
     "claim",
     "claimant",
     "disk_errors",
@@ -84,11 +85,35 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}{PARTIAL}")
     try:
         yield unfinished
+        apply_umask(unfinished)
         sync(unfinished)
         unfinished.replace(path)
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file the permissions that the umask grants a new file, whatever library wrote it.
+
+    safetensors makes its files readable by their owner alone, so that a group that shares a folder
+    could not load a model. A file system without permissions keeps its own.
+
+    Raises:
+        OSError: the file is missing.
+    """
+    with suppress(PermissionError):
+        path.chmod(0o666 & ~_UMASK)
+
+
+def _umask() -> int:
+    # It can only be read by setting it; the strictest value harms nothing meanwhile.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # when this is imported, before there are threads that make files
 
 
 @contextmanager
@@ -99,7 +124,7 @@ def locked(path: Path) -> Iterator[None]:
         OSError: the folder is missing or refuses, or its file system knows no locks.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # The one before may have removed the file while we waited: then the name is another's.
@@ -129,7 +154,7 @@ def claim(path: Path, text: str) -> Iterator[None]:
     if name in _claimed:
         raise BlockingIOError(errno.EAGAIN, "held by this process", str(path))
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock_at_once(descriptor)
             # The one before may have removed the file after we opened it.

@@ -21,11 +21,12 @@ def steps(monkeypatch):
         def __init__(self, words, **_):
             commands.append(words[3:])
             name = words[4]
+            self.code = 130 if name in stopped else 0
             if words[3] == "train" and name not in stopped:
                 done.add(name)
 
         def wait(self):
-            return 0
+            return self.code
 
     def state(run):
         return RunState(run=str(run), state="done" if run.name in done else "stopped", checkpoint=3)
@@ -69,9 +70,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(tmp_path, ste
 def test_a_stopped_training_stops_the_table(tmp_path, steps):
     commands, _, stopped = steps
     stopped.add("arch_gpt2_small")
-    printed = toto("ablate", "architecture", "--small", cwd=tmp_path).stdout
+    ended = toto("ablate", "architecture", "--small", cwd=tmp_path, code=130)
     assert commands == [["train", "arch_gpt2_small"]]
-    assert "stopped at arch_gpt2_small; the same command goes on" in printed
+    assert "stopped: Ctrl-C ended this step. The same command resumes it" in ended.stderr
 
 
 def test_the_papers_size_is_probed_by_its_protocols(tmp_path, steps):

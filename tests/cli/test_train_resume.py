@@ -116,6 +116,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, tiny_datasets):
     shutil.copytree(tiny_datasets, tmp_path / "data")
     recipe = write_recipe(tmp_path, tiny_recipe(tmp_path / "data", steps=3))
     toto("train", recipe, cwd=tmp_path)
+    (tmp_path / "runs/tiny/history.jsonl").unlink()  # else the run is finished
     (tmp_path / "data/pictures/excluded.jsonl").write_text('{"sample": 1}\n')
     done = toto("train", recipe, "--resume", cwd=tmp_path, code=2)
     assert "data.sources.pictures: not the data that" in done.stderr
@@ -151,6 +152,7 @@ def test_a_run_from_before_a_field_existed_goes_on(tmp_path, tiny_datasets):
         del meta["recipe"]["mask"]
         del meta["recipe"]["training"]["recompute"]
         path.write_text(json.dumps(meta))
+    (tmp_path / "runs/tiny/history.jsonl").unlink()  # else the run is finished
     toto("train", recipe, "--resume", cwd=tmp_path)
     refused = toto(
         "train", recipe, "--resume", "--set", "mask={name: per_image}", cwd=tmp_path, code=2

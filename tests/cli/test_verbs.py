@@ -326,7 +326,7 @@ def test_recomputed_activations_train_the_same(trained, tmp_path, tiny_datasets)
 def test_baselines_of_a_small_source_are_counted_over_few_epochs(
     tmp_path, tiny_datasets, monkeypatch
 ):
-    monkeypatch.setattr("toto.jobs.held_out.BASELINE_TOKENS", 2**30)
+    monkeypatch.setattr("toto.jobs.held_out.baseline_tokens", lambda recipe: 2**30)
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=2))
     counted = {}
     for epochs in (1, 3):

@@ -161,5 +161,5 @@ def test_a_loader_process_that_dies_is_a_message(stream, monkeypatch):
         os.kill(os.getpid(), signal.SIGSEGV)
 
     monkeypatch.setattr(stream, "sequences", crash)
-    with pytest.raises(RunError, match=r"a loader process died .*toto doctor"):
+    with pytest.raises(RunError, match=r"loader process 0 .* died \(SIGSEGV\).*toto doctor"):
         load(stream, workers=1)

@@ -1,9 +1,37 @@
 from __future__ import annotations
 
 import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from toto.errors import RecipeError
-from toto.recipe.yaml_reader import dump_yaml, parse_value, read_yaml
+from toto.recipe.reader import read_recipe
+from toto.recipe.yaml_reader import dump_yaml, parse_value, quote, read_yaml
+
+LIKE_NUMBERS = st.from_regex(r"[-+]?[0-9._eEx:]{1,9}", fullmatch=True)
+SPECIAL = st.text("\ud800\udc80\u202e\x85\ufeff\t \r\n:#-'\"\\&*!|>%@`~e1\x1b😀")
+WORDS = st.sampled_from(
+    [
+        "~",
+        "null",
+        "NO",
+        "on",
+        "off",
+        "y",
+        "0x1f",
+        "1_000",
+        "1:30",
+        "<<",
+        "=",
+        ".inf",
+        "2026-01-01",
+        "---",
+        "?",
+        "-",
+    ]
+)
+STRINGS = st.one_of(st.text(), LIKE_NUMBERS, SPECIAL, WORDS)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +132,38 @@ def test_what_would_outgrow_memory_is_refused(tmp_path, text, message):
 def test_aliases_that_stay_small_are_read():
     value = parse_value(doubled(3))
     assert value["a3"] == [[["x"] * 10] * 10] * 10
+
+
+@given(STRINGS, STRINGS)
+@example("1e3", "08")
+@example("12e4567", "7e02")  # git hashes
+@example("a\x1b[31m", "\udcff")
+def test_every_string_is_read_back_as_it_was(key, text):
+    written = dump_yaml({key: [text]})
+    written.encode()
+    assert parse_value(written) == {key: [text]}
+    assert yaml.safe_load(written) == {key: [text]}, "a reader of YAML 1.1"
+    assert not set(written) & set("\x1b\r\u202e\x85")
+    assert parse_value(quote(text)) == text
+    assert "\n" not in quote(text)
+
+
+@given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none())
+def test_every_other_value_is_read_back_as_it_was(value):
+    for read in (parse_value, yaml.safe_load):
+        found = read(dump_yaml({"a": value}))["a"]
+        assert found == value
+        assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("name", ["1e3", "08", "12e4567", "no", "2026-01-01", "😀 \u202e"])
+def test_the_recipe_of_a_run_is_read_back_with_the_same_strings(tmp_path, name):
+    asked = [f"{key}={quote(name)}" for key in ("name", "title", "data.sources.a.path", "output")]
+    asked += ["data.sources.a.weight=1"]
+    recipe = read_recipe("quickstart", asked)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+    again = read_recipe(str(path), [])
+    assert again == recipe
+    assert (again.name, again.title, again.output) == (name, name, name)
+    assert again.data.sources["a"].path == name

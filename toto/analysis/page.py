@@ -11,6 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from toto.files import disk_errors, write_atomic
+from toto.terminal import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +41,16 @@ def write_page(out: Path, template: str, values: dict[str, Any]) -> None:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
-    environment.filters["svg"] = lambda panel: Markup(panel.svg)  # escaped by matplotlib
+    environment.filters["svg"] = lambda panel: Markup(plain(panel.svg))  # escaped by matplotlib
     with disk_errors(out):
         write_atomic(out, environment.get_template(template).render(values))
+
+
+def _shown(value: object) -> object:
+    """Return a value of the page with control characters as escapes; finished markup stays."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def png_uri(image_HWC: NDArray[np.uint8]) -> str:

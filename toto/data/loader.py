@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
-import time
+import threading
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,22 +22,24 @@ from toto.data.batch import Batch
 from toto.data.ranks import micro_batches, share
 from toto.data.stream import DrawnSequence, SourceStream, Stream
 from toto.errors import DataError, RunError
+from toto.processes import end_with_parent, exit_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from multiprocessing.process import BaseProcess
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
 
 __all__ = ["BrokenUnit", "collate", "evaluation_batches", "training_batches"]
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 # The allowed share of broken units is taken of at least so many drawn ones, so that an early
 # failure does not stop a run.
 MIN_DRAWN = 1_000
-ECHO_SECONDS = 1.0
 
 
 def collate(sequences: Sequence[DrawnSequence]) -> Batch:
@@ -97,10 +103,11 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     on_broken: Callable[[BrokenUnit], None] = lambda broken: None,
-) -> Iterator[list[Batch]]:
-    """The batches of steps start_step to stop_step-1, each as a list of micro-batches.
+) -> Generator[list[Batch], None, None]:
+    """Yield the batches of steps start_step to stop_step-1, each as a list of micro-batches.
 
     Step s holds the positions s·B to (s+1)·B-1. The number of workers changes nothing but speed.
+    The workers end when the generator is closed, or with the process.
 
     Args:
         stream: of the mixture.
@@ -129,27 +136,64 @@ def training_batches(
         generator=torch.Generator(),
     )
     budget = _BrokenBudget(max_broken)
-    for step in _alive(steps):
-        if isinstance(step, DataError):
-            raise step
-        for broken in step.broken:
-            on_broken(broken)
-        budget.count(step.drawn, [broken.what for broken in step.broken])
-        yield [parcel.batch() for parcel in step.parcels]
+    with closing(_from_workers(steps)) as loaded:
+        for step in loaded:
+            if isinstance(step, DataError):
+                raise step
+            for broken in step.broken:
+                on_broken(broken)
+            budget.count(step.drawn, [broken.what for broken in step.broken])
+            yield [parcel.batch() for parcel in step.parcels]
 
 
-def _alive(steps: Iterable[_Step | DataError]) -> Iterator[_Step | DataError]:
-    """The same; a loader process that dies is a message and not a traceback."""
+def _from_workers(loader: DataLoader[T]) -> Generator[T, None, None]:
+    """Yield what a loader loads, and look at its processes after each item.
+
+    Raises:
+        RunError: a process died, whether its items are waited for or not.
+    """
+    before = set(multiprocessing.active_children())
+    on_death = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    if workers and threading.current_thread() is threading.main_thread():
+        # Torch's handler raises wherever the process is, in the middle of an update for example.
+        signal.signal(signal.SIGCHLD, on_death)
+    # At exit multiprocessing sends SIGTERM and waits; workers ignore that (see `_init_worker`).
+    end = Finalize(None, _kill, args=(workers,), exitpriority=10)
     try:
-        yield from steps
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch has no class for it
-            raise
-        raise RunError(
-            f"a loader process died ({error}): a file crashed its decoder, or memory ran out. "
-            "Let `toto doctor DATASET --fix` leave the file out, or lower data.workers; then go "
-            "on with --resume"
-        ) from error
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                _require_alive(workers, error)
+                raise
+            yield item
+            _require_alive(workers)
+    finally:
+        end()
+
+
+def _require_alive(workers: Sequence[BaseProcess], cause: RuntimeError | None = None) -> None:
+    """Raise RunError if a process has died; one that has loaded all its items ends with 0."""
+    for number, worker in enumerate(workers):
+        if worker.exitcode:
+            how = exit_text(worker.exitcode)
+            raise RunError(
+                f"loader process {number} (pid {worker.pid}) died ({how}): a file crashed its "
+                "decoder, or memory ran out. Let `toto doctor DATASET --fix` leave the file out, "
+                "or lower data.workers; then resume with --resume"
+            ) from cause
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End processes that only read, and so have nothing to lose."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def evaluation_batches(
@@ -295,19 +339,10 @@ def _unchanged(step: Any) -> Any:
 def _init_worker(worker: int) -> None:
     """One thread a worker; the signals of a whole process group are the run's to answer.
 
-    Ctrl-C and SIGUSR1 are ignored, and so is the first SIGTERM, which a scheduler and a launcher
-    may both send: the run saves and then ends its workers, and they end by themselves when it has
-    died.
+    They are all ignored: the run saves and then kills its workers, and the kernel does when the run
+    has died.
     """
     torch.set_num_threads(1)
-    first: list[float] = []
-
-    def end(number: int, frame: FrameType | None) -> None:
-        first.append(time.monotonic())
-        if first[-1] - first[0] >= ECHO_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end)
+    end_with_parent(os.getppid())

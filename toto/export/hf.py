@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from toto.errors import CheckpointError, UserError
 from toto.export.layout import changed_settings, family_of, from_theirs, to_theirs
-from toto.files import disk_errors, write_atomic
+from toto.files import disk_errors, replacing, write_atomic
 from toto.layers.masks import CAUSAL
 from toto.model import CodeInterface
 from toto.sequence import END_ID, IMAGE_START_ID, NUM_SPECIAL_IDS, PAD_ID, VIDEO_START_ID
@@ -108,9 +108,8 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
             write_atomic(out / name, json.dumps(content, indent=2) + "\n")
         write_atomic(out / "README.md", _card(record, family.config["architectures"][0]))
         # Last: a directory without weights is seen to be unfinished.
-        unfinished = out / f".{WEIGHTS}.unfinished"
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.rename(out / WEIGHTS)
+        with replacing(out / WEIGHTS) as unfinished:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)

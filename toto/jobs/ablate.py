@@ -23,12 +23,12 @@ from toto.analysis.reproduced import (
     table_cells,
 )
 from toto.analysis.runs import PROBE_FOLDER
-from toto.errors import RunError, UserError, error_of_code
+from toto.errors import CancelledError, RunError, UserError, error_of_code
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import say, say_table
 from toto.jobs.runs import RUNS, look_at
 from toto.recipe.reader import read_recipe
-from toto.training.interrupt import WARNINGS
+from toto.training.interrupt import WARNINGS, hangup_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,6 +60,7 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
             not done, or the mistake of a step.
         RunError: a step failed.
         StoppedError: a scheduler's signal stopped a training; all is saved.
+        CancelledError: Ctrl-C did.
     """
     entry = ablation(word)
     recipes = _recipes(entry, small=small)
@@ -76,9 +77,7 @@ def ablate(word: str, *, small: bool, only: Sequence[str], gpus: int | None, sho
             if name is None or (only and name not in only):
                 continue
             _require_origin(row, name, small=small)
-            if not _trained(name, gpus):
-                say(f"stopped at {name}; the same command goes on")
-                return
+            _train(name, gpus)
             _probe(RUNS / name, results_of(entry, row, small=small))
     rows = filled(entry, RUNS, small=small)
     _write(entry, rows, small=small)
@@ -102,15 +101,14 @@ def _require_origin(row: Row, name: str, *, small: bool) -> None:
         )
 
 
-def _trained(name: str, gpus: int | None) -> bool:
-    """Train the recipe unless it is done; False if the user stopped it."""
+def _train(name: str, gpus: int | None) -> None:
+    """Train the recipe unless it is done."""
     run = RUNS / name
     if not _done(run):
         words = ["train", name]
-        if run.is_dir():  # one without a checkpoint goes on from its beginning
+        if run.is_dir():  # one without a checkpoint is resumed from its beginning
             words.append("--resume")
         _toto([*words, *([] if gpus is None else ["--gpus", str(gpus)])])
-    return _done(run)
 
 
 def _probe(run: Path, results: str | None) -> None:
@@ -154,8 +152,8 @@ def _toto(words: Sequence[str]) -> None:
         return
     if code < 0:
         raise RunError(f"`toto {shlex.join(words)}` was ended by {signal.Signals(-code).name}")
-    if code == 128 + signal.SIGINT:
-        raise KeyboardInterrupt
+    if code == CancelledError.exit_code:
+        raise CancelledError("Ctrl-C ended this step. The same command resumes it")
     raise error_of_code(code, f"`toto {shlex.join(words)}` failed; what it said stands above")
 
 
@@ -166,7 +164,8 @@ def _forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, *WARNINGS)}
     try:
-        yield
+        with hangup_ignored():
+            yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

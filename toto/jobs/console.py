@@ -7,26 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from toto.terminal import make_console, one_line, print_lines
 
 __all__ = ["ProgressFn", "console", "progress_bar", "say", "say_table"]
 
 ProgressFn = Callable[[int, int], None]
 """`progress(done, total)`: called after each piece of long work."""
 
-console = Console(soft_wrap=True, highlight=False)
+console = make_console()
 PLAIN_EVERY_SECONDS = 10.0
 AT_ONCE_SECONDS = 0.2
 
 
 def say(text: str) -> None:
-    """Print a line, as it is."""
-    console.print(text, markup=False)
+    """Print a line to standard output; control characters in it are shown, not sent."""
+    print_lines(console, text)
 
 
 def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: int = 1) -> None:
     """Print rows of cells below their heads: columns of words, then columns of numbers."""
+    head, rows = _cells(head), [_cells(row) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         cells = [
@@ -34,6 +36,10 @@ def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: 
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         say("  ".join(cells).rstrip())
+
+
+def _cells(row: Sequence[str]) -> list[str]:
+    return [one_line(cell) for cell in row]
 
 
 @contextmanager
@@ -46,9 +52,10 @@ def progress_bar(label: str, unit: str = "") -> Iterator[ProgressFn]:
     """
     pace = _Pace(unit)
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
+        what, how_fast = "{task.description}", "{task.fields[pace]}"
+        columns = (TextColumn(what, markup=False), BarColumn(), TextColumn(how_fast, markup=False))
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(label, total=None, pace="")
+            task = bar.add_task(one_line(label), total=None, pace="")
             yield lambda done, total: bar.update(
                 task, completed=done, total=total, pace=pace.text(done, total)
             )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from toto.errors import DataError, UserError, raised_by_all
 from toto.jobs.console import say
 from toto.jobs.history import Asked
 from toto.jobs.labelled import labelled_together
-from toto.jobs.sources import make_missing, named_sources
+from toto.jobs.sources import make_missing, named_sources, root_explained
 from toto.jobs.train import run_training
 from toto.jobs.trained import (
     import_all,
@@ -126,7 +127,8 @@ def _labelled_sources(
     recipe = finetune_recipe(trained, checkpoint, plain, [])
     if find_launch(os.environ).world == 1:  # several would make them side by side
         make_missing(recipe)
-    sources = named_sources(recipe)
+    with root_explained(recipe.data.root, Path(checkpoint).parent.parent):
+        sources = named_sources(recipe)
     labelled, notes = labelled_together(sources)
     for note in notes:
         _say(note)

@@ -19,6 +19,7 @@ from toto.jobs.console import progress_bar, say
 from toto.jobs.generated_folder import OURS, Shown, sample_files, write_generated
 from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
 from toto.jobs.result_folder import require_replaceable
+from toto.jobs.sources import root_explained
 from toto.jobs.trained import (
     FoundRun,
     Trained,
@@ -72,7 +73,8 @@ def start_generating(request: GenerateRequest) -> None:
     require_next_tokens(found)
     folder = request.out or found.run / FOLDER
     require_replaceable(folder, OURS, "toto generate")
-    found_prompts = find_prompts(request.prompts, found.recipe)
+    with root_explained(found.recipe.data.root, found.run):
+        found_prompts = find_prompts(request.prompts, found.recipe)
     prompts, frames = found_prompts.prompts, request.prompts.frames
     _refuse_partial_prefix(found.recipe, prompts, frames)
     trained = load_trained(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
@@ -16,7 +18,8 @@ from toto.training.metrics import metric_values
 from toto.training.task import sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -27,13 +30,25 @@ if TYPE_CHECKING:
     from toto.training.distributed import Ranks
     from toto.training.engine import Engine
     from toto.training.metrics import Values
+    from toto.training.rundir import RunDirectory
     from toto.training.task import Mean
 
-__all__ = ["baseline_losses", "evaluated", "tokenized", "validation_batches"]
+__all__ = [
+    "BASELINES_FILE",
+    "Baselines",
+    "baseline_tokens",
+    "baselines_of",
+    "evaluated",
+    "tokenized",
+    "validation_batches",
+]
 
-# What the baselines of a source are fitted on: so many visual tokens, and of a small source no more
+BASELINES_FILE = "baselines.json"
+
+# What the baselines of a source are fitted on: see `baseline_tokens`; and of a small source no more
 # than so many epochs, each with other crops.
 BASELINE_TOKENS = 2**18
+SMALL_BASELINE_TOKENS = 2**14
 BASELINE_EPOCHS = 64
 
 
@@ -65,23 +80,60 @@ def tokenized(task: ModelTask, batch: Batch) -> Batch:
     return replace(batch, pixels_BTCHW=None, codes_BTHW=_target_codes(task, batch))
 
 
-def baseline_losses(
+@dataclass(frozen=True)
+class Baselines:
+    """What the model must beat on each source's validation data; RUN/baselines.json holds it.
+
+    Attributes:
+        by_source: name of a source → what was counted (`of`) and the losses on its validation data
+            (`losses`), scalars and one number a frame. Empty where there is nothing to count.
+    """
+
+    by_source: dict[str, dict[str, Any]]
+
+    def losses(self, source: str) -> Values:
+        """Return the losses on a source's validation data; none where nothing was counted."""
+        found: Values = self.by_source.get(source, {}).get("losses", {})
+        return found
+
+    def text(self) -> str:
+        """Return the content of RUN/baselines.json."""
+        return json.dumps(self.by_source, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Baselines:
+        """Read RUN/baselines.json; a run that has none has none counted."""
+        return cls(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+
+
+def baselines_of(
     recipe: TrainRecipe,
     task: ModelTask,
     sources: Sequence[Source],
     held_out: dict[str, list[Batch]],
+    *,
+    fingerprints: dict[str, str],
     ranks: Ranks,
-) -> dict[str, Values]:
-    """Unigram and copy-the-last-frame on each source's held-out data, fitted on its training data.
+    run: RunDirectory,
+) -> Baselines:
+    """Return the losses of the unigram and of copying the last frame, fitted on training data.
 
-    The first rank fits them. They do not change as the model learns. Patch targets have none:
-    there is nothing to count. Neither has a model that predicts classes.
+    The first rank fits them, once: they do not change as the model learns, and a run that is
+    resumed takes them from RUN/baselines.json. Patch targets have none: there is nothing to count.
+    Neither has a model that predicts classes, nor a recipe with `training.baselines: false`.
     """
-    if recipe.target.output == "patches" or isinstance(recipe.task, ClassifyConfig):
-        return {}
-    losses = {}
+    counts = recipe.training.baselines and recipe.target.output != "patches"
+    if not counts or isinstance(recipe.task, ClassifyConfig):
+        return Baselines({})
+    before = ranks.from_first(lambda: Baselines.read(run.path / BASELINES_FILE))
+    found = {}
     for source in sources:
         if source.name not in held_out:
+            continue
+        of = _counted(recipe, source, fingerprints)
+        stored = before.by_source.get(source.name, {})
+        if stored.get("of") == of:
+            found[source.name] = stored
             continue
         fitted = ranks.from_first(partial(_fitted_baselines, recipe, task, source))
         skip = recipe.mask.frames or 0
@@ -90,21 +142,48 @@ def baseline_losses(
             for batch in held_out[source.name]
             if not batch.padding
         ]
-        losses[source.name] = metric_values(ranks.total(sum_metrics(parts)))
-    return losses
+        losses = metric_values(ranks.total(sum_metrics(parts)))
+        found[source.name] = {"of": of, "losses": losses}
+    return Baselines(found)
+
+
+def _counted(recipe: TrainRecipe, source: Source, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Return all that the baselines of a source depend on, as JSON has it."""
+    assert source.validation is not None
+    return {
+        "tokens": baseline_tokens(recipe),
+        "train": source.train.fingerprint(),
+        "validation": source.validation.fingerprint(),
+        "validation_sequences": recipe.training.eval_sequences,
+        "tokenizers": fingerprints,
+        "clip": source.clip.model_dump(mode="json"),
+        "given_frames": recipe.mask.frames or 0,
+        "seed": recipe.seed,
+    }
+
+
+def baseline_tokens(recipe: TrainRecipe) -> int:
+    """Return the most visual tokens of a source that its baselines are fitted on.
+
+    They are a tenth of those that the run trains on, so that counting does not cost more than
+    training: at least SMALL_BASELINE_TOKENS, at most BASELINE_TOKENS, never more than the run has.
+    """
+    trained = recipe.training.steps * recipe.batch_sequences * recipe.layout.num_visual
+    return min(BASELINE_TOKENS, max(trained // 10, SMALL_BASELINE_TOKENS), trained)
 
 
 def _fitted_baselines(recipe: TrainRecipe, task: ModelTask, source: Source) -> TokenBaselines:
-    training = (_target_codes(task, batch) for batch in _counted_batches(recipe, source))
-    return TokenBaselines.fit(training, recipe.target.codebook_size)
+    with closing(_counted_batches(recipe, source)) as batches:
+        training = (_target_codes(task, batch) for batch in batches)
+        return TokenBaselines.fit(training, recipe.target.codebook_size)
 
 
-def _counted_batches(recipe: TrainRecipe, source: Source) -> Iterator[Batch]:
-    """What the baselines of a source are fitted on: decoding and encoding it may take a while."""
+def _counted_batches(recipe: TrainRecipe, source: Source) -> Generator[Batch, None, None]:
+    """Yield what the baselines of a source are fitted on; decoding and encoding takes a while."""
     stream = Stream([source.stream_source()], recipe.clip, recipe.seed)
     size = recipe.training.micro_batch
     sequences = min(
-        BASELINE_TOKENS / recipe.layout.num_visual,
+        baseline_tokens(recipe) / recipe.layout.num_visual,
         BASELINE_EPOCHS * stream.sources[0].sequences_per_epoch,
     )
     steps = math.ceil(sequences / size)

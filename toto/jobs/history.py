@@ -28,6 +28,7 @@ __all__ = [
     "End",
     "Start",
     "append",
+    "ended_well",
     "first_start",
     "last_start",
     "note_end",
@@ -162,6 +163,16 @@ def first_start(run: Path) -> Start | None:
     starts = [entry for entry in read_history(run) if isinstance(entry, Start)]
     begun = [entry for entry in starts if entry.resumed_from is None]
     return begun[-1] if begun else None
+
+
+def ended_well(run: Path) -> bool:
+    """Return whether the newest start of a run has an end, with all that follows the last step.
+
+    Raises:
+        DataError: see `read_history`.
+    """
+    entries = read_history(run)
+    return bool(entries) and isinstance(entries[-1], End) and entries[-1].state == "done"
 
 
 def note_end(run: Path, *, step: int, interrupted: bool) -> None:

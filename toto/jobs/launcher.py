@@ -7,7 +7,6 @@ where it leaves the error that ends it, so that N ranks with one mistake print i
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -20,11 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-
-from toto.errors import RecipeError, RunError, StoppedError, TotoError, UserError, error_of_code
-from toto.training.interrupt import WARNINGS, stopped_error
+from toto.errors import (
+    CancelledError,
+    RecipeError,
+    RunError,
+    StoppedError,
+    TotoError,
+    UserError,
+    error_of_code,
+)
+from toto.processes import end_with_parent, exit_text
+from toto.terminal import make_console, print_lines
+from toto.training.interrupt import WARNINGS, hangup_ignored, stopped_error
 from toto.training.launch import ALONE, find_launch
 
 if TYPE_CHECKING:
@@ -36,12 +42,13 @@ __all__ = ["launched", "run_ranks", "tell"]
 # PID:FOLDER, of the process that launched this one and of what its ranks leave there.
 LAUNCHER = "TOTO_LAUNCHER"
 
+# Exit codes of a rank that a signal stopped and that has saved: the others do so too.
+SAVED = {StoppedError.exit_code, CancelledError.exit_code}
 FORWARDED = (signal.SIGINT, *WARNINGS)
 POLL_SECONDS = 0.1
 # After one rank has failed the others are left to find out, then told, then killed.
-NOTICE_SECONDS = 5.0
-SAVE_SECONDS = 45.0
-PR_SET_PDEATHSIG = 1  # man prctl
+NOTICE_SECONDS = 6.0
+SAVE_SECONDS = 8.0  # with the notice less than 15 s, after which a hanging run helps no one
 
 
 def launched(gpus: int | None) -> bool:
@@ -54,10 +61,11 @@ def launched(gpus: int | None) -> bool:
         UserError: another launcher has started this process; or the ranks' mistake.
         RunError: a rank was killed or crashed; or what the ranks raised.
         StoppedError: a scheduler's signal stopped them.
+        CancelledError: Ctrl-C did, and they have saved.
         KeyboardInterrupt: Ctrl-C did, and they did not finish in order.
     """
     if LAUNCHER in os.environ:
-        _end_with(int(os.environ[LAUNCHER].partition(":")[0]))
+        end_with_parent(int(os.environ[LAUNCHER].partition(":")[0]))
         return False
     if gpus is None:
         return False
@@ -87,10 +95,10 @@ def tell(error: TotoError) -> None:
         return
     if _another_tells(error):
         return
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[bold red]{error.label}:[/] {escape(str(error))}")
+    console = make_console(stderr=True)
+    print_lines(console, str(error), label=error.label)
     for note in notes:
-        console.print(f"[bold red]besides:[/] {escape(note)}")
+        print_lines(console, note, label="besides")
 
 
 def _another_tells(error: TotoError) -> bool:
@@ -130,7 +138,7 @@ class _Ranks:
         self._heard: signal.Signals | None = None
 
     def run(self) -> None:
-        with self._forwarded_signals():
+        with self._forwarded_signals(), hangup_ignored():
             try:
                 for environment in self._environments:
                     # Its own session: a terminal's Ctrl-C comes from here, and once.
@@ -174,15 +182,15 @@ class _Ranks:
             alive = self._alive()
             codes = {rank: process.poll() for rank, process in enumerate(self._processes)}
             failed = {rank: code for rank, code in codes.items() if code}
-            if not alive or any(code != StoppedError.exit_code for code in failed.values()):
+            if not alive or not SAVED.issuperset(failed.values()):
                 return failed
             time.sleep(POLL_SECONDS)
 
     def _end_others(self, first: int) -> None:
         if self._ended_within(NOTICE_SECONDS):
             return
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"rank {first} has ended with an error; the others are told to, by SIGTERM")
+        text = f"rank {first} has ended with an error; the others are told to, by SIGTERM"
+        print_lines(make_console(stderr=True), text)
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)  # one that is stopped would not hear it
         self._ended_within(SAVE_SECONDS)
@@ -197,11 +205,9 @@ class _Ranks:
         """What to raise for all of them."""
         for rank, code in failed.items():
             if code < 0 and -code != self._heard:
-                name = signal.Signals(-code).name
-                why = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
                 return RunError(
-                    f"rank {rank} was ended by {name}{why}. The other ranks were ended too; the "
-                    "checkpoints stand: go on with --resume"
+                    f"rank {rank} was ended by {exit_text(code)}. The other ranks were ended "
+                    "too; the checkpoints are whole: resume with --resume"
                 )
         words = self._words()
         if words:
@@ -245,11 +251,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _end_with(launcher: int) -> None:
-    """Let the kernel kill this rank when its launcher is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:
-            sys.exit(1)

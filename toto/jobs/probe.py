@@ -18,7 +18,7 @@ from toto.evaluation.classification import run_probes
 from toto.evaluation.feature_cache import FeatureStore
 from toto.jobs.console import progress_bar, say
 from toto.jobs.seen_as import Seen, seen_as
-from toto.jobs.sources import Source, open_sources
+from toto.jobs.sources import Source, open_sources, root_explained
 from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.recipe.overrides import apply_override
@@ -76,7 +76,8 @@ def start_probing(request: ProbeRequest) -> None:
     settings = protocol.probes
     found = seen_as(resolve_run(request.run), _seen(protocol))
     trained = load_trained(found)
-    labelled = _labelled_source(found.recipe, trained.tokenizer, request.source)
+    with root_explained(found.recipe.data.root, found.run):
+        labelled = _labelled_source(found.recipe, trained.tokenizer, request.source)
     train, validation = _clips(labelled, settings)
     classes = len(labelled.train.classes)
     say(

@@ -20,7 +20,7 @@ from toto.jobs.console import say
 from toto.jobs.history import first_start, last_start
 from toto.jobs.realised import FailureLog, realised_mixture
 from toto.jobs.setup import RECIPE_FILE
-from toto.jobs.sources import named_stream, open_dataset
+from toto.jobs.sources import named_stream, open_dataset, root_explained
 from toto.jobs.trained import (
     FoundRun,
     build_target_tokenizer,
@@ -178,7 +178,8 @@ def _machine(started: dict[str, Any]) -> dict[str, str]:
 def _data_sources(found: FoundCheckpoint) -> list[DataSource]:
     """What each source holds, and what the run has drawn of it until its checkpoint."""
     recipe = found.recipe
-    stream = named_stream(recipe)
+    with root_explained(recipe.data.root, found.run):
+        stream = named_stream(recipe)
     sequences = found.meta.step * recipe.batch_sequences
     drawn = realised_mixture(stream, sequences, FailureLog.read(found.run))
     rows = []

@@ -88,7 +88,7 @@ def list_runs(folder: Path | None, *, as_json: bool) -> None:
         raise UserError(f"no folder {folder}. Name one that holds runs, or a run; or leave it out")
     states = [look_at(run) for run in _runs_in(folder or RUNS)]
     if as_json:
-        console.print_json(json.dumps([asdict(state) for state in states]))
+        console.print_json(json.dumps([asdict(state) for state in states]), ensure_ascii=True)
     elif states:
         say_table(HEAD, [_row(state) for state in states], num_words=3)
         for sentence in filter(None, map(_what_next, states)):

@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,7 @@ from toto.jobs.console import say
 from toto.recipe.derived import describe
 from toto.recipe.reader import check_recipe, read_recipe
 from toto.recipe.schemas import Recipe
-from toto.recipe.yaml_reader import dump_yaml
+from toto.recipe.yaml_reader import dump_yaml, quote
 from toto.training.checkpoint import read_meta
 from toto.training.distributed import joined_ranks
 from toto.training.interrupt import stopped_before_training
@@ -63,6 +63,7 @@ FREE_TO_CHANGE = {
     "training.background_save",
     "training.micro_batch",
     "training.timeout_minutes",
+    "training.baselines",
 }
 
 R = TypeVar("R", bound=Recipe)
@@ -80,7 +81,7 @@ def read_recipe_for(schema: type[R], name: str, overrides: Sequence[str], output
     Raises:
         RecipeError: its mistakes, or it is a recipe of another verb.
     """
-    overrides = [*overrides, *([f"output={json.dumps(output)}"] if output else [])]
+    overrides = [*overrides, *([f"output={quote(output)}"] if output else [])]
     recipe = read_recipe(name, overrides)
     if not isinstance(recipe, schema):
         verb = schema.model_fields["verb"].default
@@ -99,7 +100,8 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
 
     Yields:
         The recipe with nothing left at `auto`, the ranks, and the directory, which the first rank
-        holds until the block ends. With the block the ranks part.
+        holds until the block ends. With the block the ranks part. A directory that is `finished`
+        was reported to the user as such.
 
     Raises:
         UserError: the directory exists and `resume` is not asked for; another process trains
@@ -144,9 +146,11 @@ def _opened(recipe: Recipe, held: ExitStack, notes: list[str], *, resume: bool) 
     if not held.enter_context(hold_run(path, _command())):
         notes.append(f"the file system of {path} knows no locks: start nothing else there")
     run = open_run(path, resume=resume, command=_command())
-    if run.checkpoint is not None:
-        _refuse_changes(recipe, read_meta(run.checkpoint).recipe, run)
-    return run
+    if run.checkpoint is None:
+        return run
+    meta = read_meta(run.checkpoint)
+    _refuse_changes(recipe, meta.recipe, run)
+    return replace(run, finished=meta.step == recipe.training.steps and history.ended_well(path))
 
 
 def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[str]) -> None:
@@ -168,7 +172,9 @@ def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[
         )
     for note in notes:
         say(f"  note: {note}")
-    if run.checkpoint is not None:
+    if run.finished:
+        say(f"{run.path} is finished: {training.steps} steps, saved in {run.checkpoint}")
+    elif run.checkpoint is not None:
         say(f"  resuming from {run.checkpoint}")
 
 

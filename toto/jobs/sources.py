@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,10 @@ from toto.data.stream import Stream, StreamSource
 from toto.data.tokens import require_tokenizer, tokenize_dataset
 from toto.errors import DataError
 from toto.jobs.console import progress_bar, say
+from toto.jobs.history import first_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from toto.data.config import ClipConfig, Decoder, Paths
     from toto.recipe.schemas import Recipe
@@ -31,6 +33,7 @@ __all__ = [
     "named_stream",
     "open_dataset",
     "open_sources",
+    "root_explained",
 ]
 
 MAKERS = {"samples": make_samples, "moving_digits": make_moving_digits}
@@ -115,6 +118,32 @@ def open_dataset(paths: Paths, *, root: str = ".", cache: CacheConfig | None = N
     places = expand(paths, root, cache.stall_seconds)
     datasets = [Dataset.open(place, cache) for place in places]
     return datasets[0] if len(datasets) == 1 else Dataset.join(datasets)
+
+
+@contextmanager
+def root_explained(root: str, run: Path) -> Iterator[None]:
+    """Name both folders where the data of a run are missing, and it was started in another one.
+
+    Args:
+        root: `data.root`, as it is looked for now.
+        run: the run directory, whose history has the working directory of its start.
+
+    Raises:
+        DataError: as in the block, with a note where `root` is relative.
+    """
+    try:
+        yield
+    except DataError as error:
+        start = first_start(run)
+        if start is not None and not is_remote(root) and not Path(root).is_absolute():
+            before, here = Path(start.folder) / root, Path.cwd() / root
+            if before != here:
+                error.add_note(
+                    f"data.root is {root!r}, relative to the working directory: {here} now, and "
+                    f"{before} when the run was started, in {start.folder}. Run the command there, "
+                    f"or move the data"
+                )
+        raise
 
 
 def named_stream(recipe: Recipe) -> Stream:

@@ -8,6 +8,7 @@ from toto.data.ranks import share
 from toto.errors import UserError
 from toto.jobs.sources import named_stream
 from toto.recipe.reader import read_recipe
+from toto.terminal import one_line
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -54,4 +55,4 @@ def print_stream(
                     f"{unit.crop_y:.6f}",
                     f"{unit.crop_x:.6f}",
                 )
-                print("\t".join(map(str, fields)))
+                print("\t".join(one_line(str(field)) for field in fields))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,14 +14,20 @@ from toto.data.stream import Stream
 from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.jobs.accuracy import HeldOut, evaluation_values, write_accuracies
 from toto.jobs.console import console, say
-from toto.jobs.held_out import baseline_losses, evaluated, tokenized, validation_batches
+from toto.jobs.held_out import (
+    BASELINES_FILE,
+    baselines_of,
+    evaluated,
+    tokenized,
+    validation_batches,
+)
 from toto.jobs.history import Asked, Origin, note_end, note_failure
 from toto.jobs.initial import load_initial
 from toto.jobs.labelled import labels_of
 from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
 from toto.jobs.setup import begun_run, read_recipe_for, record_run
-from toto.jobs.sources import Source, open_sources
+from toto.jobs.sources import Source, open_sources, root_explained
 from toto.jobs.trained import build_model, fingerprints_in
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
@@ -27,15 +35,14 @@ from toto.tasks.config import ModelParts, ModelTaskConfig
 from toto.training.checkpoint import read_meta
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
-from toto.training.interrupt import WARNINGS, stopped_error
+from toto.training.interrupt import stopped_error
 from toto.training.loop import Description, TrainResult, train
 from toto.training.progress import make_display
 from toto.training.schedule import WarmupCosine
 from toto.wording import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from toto.data.batch import Batch
     from toto.tasks.next_token import ModelTask
@@ -62,7 +69,7 @@ def start_training(
 
 
 def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = None) -> TrainResult:
-    """Train a recipe to its end, or to a Ctrl-C.
+    """Train a recipe to its end; a run that is finished is left as it is.
 
     Args:
         recipe: checked.
@@ -74,9 +81,18 @@ def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = Non
             another process trains there.
         RunError: the run had to stop.
         StoppedError: a scheduler's signal stopped it; all is saved.
+        CancelledError: Ctrl-C did; all is saved.
     """
     with begun_run(recipe, resume=resume) as (settled, ranks, run):
+        if run.finished:
+            return _finished(run)
         return _run(settled, ranks, run, asked)
+
+
+def _finished(run: RunDirectory) -> TrainResult:
+    assert run.checkpoint is not None
+    meta = read_meta(run.checkpoint)
+    return TrainResult(meta.step, meta.seconds, run.checkpoint, None)
 
 
 def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | None) -> TrainResult:
@@ -84,7 +100,8 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     target_tokenizer = None
     if recipe.target_tokenizer is not None:
         target_tokenizer = recipe.target_tokenizer.build().eval().to(recipe.training.device)
-    sources = ranks.after_first(lambda: open_sources(recipe, tokenizer))
+    with root_explained(recipe.data.root, run.path):
+        sources = ranks.after_first(lambda: open_sources(recipe, tokenizer))
     torch.manual_seed(recipe.seed)
     model = build_model(recipe)
     if recipe.training.recompute:
@@ -104,14 +121,17 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
                 say(f"    {note}")
     origin = Origin(asked, init_from)
     with running_engine(recipe, task, ranks) as engine:
-        result = _trained(recipe, task, engine, sources, ranks, run, origin)
-        if labels is not None and not result.interrupted:
-            labelled = [sources[number] for number in labels.sources]
-            write_accuracies(
-                recipe, task, engine, scored, labelled=labelled,
-                num_classes=labels.num_classes, ranks=ranks, run=run, step=result.step,
-            )  # fmt: skip
-        return result
+
+        def finish() -> None:
+            if labels is not None:
+                write_accuracies(
+                    recipe, task, engine, scored,
+                    labelled=[sources[number] for number in labels.sources],
+                    num_classes=labels.num_classes, ranks=ranks, run=run,
+                    step=recipe.training.steps,
+                )  # fmt: skip
+
+        return _trained(recipe, task, engine, sources, ranks, run, origin, finish)
 
 
 def _trained(
@@ -122,18 +142,22 @@ def _trained(
     ranks: Ranks,
     run: RunDirectory,
     origin: Origin,
+    finish: Callable[[], None],
 ) -> TrainResult:
     held_out = {
         source.name: [tokenized(task, batch) for batch in validation_batches(recipe, source, ranks)]
         for source in sources
         if source.validation is not None
     }
-    baselines = baseline_losses(recipe, task, sources, held_out, ranks)
+    fingerprints = _fingerprints(task, run)
+    baselines = baselines_of(
+        recipe, task, sources, held_out, fingerprints=fingerprints, ranks=ranks, run=run
+    )
 
     def evaluate() -> dict[str, Values]:
         return {
             name: evaluation_values(task, evaluated(engine, batches, ranks))
-            | baselines.get(name, {})
+            | baselines.losses(name)
             for name, batches in held_out.items()
         }
 
@@ -143,9 +167,11 @@ def _trained(
         sources,
         ranks=ranks,
         run=run,
-        fingerprints=_fingerprints(task, run),
+        fingerprints=fingerprints,
         evaluate=evaluate if held_out else None,
+        finish=finish,
         origin=origin,
+        files={BASELINES_FILE: baselines.text()},
     )
 
 
@@ -184,7 +210,9 @@ def train_task(
     run: RunDirectory,
     fingerprints: dict[str, str],
     evaluate: Callable[[], dict[str, Values]] | None,
+    finish: Callable[[], None],
     origin: Origin,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainResult:
     """Run the loop over the mixture of a recipe, whatever the task, and say how it ended.
 
@@ -196,19 +224,22 @@ def train_task(
         run: where to write and what to go on from.
         fingerprints: of the frozen tokenizers, by their section in the recipe.
         evaluate: see `toto.training.loop.train`.
+        finish: called on all ranks once all steps are done; the run has not ended well without it.
         origin: for the record: what the user typed, and the parent run.
+        files: small files of the run, by name, that are written as it begins.
 
     Raises:
         UserError: the data or tokenizers are not those of the run that is resumed, or not the same
             on all ranks.
         RunError: the run had to stop.
         StoppedError: a scheduler's signal stopped it; all is saved.
+        CancelledError: Ctrl-C did; all is saved.
     """
     stream = Stream([source.stream_source() for source in sources], recipe.clip, recipe.seed)
     stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
     _require_same_inputs(data, fingerprints, ranks, run)
-    seconds_at_peak = ranks.from_first(lambda: _begun(recipe, ranks, run, origin))
+    seconds_at_peak = ranks.from_first(lambda: _begun(recipe, ranks, run, origin, files))
     with note_failure(run.path) if ranks.is_first else nullcontext():
         result = train(
             engine,
@@ -229,21 +260,23 @@ def train_task(
             sources=stream.names,
             seconds_at_peak=seconds_at_peak,
         )
+        if not result.interrupted:
+            finish()
     if ranks.is_first:
         note_end(run.path, step=result.step, interrupted=result.interrupted)
         _say_how_it_ended(recipe, run, stream, result)
-    if result.stopped_by in WARNINGS:
+    if result.stopped_by is not None:
         raise raised_by_all(stopped_error(result.stopped_by))
     return result
 
 
 def _batches(
     recipe: Recipe, stream: Stream, ranks: Ranks, run: RunDirectory
-) -> Callable[[int, int], Iterator[Sequence[Batch]]]:
+) -> Callable[[int, int], Generator[Sequence[Batch], None, None]]:
     """(first step, stop step) → this rank's micro-batches; what is undecodable goes to the log."""
     failures = FailureLog(run.path, stream.names, ranks.rank)
 
-    def batches(start_step: int, stop_step: int) -> Iterator[Sequence[Batch]]:
+    def batches(start_step: int, stop_step: int) -> Generator[Sequence[Batch], None, None]:
         return training_batches(
             stream,
             batch_sequences=recipe.batch_sequences,
@@ -260,8 +293,12 @@ def _batches(
     return batches
 
 
-def _begun(recipe: Recipe, ranks: Ranks, run: RunDirectory, origin: Origin) -> float | None:
-    """Write down that the run begins or goes on; the seconds of a step at the device's peak."""
+def _begun(
+    recipe: Recipe, ranks: Ranks, run: RunDirectory, origin: Origin, files: Mapping[str, str]
+) -> float | None:
+    """Record that the run begins or resumes; return the seconds of a step at the device's peak."""
+    for name, text in files.items():
+        run.write_text(name, text)
     peak, seconds_at_peak = _peak(recipe, ranks.world)
     record_run(recipe, ranks, run, origin=origin, peak=peak)
     first = 0 if run.checkpoint is None else read_meta(run.checkpoint).step

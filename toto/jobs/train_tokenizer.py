@@ -13,7 +13,7 @@ from toto.jobs.console import say
 from toto.jobs.held_out import evaluated, validation_batches
 from toto.jobs.history import Asked, Origin
 from toto.jobs.setup import begun_run, read_recipe_for
-from toto.jobs.sources import open_sources
+from toto.jobs.sources import open_sources, root_explained
 from toto.jobs.train import running_engine, train_task
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["run_tokenizer_training", "start_tokenizer_training"]
 
 WEIGHTS_FILE = "tokenizer.safetensors"
+EVALUATION_FILE = "evaluation.json"
 
 
 def start_tokenizer_training(
@@ -62,13 +63,16 @@ def run_tokenizer_training(
         The last evaluation: for each source the task's metrics, codebook_use and perplexity.
     """
     with begun_run(recipe, resume=resume) as (settled, ranks, run):
+        if run.finished:
+            return _evaluation_in(run)
         return _run(settled, ranks, run, Origin(asked))
 
 
 def _run(
     recipe: TokenizerRecipe, ranks: Ranks, run: RunDirectory, origin: Origin
 ) -> dict[str, Values]:
-    sources = ranks.after_first(lambda: open_sources(recipe, None))
+    with root_explained(recipe.data.root, run.path):
+        sources = ranks.after_first(lambda: open_sources(recipe, None))
     torch.manual_seed(recipe.seed)
     tokenizer = recipe.tokenizer.build()
     assert isinstance(recipe.task, TokenizerTaskConfig)
@@ -99,7 +103,15 @@ def _trained(
     def evaluate() -> dict[str, Values]:
         return {name: _quality(metrics) for name, metrics in measure().items()}
 
-    result = train_task(
+    final: dict[str, Values] = {}
+
+    def finish() -> None:
+        measured = measure() if held_out else {}
+        final.update({name: _quality(metrics) for name, metrics in measured.items()})
+        if ranks.is_first:
+            _write_results(tokenizer, measured, final, run)
+
+    train_task(
         recipe,
         engine,
         sources,
@@ -107,15 +119,17 @@ def _trained(
         run=run,
         fingerprints={},
         evaluate=evaluate if held_out else None,
+        finish=finish,
         origin=origin,
     )
-    if result.interrupted:
-        return {}
-    measured = measure() if held_out else {}
-    final = {name: _quality(metrics) for name, metrics in measured.items()}
-    if ranks.is_first:
-        _write_results(tokenizer, measured, final, run)
     return final
+
+
+def _evaluation_in(run: RunDirectory) -> dict[str, Values]:
+    """Return what the last evaluation of a finished run found; nothing without validation data."""
+    path = run.path / EVALUATION_FILE
+    found: dict[str, Values] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
 
 
 def _write_results(
@@ -128,7 +142,7 @@ def _write_results(
     say(f"weights for recipes: {run.path / WEIGHTS_FILE}")
     if not measured:
         return
-    run.write_text("evaluation.json", json.dumps(final, indent=2) + "\n")
+    run.write_text(EVALUATION_FILE, json.dumps(final, indent=2) + "\n")
     counts = {name: metrics["codes"].total.long().tolist() for name, metrics in measured.items()}
     run.write_text(CODE_COUNTS, json.dumps(counts) + "\n")
     for name, values in final.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import yaml
 
 from toto.errors import Problem, RecipeError
+from toto.terminal import plain
 
-__all__ = ["dump_yaml", "parse_value", "read_yaml"]
+__all__ = ["dump_yaml", "parse_value", "quote", "read_yaml"]
 
 # Far beyond any recipe, and read in a second.
 MAX_CHARACTERS = 2**20
@@ -44,24 +46,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FIRST_OF_NUMBER = list("-+0123456789.")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+class _Dumper(yaml.SafeDumper):
+    """Writes what a reader of YAML 1.1 and one of 1.2 read alike.
+
+    Floats have a point, and a string that either would read as something else is in quotes.
+    """
+
+
+_FLOAT = (
+    r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
+    r"|^\.(?:nan|NaN|NAN)$"
 )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
-        r"|^\.(?:nan|NaN|NAN)$"
-    ),
-    _FIRST_OF_NUMBER,
-)
+# Tag, what it looks like, and the first characters of that.
+_SCALARS: list[tuple[str, str, list[str]]] = [
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
+    ("float", _FLOAT, list("-+0123456789.")),
+]
+for _tag, _pattern, _first in _SCALARS:
+    for _kind in (_Loader, _Dumper):  # the dumper has those of 1.1 already
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -95,8 +100,18 @@ def parse_value(text: str) -> Any:
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
-    """YAML text that `read_yaml` reads back to the same value; keys keep their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Return YAML text that `read_yaml` reads back to the same value; keys keep their order.
+
+    Control characters are written as escapes, so that showing the text is safe.
+    """
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return plain(text)
+
+
+def quote(text: str) -> str:
+    """Return a string as one quoted line, which `parse_value` reads back to the same string."""
+    line: str = yaml.dump(text, Dumper=_Dumper, default_style='"', width=math.inf)
+    return line.rstrip("\n")
 
 
 def _load(text: str) -> Any:
@@ -156,10 +171,6 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> Problem:
     return Problem("(file)", str(error), "Mend the YAML")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes floats with a point, so that every YAML reader sees a number."""
-
-
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = repr(value)
     if "e" in text and "." not in text:
@@ -167,4 +178,11 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # In double quotes an escape is read back; `dump_yaml` writes it.
+    style = None if plain(value) == value else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_text)

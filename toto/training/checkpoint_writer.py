@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from toto.errors import RunError
-from toto.files import PARTIAL, disk_errors, sync, write_atomic
+from toto.files import PARTIAL, apply_umask, disk_errors, sync, write_atomic
 from toto.registry import Config
 from toto.training.checkpoint import LATEST, MODEL_FILE, FileRecord, discard, remove_partial
 from toto.training.checkpoint_folder import META_FILE, complete_checkpoints, folder_name
@@ -150,6 +150,7 @@ class CheckpointWriter:
         for name, tensors in parts.items():
             file = unfinished / name
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+            apply_umask(file)
             sync(file)
         return {name: FileRecord.of(unfinished / name) for name in parts}
 

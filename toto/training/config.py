@@ -95,6 +95,11 @@ class TrainingConfig(Config):
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 500
     eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")
+    baselines: bool = Field(
+        True,
+        description="count training tokens before the first step, so that each evaluation of a "
+        "model that predicts codes shows what the unigram and copying the last frame lose",
+    )
     save_every: PositiveInt = 500
     keep: PositiveInt = Field(2, description="checkpoints kept, the newest")
     keep_every: PositiveInt | None = Field(

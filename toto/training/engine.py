@@ -81,6 +81,10 @@ class Engine(Protocol[B_contra]):
     def steps_done(self) -> int:
         """Optimizer steps so far; the next one has this number."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the state is that of `steps_done`: not while an update is under way, or broke."""
+
     def step(self, micro_batches: Sequence[B_contra]) -> StepResult:
         """One optimizer step on the mean over the targets of all ranks' micro-batches.
 

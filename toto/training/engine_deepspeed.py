@@ -96,6 +96,7 @@ class DeepSpeedEngine(Generic[B]):
         self._schedule = schedule
         self._ranks = ranks
         self._steps_done = 0
+        self._updating = False
         self._parted = stage > 0
         self._reached: set[Parameter] = set()
         for parameter in self._parameters().values() if not self._parted else ():
@@ -124,6 +125,11 @@ class DeepSpeedEngine(Generic[B]):
         """See `Engine.steps_done`."""
         return self._steps_done
 
+    @property
+    def is_whole(self) -> bool:
+        """See `Engine.is_whole`."""
+        return not self._updating
+
     def step(self, micro_batches: Sequence[B]) -> StepResult:
         """See `Engine.step`. Each rank has as many micro-batches, some of which may be padding."""
         self._task.at_step(self._steps_done)
@@ -143,10 +149,13 @@ class DeepSpeedEngine(Generic[B]):
                 metrics.append(found)
         loss_parts = torch.stack(losses).tolist()
         loss, *reached = self._ranks.sum([sum(loss_parts), *self._own_reached()])
+        self._updating = True
         grad_norm = self._update(reached) if math.isfinite(loss) else math.nan
         if not math.isfinite(grad_norm):
+            self._updating = False  # there was none
             raise non_finite(self._steps_done, micro_batches, loss_parts, self._ranks)
         self._steps_done += 1
+        self._updating = False
         return StepResult(loss, grad_norm, lr, sum_metrics(metrics), round(total))
 
     def evaluate(self, batch: B) -> dict[str, Mean]:

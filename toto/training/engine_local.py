@@ -62,11 +62,17 @@ class LocalEngine(Generic[B]):
         self._device = device
         self._bf16 = precision == "bf16"
         self._steps_done = 0
+        self._updating = False
 
     @property
     def steps_done(self) -> int:
         """See `Engine.steps_done`."""
         return self._steps_done
+
+    @property
+    def is_whole(self) -> bool:
+        """See `Engine.is_whole`."""
+        return not self._updating
 
     def step(self, micro_batches: Sequence[B]) -> StepResult:
         """See `Engine.step`.
@@ -97,9 +103,11 @@ class LocalEngine(Generic[B]):
         lr = self._schedule(self._steps_done)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._updating = True
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps_done += 1
+        self._updating = False
         return StepResult(sum(loss_parts), grad_norm, lr, sum_metrics(metrics), sum(counts))
 
     def evaluate(self, batch: B) -> dict[str, Mean]:

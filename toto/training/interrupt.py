@@ -10,13 +10,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from toto.errors import RunError, StoppedError
+from toto.errors import CancelledError, RunError, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
-__all__ = ["WARNINGS", "Interrupt", "stopped_before_training", "stopped_error"]
+__all__ = [
+    "WARNINGS",
+    "Interrupt",
+    "hangup_ignored",
+    "stopped_before_training",
+    "stopped_error",
+]
 
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take the machine back; SLURM's --signal chooses SIGUSR1."""
@@ -76,8 +82,12 @@ class Interrupt:
             signal.raise_signal(number)
 
 
-def stopped_error(number: signal.Signals) -> StoppedError:
-    """What a scheduler's signal ends a run with; the exit code says what is wanted next."""
+def stopped_error(number: signal.Signals) -> StoppedError | CancelledError:
+    """Return what a signal ends a saved run with; the exit code says what is wanted next."""
+    if number == signal.SIGINT:
+        return CancelledError(
+            "Ctrl-C came, and nothing is lost. Exit code 130 tells a shell that the run is not done"
+        )
     return StoppedError(
         f"{number.name} came, and nothing is lost. Exit code {StoppedError.exit_code} asks the "
         "scheduler for the same command again, with --resume"
@@ -86,10 +96,11 @@ def stopped_error(number: signal.Signals) -> StoppedError:
 
 @contextmanager
 def stopped_before_training() -> Iterator[None]:
-    """Outside of the steps a scheduler's signal ends a run at once: there is nothing to save.
+    """Let a scheduler's signal end a run at once outside of the steps: there is nothing to save.
 
     One that comes while a run ends with a RunError does nothing: launchers send it to the ranks
-    that are left, and that error is what the user is to hear of.
+    that are left, and that error is what the user is to hear of. The end of the terminal (SIGHUP)
+    does not end the run at all, here or within the steps.
 
     Raises:
         StoppedError: such a signal has come.
@@ -106,7 +117,18 @@ def stopped_before_training() -> Iterator[None]:
         return
     previous = {number: signal.signal(number, stop) for number in WARNINGS}
     try:
-        yield
+        with hangup_ignored():
+            yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def hangup_ignored() -> Iterator[None]:
+    """Let a terminal or an ssh connection that ends take its output with it, and nothing else."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,7 +35,7 @@ from toto.training.nonfinite import NonFiniteError
 from toto.wording import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from signal import Signals
 
@@ -94,7 +95,7 @@ def train(
     *,
     ranks: Ranks,
     run: RunDirectory,
-    batches: Callable[[int, int], Iterable[Sequence[B]]],
+    batches: Callable[[int, int], Generator[Sequence[B], None, None]],
     evaluate: Callable[[], Mapping[str, Values]] | None,
     tokens_per_step: int,
     seed: int,
@@ -110,7 +111,8 @@ def train(
         settings: number of steps, and how often to record, evaluate and save.
         ranks: this process and the others of the run.
         run: where to write and what to go on from.
-        batches: (first step, stop step) → this rank's micro-batches of each of those steps.
+        batches: (first step, stop step) → this rank's micro-batches of each of those steps. It is
+            closed however training ends.
         evaluate: → {source: metrics on its held-out data}, those of all ranks together; called by
             all of them every `eval_every` steps and at the end. None: no evaluation.
         tokens_per_step: visual tokens of one step, of all ranks together.
@@ -121,10 +123,11 @@ def train(
         seconds_at_peak: what a step would take at the device's peak; None: not known.
 
     Raises:
-        RunError: a loss or gradient that is not finite, after a checkpoint of the step before; a
-            disk that is full; ranks that are lost.
+        RunError: a loss or gradient that is not finite; a disk that is full; ranks that are lost.
         UserError: the checkpoint is beyond `settings.steps`.
         CheckpointError: the checkpoint is broken or of another model.
+        Exception: what the task or the batches raise. Whatever it is, the steps before it are saved
+            first, where that can be done: see `_Session.saved_on_error`.
     """
     spent = _restore(engine, settings, ranks, run, display)
     evaluated = ranks.from_first(lambda: cut_back(run.metrics, engine.steps_done))
@@ -149,9 +152,10 @@ def train(
             seconds_at_peak=seconds_at_peak,
         )
         display.begin(first, steps)
-        if not evaluated and first and session.due(settings.eval_every):
-            session.evaluate()
-        stopped = session.take_steps(batches(first, steps), interrupt, seed)
+        with session.saved_on_error(), closing(batches(first, steps)) as found:
+            if not evaluated and first and session.due(settings.eval_every):
+                session.evaluate()
+            stopped = session.take_steps(found, interrupt, seed)
         checkpoint = session.save()
         checkpoints.drain()
         stopped_by = _agreed(interrupt, ranks) if stopped else None
@@ -197,6 +201,7 @@ class _Session(Generic[B]):
         self._sources = sources
         self._seconds_at_peak = seconds_at_peak
         self._begun = time.perf_counter() - spent
+        self._can_save = True
         self._saved: tuple[int, Path] | None = None
         if run.checkpoint is not None:
             self._saved = (engine.steps_done, run.checkpoint)
@@ -235,7 +240,7 @@ class _Session(Generic[B]):
         return False
 
     def _step(self, micro_batches: Sequence[B]) -> StepResult:
-        """One step; one that is not finite leaves a checkpoint of the step before.
+        """Take one step; name the sources of one that is not finite.
 
         Raises:
             NonFiniteError: the weights are as before.
@@ -245,14 +250,40 @@ class _Session(Generic[B]):
         except NonFiniteError as error:
             for number in sorted(error.sources) if self._sources else ():
                 error.add_note(f"source {number} is {self._sources[number]}")
-            try:
-                path = self.save()
-                self._checkpoints.drain()
-            except RunError as failure:
-                error.add_note(str(failure))
-            else:
-                error.add_note(f"the steps before it are saved in {path}")
             raise
+
+    @contextmanager
+    def saved_on_error(self) -> Iterator[None]:
+        """Save the last finished step before an error leaves the block, and say so in a note.
+
+        It is not saved where that is impossible: by one rank alone, for each has a part of the
+        checkpoint; in the middle of an update; or once a checkpoint could not be saved. A second
+        Ctrl-C ends a run at once.
+
+        Raises:
+            RunError: the program was told to exit, which is no end of a run.
+        """
+        try:
+            yield
+        except SystemExit as exit_:
+            error = RunError(f"something called sys.exit({exit_.code!r}) while training")
+            self._save_before(error)
+            raise error from exit_
+        except Exception as error:
+            self._save_before(error)
+            raise
+
+    def _save_before(self, error: Exception) -> None:
+        by_all = self._ranks.world == 1 or isinstance(error, NonFiniteError)
+        if not by_all or not self._engine.is_whole or not self._can_save:
+            return
+        try:
+            path = self.save()
+            self._checkpoints.drain()
+        except RunError as failure:
+            error.add_note(str(failure))
+        else:
+            error.add_note(f"the steps before it are saved in {path}")
 
     def _timed(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; measures the wait for each, and marks its arrival."""
@@ -334,7 +365,9 @@ class _Session(Generic[B]):
             versions=versions() | {"ranks": self._ranks.world},
         )
         begun = time.perf_counter()
+        self._can_save = False  # for good, if this raises
         path = self._checkpoints.save(self._engine.state(), meta)
+        self._can_save = True
         self._saving += time.perf_counter() - begun
         self._saved = (step, path)
         return path

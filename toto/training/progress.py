@@ -6,11 +6,14 @@ import time
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from toto.terminal import make_console, print_lines
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from rich.console import Console
 
     from toto.training.distributed import Ranks
     from toto.training.metrics import EvalLine, TrainLine
@@ -41,7 +44,7 @@ def make_display(ranks: Ranks, console: Console | None = None) -> Display:
     """A bar where the output is a terminal, else lines; only the first rank says anything."""
     if not ranks.is_first:
         return SilentDisplay()
-    console = console or Console()
+    console = console or make_console()
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
@@ -111,7 +114,7 @@ class LineDisplay(Display):
 
     def say(self, text: str) -> None:
         """See `Display.say`."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_lines(self._console, text)
 
 
 class BarDisplay(Display):
@@ -159,7 +162,7 @@ class BarDisplay(Display):
 
     def say(self, text: str) -> None:
         """See `Display.say`."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_lines(self._progress.console, text)
 
 
 def _figures(line: TrainLine) -> str:

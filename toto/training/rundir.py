@@ -27,11 +27,14 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        checkpoint: what the run goes on from; None for one that begins.
+        checkpoint: what the run resumes from; None for one that begins.
+        finished: whether all steps are done and what is made of them is written: nothing is left to
+            do.
     """
 
     path: Path
     checkpoint: Path | None
+    finished: bool = False
 
     @property
     def checkpoints(self) -> Path:

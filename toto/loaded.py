@@ -76,7 +76,9 @@ class LoadedModel:
 
     @torch.no_grad()
     def encode(self, pixels_BTCHW: Tensor) -> Tensor:
-        """Codes `BTHW` int64 from 0; of patch inputs patches `BTHWC`, normalised.
+        """Return what the model takes in: codes `BTHW` int64 from 0, or patches `BTHWC` float32.
+
+        Patches are normalised as the recipe's `tokenizer.input_norm` says.
 
         Raises:
             UserError: pixels of another shape or range.
@@ -88,7 +90,16 @@ class LoadedModel:
 
     @torch.no_grad()
     def decode(self, codes_BTHW: Tensor) -> Tensor:
-        """Pixels `[B, T, 3, H, W]` in [0, 1] of codes from 0."""
+        """Return the pixels `[B, T, 3, H, W]` in [0, 1] of codes from 0.
+
+        Raises:
+            UserError: the model takes patches in.
+        """
+        if self.recipe.tokenizer.output != "codes":
+            raise UserError(
+                "patches have no codes to decode: what a patch model takes in are the pixels, and "
+                "what it predicts is normalised by a mean and a std that it does not predict"
+            )
         grid = TokenGrid(codes_BTHW.to(self.device).flatten(0, 1))
         pixels_BCHW = self.trained.tokenizer.decode(grid).clamp(0, 1)
         return pixels_BCHW.view(*codes_BTHW.shape[:2], *pixels_BCHW.shape[1:])
@@ -140,7 +151,10 @@ class LoadedModel:
                 range.
         """
         if self.recipe.tokenizer.output != "codes":
-            raise UserError("patches cannot be generated: load a run whose tokenizer gives codes")
+            raise UserError(
+                "patches cannot be generated: a predicted patch is normalised by its own mean and "
+                "std, which the model does not predict. Load a run whose tokenizer gives codes"
+            )
         require_next_tokens(self.trained.found)
         codes_BTHW = self.encode(pixels_BTCHW)
         with self.trained.autocast():

@@ -35,8 +35,12 @@ TOKENIZER_CONFIGS = {
     },
     "patch": {"name": "patch", "patch_size": 8},
     "patch_dvae": {"name": "patch", "patch_size": 16},
+    # As runs from before `input_norm`: these losses have not changed since then.
+    "older_patch": {"name": "patch", "patch_size": 8, "input_norm": "patch"},
+    "older_patch_dvae": {"name": "patch", "patch_size": 16, "input_norm": "patch"},
 }
-TARGETS = {"patch_dvae": "dvae"}  # of 2 × 2 patches, so that the dVAE sees 16 px
+# Of 2 × 2 patches, so that the dVAE sees 16 px.
+TARGETS = {"patch_dvae": "dvae", "older_patch_dvae": "dvae"}
 BACKBONE_CONFIGS = {name: {"name": name, "preset": "tiny"} for name in ("gpt2", "llama", "mamba")}
 CASES = [f"{t}-{b}" for t in TOKENIZER_CONFIGS for b in BACKBONE_CONFIGS]
 

@@ -361,7 +361,8 @@ def _load_initial(init_from: str, task: ModelTask) -> str:
     found = resolve_run(init_from)
     changed = dict(fingerprints_in(found.meta).items() ^ _fingerprints(task).items())
     if changed:
-        theirs = [f"{name}: {json.dumps(found.meta.recipe.get(name))}" for name in sorted(changed)]
+        recorded = found.recipe.model_dump(mode="json")
+        theirs = [f"{name}: {json.dumps(recorded[name])}" for name in sorted(changed)]
         raise CheckpointError(
             f"init_from: {found.checkpoint} was trained with another "
             f"{' and another '.join(sorted(changed))} than this recipe's. Its recipe says "

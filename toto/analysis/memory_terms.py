@@ -220,6 +220,4 @@ def _patch_loss(load: Load) -> Term:
     if load.backbone.patch_readout == "mlp":
         values += 2 * size * PATCH_MLP_RATIO * load.backbone.width
         formula += f" + {2 * size * PATCH_MLP_RATIO}·S·D"
-    return Term(
-        "loss", "targets, prediction, difference, square", formula, load.rows * values, LOSS
-    )
+    return Term("loss", "targets and errors of patches", formula, load.rows * values, LOSS)

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from html_page import Page
-from toy_run import write_lines
-from toy_tokenizer_run import NUM_CODES, tokenizer_line, write_tokenizer_run
+from toy_run import eval_line, write_lines
+from toy_tokenizer_run import NUM_CODES, quality, tokenizer_line, write_tokenizer_run
 
 from toto.analysis import tokenizer_plots
 from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.tokenizer_report import TokenizerReport, write_tokenizer_report
-from toto.analysis.tokenizer_runs import read_tokenizer_run
+from toto.analysis.tokenizer_runs import TokenizerRecord, read_tokenizer_run
 from toto.analysis.tokenizer_summary import quality_table, summary
 from toto.tasks.config import DvaeTaskConfig, Term, VqganTaskConfig
 
@@ -113,6 +114,47 @@ def test_the_summary_names_every_source(tmp_path: Path) -> None:
     assert summary(record, NUM_CODES, 60)[-1] == (
         "The reconstructions are of the checkpoint of step 60; the run has gone on to step 100."
     )
+
+
+def collapsed(folder: Path) -> TokenizerRecord:
+    values = {name: quality(11.0, used=1 / 16, perplexity=1.5) for name in ("digits", "all")}
+    write_lines(folder / "metrics.jsonl", [tokenizer_line(50), eval_line(50, values)])
+    (folder / "code_counts.json").write_text(
+        json.dumps(dict.fromkeys(("digits", "all"), [1000, 9, *[0] * 14]))
+    )
+    return read_tokenizer_run(folder)
+
+
+@pytest.mark.parametrize(("num_codes", "bound"), [(16, "2.0"), (8192, "81.9")])
+def test_a_collapsed_codebook_is_said_first(tmp_path: Path, num_codes: int, bound: str) -> None:
+    record = collapsed(tmp_path)
+    assert (
+        f"Warning: the codes have collapsed, as the perplexity is below {bound} "
+        in (summary(record, num_codes, 50)[1])
+    )
+    page = render(content(tmp_path), tmp_path)
+    assert "the codes have collapsed" in page.text
+    write_tokenizer_run(tmp_path, "digits")
+    assert "collapsed" not in " ".join(summary(read_tokenizer_run(tmp_path), NUM_CODES, 100))
+
+
+def test_few_codes_in_use_have_ticks_that_differ(tmp_path: Path) -> None:
+    values = {name: quality(11.0, used=0.004, perplexity=1.5) for name in ("digits", "all")}
+    lines = [tokenizer_line(50), eval_line(25, values), eval_line(50, values)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    panel = tokenizer_plots.codes_in_use(read_tokenizer_run(tmp_path))
+    ticks = [text for text in texts(panel) if text.endswith("%")]
+    assert len(ticks) > 2
+    assert len(set(ticks)) == len(ticks), "0%, 0%, 0% says nothing"
+
+
+def test_even_use_has_ticks_too(tmp_path: Path) -> None:
+    write_tokenizer_run(tmp_path, "digits")
+    (tmp_path / "code_counts.json").write_text(
+        json.dumps(dict.fromkeys(("digits", "all"), [25] * 16))
+    )
+    panel = tokenizer_plots.code_use_by_rank(read_tokenizer_run(tmp_path))
+    assert len([text for text in texts(panel) if text.endswith("%")]) >= 2
 
 
 def test_one_source_stands_for_all(tmp_path: Path) -> None:

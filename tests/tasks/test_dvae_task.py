@@ -176,6 +176,16 @@ def test_initial_gains_scale_fresh_weights_and_no_others() -> None:
             assert torch.equal(dvae.get_parameter(name), before[name] * gain)
 
 
+@pytest.mark.parametrize("num_codes", [16, 64, 1024])
+def test_the_vector_of_a_code_has_unit_variance_whatever_their_number(num_codes: int) -> None:
+    torch.manual_seed(0)
+    dvae = DvaeConfig(num_codes=num_codes, width=8, blocks_per_group=1, decoder_stem=64).build()
+    assert isinstance(dvae, Dvae)
+    DvaeTask(dvae, DvaeTaskConfig())
+    vectors_DV = dvae.get_parameter("decoder.blocks.input.w").flatten(1)
+    assert vectors_DV.std().item() == pytest.approx(1, rel=0.1)
+
+
 def test_a_few_steps_lower_the_loss() -> None:
     task, batch = make_task(), make_batch(4, 4)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from toto.analysis.summary import NO_VALUE
 from toto.data.config import TOGETHER
+from toto.tokenizers.quality import collapse_bound
 
 if TYPE_CHECKING:
     from toto.analysis.tokenizer_runs import TokenizerRecord
@@ -81,6 +82,13 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
         f"{num_codes:,} codes are in use ({values['codebook_use']:.1%}), with a perplexity of "
         f"{values['perplexity']:,.0f}."
     ]
+    bound = collapse_bound(num_codes)
+    if values["perplexity"] < bound:
+        sentences.append(
+            f"Warning: the codes have collapsed, as the perplexity is below {bound:,.1f} (1 % of "
+            "the codes, at least 2): nearly all tokens are the same few codes, and a model of them "
+            "learns next to nothing of the images."
+        )
     if len(record.series) > 1:
         by_source = [
             f"{last.sources[name]['psnr']:.2f} dB and {last.sources[name]['perplexity']:,.0f} on "

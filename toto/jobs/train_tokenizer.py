@@ -17,7 +17,7 @@ from toto.jobs.sources import open_sources
 from toto.jobs.train import running_engine, train_task
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
-from toto.tokenizers.quality import codebook_stats
+from toto.tokenizers.quality import codebook_stats, collapse_bound
 from toto.tokenizers.weights import save_weights
 from toto.training.metrics import Values, metric_values
 from toto.training.task import Mean, sum_metrics
@@ -97,7 +97,10 @@ def _trained(
         return sums | {TOGETHER: sum_metrics(sums.values())}
 
     def evaluate() -> dict[str, Values]:
-        return {name: _quality(metrics) for name, metrics in measure().items()}
+        found = {name: _quality(metrics) for name, metrics in measure().items()}
+        if ranks.is_first:
+            _warn_of_collapse(recipe, found[TOGETHER]["perplexity"])
+        return found
 
     result = train_task(
         recipe,
@@ -135,6 +138,18 @@ def _write_results(
         say(
             f"{name}: PSNR {values['psnr']:.2f} dB, {values['codebook_use']:.1%} of the codes "
             f"used, perplexity {values['perplexity']:.0f}"
+        )
+
+
+def _warn_of_collapse(recipe: TokenizerRecipe, perplexity: float | list[float]) -> None:
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    assert isinstance(perplexity, float)
+    num_codes = recipe.tokenizer.codebook_size
+    bound = collapse_bound(num_codes)
+    if perplexity < bound:
+        say(
+            f"warning: the codes have collapsed: perplexity {perplexity:.1f} of {num_codes:,} codes "
+            f"on validation images, below {bound:.1f}. {recipe.task.against_collapse}"
         )
 
 

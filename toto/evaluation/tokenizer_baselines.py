@@ -106,7 +106,7 @@ class KMeans(Tokenizer):
         assert isinstance(grid, TokenGrid)
         (height, width), (rows, columns) = self.sides, self.cells
         cells = self.codebook.look_up(grid.codes_BHW).permute(0, 2, 3, 1)
-        tiles = cells.unflatten(3, (3, height // rows, width // columns))
+        tiles = cells.reshape(-1, rows, columns, 3, height // rows, width // columns)
         return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(tiles), 3, height, width)
 
     def _move_centres(self, cells_MC: Tensor) -> None:
@@ -122,7 +122,8 @@ class KMeans(Tokenizer):
 def _cut(pixels_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:
     """Return the pixels of each cell, `BHWC`, ordered (channel, row, column)."""
     rows, columns = cells
-    tiles = pixels_BCHW.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+    batch, channels, height, width = pixels_BCHW.shape
+    tiles = pixels_BCHW.reshape(batch, channels, rows, height // rows, columns, width // columns)
     return tiles.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 

@@ -91,7 +91,9 @@ class LoadedModel:
 
     @torch.no_grad()
     def encode(self, pixels_BTCHW: Tensor) -> Tensor:
-        """Codes `BTHW` int64 from 0; of patch inputs patches `BTHWC`, normalised.
+        """Return what the model takes in: codes `BTHW` int64 from 0, or patches `BTHWC` float32.
+
+        Patches are normalised as the recipe's `tokenizer.input_norm` says.
 
         Raises:
             UserError: pixels of another shape or range.
@@ -103,7 +105,16 @@ class LoadedModel:
 
     @torch.no_grad()
     def decode(self, codes_BTHW: Tensor) -> Tensor:
-        """Pixels `[B, T, 3, H, W]` in [0, 1] of codes from 0."""
+        """Return the pixels `[B, T, 3, H, W]` in [0, 1] of codes from 0.
+
+        Raises:
+            UserError: the model takes patches in.
+        """
+        if self.recipe.tokenizer.output != "codes":
+            raise UserError(
+                "patches have no codes to decode: what a patch model takes in are the pixels, and "
+                "what it predicts is normalised by a mean and a std that it does not predict"
+            )
         grid = TokenGrid(codes_BTHW.to(self.device).flatten(0, 1))
         pixels_BCHW = self.trained.tokenizer.decode(grid).clamp(0, 1)
         return pixels_BCHW.view(*codes_BTHW.shape[:2], *pixels_BCHW.shape[1:])
@@ -158,7 +169,10 @@ class LoadedModel:
                 where the model carries a state, as Mamba does).
         """
         if self.recipe.tokenizer.output != "codes":
-            raise UserError("patches cannot be generated: load a run whose tokenizer gives codes")
+            raise UserError(
+                "patches cannot be generated: a predicted patch is normalised by its own mean and "
+                "std, which the model does not predict. Load a run whose tokenizer gives codes"
+            )
         require_next_tokens(self.trained.found)
         if self.recipe.context_frames is not None:
             self._require_frames(pixels_BTCHW, self.recipe.context_frames)

@@ -139,7 +139,7 @@ class CodeInterface(Interface):
 class PatchInputs(Interface):
     """Patches in, whatever comes out: a linear embedding and a learned start vector.
 
-    Frames are `patches_BTHWC` float32, normalised by the tokenizer.
+    Frames are `patches_BTHWC` float32: pixels, normalised as the tokenizer's config says.
 
     Args:
         patch_dim: C.
@@ -176,6 +176,8 @@ class PatchInputs(Interface):
 
 class PatchInterface(PatchInputs):
     """Patches in, patches out: squared error of the next one. There is no end target.
+
+    Targets are `patches_BTHWC` float32, those of `Tokenizer.patch_targets`: not the inputs.
 
     Args:
         patch_dim: C.

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from html_page import Page
-from toy_run import write_lines
-from toy_tokenizer_run import NUM_CODES, tokenizer_line, write_tokenizer_run
+from toy_run import eval_line, write_lines
+from toy_tokenizer_run import NUM_CODES, quality, tokenizer_line, write_tokenizer_run
 
 from toto.analysis import tokenizer_plots
 from toto.analysis.report import DataSource, Reconstructions
 from toto.analysis.tokenizer_report import TokenizerReport, write_tokenizer_report
-from toto.analysis.tokenizer_runs import read_tokenizer_run
+from toto.analysis.tokenizer_runs import TokenizerRecord, read_tokenizer_run
 from toto.analysis.tokenizer_summary import quality_table, summary
 from toto.tasks.config import DvaeTaskConfig, Term, VqganTaskConfig
 
@@ -108,6 +109,8 @@ def test_the_summary_names_every_source(tmp_path: Path) -> None:
     assert summary(record, NUM_CODES, 100) == [
         "After 100 steps, held-out pictures come back from their tokens with a PSNR of 20.00 dB; "
         "12 of the 16 codes are in use (75.0%), with a perplexity of 8.",
+        "At the same grid the mean colour of each cell keeps 17.12 dB, and k-means of the cells "
+        "with as many codes 18.50 dB.",
         "PSNR and perplexity by source: 21.00 dB and 6 on digits, 22.00 dB and 6 on clips.",
     ]
     assert summary(record, NUM_CODES, 60)[-1] == (
@@ -115,13 +118,69 @@ def test_the_summary_names_every_source(tmp_path: Path) -> None:
     )
 
 
+def test_a_tokenizer_worse_than_mean_colours_says_so(tmp_path: Path) -> None:
+    write_tokenizer_run(tmp_path, "digits")
+    baselines = {"cell mean": {"digits": 21.5, "all": 21.5}, "k-means": {"digits": 23, "all": 23}}
+    (tmp_path / "baselines.json").write_text(json.dumps(baselines))
+    text = render(content(tmp_path), tmp_path).text
+    assert "Warning: the tokenizer is worse than mean colours." in text
+    assert "cell mean (dB)" in text
+    (tmp_path / "baselines.json").unlink()
+    assert "Its baselines are not measured: there is no baselines.json" in (
+        render(content(tmp_path), tmp_path).text
+    )
+
+
+def collapsed(folder: Path) -> TokenizerRecord:
+    values = {name: quality(11.0, used=1 / 16, perplexity=1.5) for name in ("digits", "all")}
+    write_lines(folder / "metrics.jsonl", [tokenizer_line(50), eval_line(50, values)])
+    (folder / "code_counts.json").write_text(
+        json.dumps({name: [1000, 9, *[0] * 14] for name in ("digits", "all")})
+    )
+    return read_tokenizer_run(folder)
+
+
+@pytest.mark.parametrize(("num_codes", "bound"), [(16, "2.0"), (8192, "81.9")])
+def test_a_collapsed_codebook_is_said_first(tmp_path: Path, num_codes: int, bound: str) -> None:
+    record = collapsed(tmp_path)
+    assert (
+        f"Warning: the codes have collapsed, as the perplexity is below {bound} "
+        in (summary(record, num_codes, 50)[2])
+    )
+    page = render(content(tmp_path), tmp_path)
+    assert "the codes have collapsed" in page.text
+    write_tokenizer_run(tmp_path, "digits")
+    assert "collapsed" not in " ".join(summary(read_tokenizer_run(tmp_path), NUM_CODES, 100))
+
+
+def test_few_codes_in_use_have_ticks_that_differ(tmp_path: Path) -> None:
+    values = {name: quality(11.0, used=0.004, perplexity=1.5) for name in ("digits", "all")}
+    lines = [tokenizer_line(50), eval_line(25, values), eval_line(50, values)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    panel = tokenizer_plots.codes_in_use(read_tokenizer_run(tmp_path))
+    ticks = [text for text in texts(panel) if text.endswith("%")]
+    assert len(ticks) > 2
+    assert len(set(ticks)) == len(ticks), "0%, 0%, 0% says nothing"
+
+
+def test_even_use_has_ticks_too(tmp_path: Path) -> None:
+    write_tokenizer_run(tmp_path, "digits")
+    (tmp_path / "code_counts.json").write_text(
+        json.dumps({name: [25] * 16 for name in ("digits", "all")})
+    )
+    panel = tokenizer_plots.code_use_by_rank(read_tokenizer_run(tmp_path))
+    assert len([text for text in texts(panel) if text.endswith("%")]) >= 2
+
+
 def test_one_source_stands_for_all(tmp_path: Path) -> None:
     write_tokenizer_run(tmp_path, "digits")
     record = read_tokenizer_run(tmp_path)
-    (sentence,) = summary(record, NUM_CODES, 100)
+    sentence, _ = summary(record, NUM_CODES, 100)
     assert "a PSNR of 21.00 dB; 8 of the 16 codes are in use (50.0%)" in sentence
     table = quality_table(record, NUM_CODES)
-    assert table.rows == [["digits", "21.00", "8", "50.0%", "6", "0.5000", "0.2500"]]
+    assert table.rows == [
+        ["digits", "21.00", "17.12", "18.50", "8", "50.0%", "6", "0.5000", "0.2500"]
+    ]
     assert table.head[-2:] == ["loss", "nll"], "and not what is measured in training alone"
 
 

@@ -10,6 +10,8 @@ import torch
 from command_line import toto, write_recipe
 from tiny_runs import tiny_recipe
 
+from toto.errors import UserError
+from toto.loaded import load
 from toto.tokenizers.config import DvaeConfig
 from toto.tokenizers.weights import save_weights
 
@@ -75,6 +77,7 @@ def test_patches_are_regressed_through_an_mlp_probed_and_reported(tmp_path, tiny
     raw["backbone"]["patch_readout"] = "mlp"
     done = toto("train", write_recipe(tmp_path, raw), cwd=tmp_path)
     assert "next patch (squared error of normalised pixels)" in done.stdout
+    assert "inputs: pixels, normalised by ImageNet's mean and std" in done.stdout
     assert "= 16, with the start 17" in done.stdout
     lines = lines_of(tmp_path / "runs/tiny/metrics.jsonl")
     (last, *_) = [line["sources"]["videos"] for line in lines[::-1] if line["kind"] == "eval"]
@@ -95,6 +98,58 @@ def test_codes_of_patches_cannot_be_generated(trained):
         "has patch inputs, and what it predicts are codes, which it cannot take in" in done.stderr
     )
     assert "whose tokenizer gives codes" in done.stderr
+
+
+@pytest.fixture
+def older(tmp_path, tiny_datasets):
+    """A folder with a run of before `tokenizer.input_norm`, whose records do not name it."""
+    raw = patch_recipe(tiny_datasets)
+    recipe = write_recipe(tmp_path, raw)
+    toto("train", recipe, "--set", "tokenizer.input_norm=patch", cwd=tmp_path)
+    for path in tmp_path.glob("runs/tiny/checkpoints/*/checkpoint.json"):
+        meta = json.loads(path.read_text())
+        del meta["recipe"]["tokenizer"]["input_norm"]
+        path.write_text(json.dumps(meta))
+    recorded = tmp_path / "runs/tiny/recipe.yaml"
+    recorded.write_text(recorded.read_text().replace("  input_norm: patch\n", ""))
+    assert "input_norm" not in recorded.read_text()
+    return tmp_path
+
+
+def test_an_older_run_keeps_the_inputs_that_it_was_trained_on(older, monkeypatch):
+    toto("probe", "--pool", "average", "--set", "epochs=1", cwd=older)
+    toto("report", cwd=older)
+    done = toto("finetune", "--resolution", "4x4", "--steps", "2", cwd=older)
+    assert "normalised by the mean and std of each patch" in done.stdout
+    monkeypatch.chdir(older)
+    model = load("runs/tiny")
+    assert model.recipe.tokenizer.input_norm == "patch"
+    pixels = torch.rand(1, 4, 3, 32, 32)
+    patches = model.encode(pixels)
+    torch.testing.assert_close(patches.mean(-1), torch.zeros(1, 4, 2, 2), atol=1e-5, rtol=0)
+
+
+def test_an_older_run_is_continued_under_its_inputs_or_refused(older):
+    recipe = "tiny.yaml"
+    done = toto("train", recipe, "--resume", cwd=older, code=2)
+    assert "tokenizer.input_norm: 'patch' before, 'imagenet' now" in done.stderr
+    assert "Resume with the values before (--set KEY=VALUE)" in " ".join(done.stderr.split())
+    toto("train", recipe, "--resume", "--set", "tokenizer.input_norm=patch", cwd=older)
+    start = ["--set", "init_from=runs/tiny", "--output", "runs/next"]
+    done = toto("train", recipe, *start, cwd=older, code=2)
+    assert '"input_norm": "patch"' in done.stderr
+    toto("train", recipe, *start, "--set", "tokenizer.input_norm=patch", cwd=older)
+
+
+def test_what_a_patch_model_predicts_is_no_image(older, monkeypatch):
+    monkeypatch.chdir(older)
+    done = toto("generate", cwd=older, code=2)
+    assert "normalised by its own mean and std" in " ".join(done.stderr.split())
+    model = load("runs/tiny")
+    with pytest.raises(UserError, match="patches cannot be generated"):
+        model.generate(torch.rand(1, 1, 3, 32, 32), frames=1)
+    with pytest.raises(UserError, match="patches have no codes to decode"):
+        model.decode(torch.zeros(1, 1, 2, 2, dtype=torch.int64))
 
 
 def test_a_larger_grid_is_finetuned_with_the_targets_at_theirs(copied):

@@ -17,6 +17,7 @@ from toto.data.clips import read_clip
 from toto.data.config import ClipConfig
 from toto.data.index import Dataset
 from toto.evaluation.reconstruction import measure
+from toto.evaluation.tokenizer_baselines import CellMean
 from toto.recipe.reader import read_recipe
 from toto.tokenizers.official import OFFICIAL, weights_path
 from toto.tokenizers.weights import save_weights
@@ -77,6 +78,14 @@ def test_the_numbers_are_those_of_the_spread_pictures(tmp_path, tiny_datasets, r
     assert [shown["sample"] for shown in written["shown"]] == list(range(7))
     assert f"{expected.psnr:.2f}" in done.stdout
     assert f"{expected.codebook.used} of 32" in done.stdout
+    cell_mean, k_means = written["baselines"]
+    mean = measure(CellMean((4, 4)), [pixels_BCHW])
+    assert (cell_mean["name"], cell_mean["psnr"]) == ("cell mean", pytest.approx(mean.psnr))
+    assert (k_means["name"], k_means["codebook"]["size"]) == ("k-means", 32)
+    assert "k-means is fitted on images of the dataset that are not measured" in done.stdout
+    warning = f"warning: tiny keeps less ({expected.psnr:.2f} dB) than the mean colour of each cell"
+    assert expected.psnr < mean.psnr, "its weights are random"
+    assert warning in " ".join(done.stdout.split())
 
 
 def test_tokenizers_of_other_kinds_and_sizes_stand_in_one_sheet(tmp_path, tiny_datasets, recipe):
@@ -89,7 +98,7 @@ def test_tokenizers_of_other_kinds_and_sizes_stand_in_one_sheet(tmp_path, tiny_d
     done = evaluate(tmp_path, tiny_datasets / "videos-val", *named, *labels, "--samples", "5")
     assert "a tokenizer of continuous patches has no codebook" in done.stdout
     assert "compare them within one" in done.stdout
-    assert "15 of 15 pictures" in done.stdout
+    assert "30 of 30 pictures" in done.stdout
     found = results(tmp_path)
     first, patches, again = found["tokenizers"].values()
     assert list(found["tokenizers"]) == ["dvae", "patches", "the dvae again"]

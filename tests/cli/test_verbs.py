@@ -167,6 +167,15 @@ def test_a_tokenizer_is_trained_and_then_used(tmp_path, tiny_datasets):
     raw["tokenizer"] |= {"weights": None}
     done = toto("tokenizer", "train", write_recipe(tmp_path, raw), cwd=tmp_path)
     assert "PSNR" in done.stdout
+    assert "collapsed" not in done.stdout
+    baselines = json.loads((tmp_path / "runs/tiny/baselines.json").read_text())
+    assert 5 < baselines["cell mean"]["all"] < baselines["k-means"]["all"] < 60
+    assert "all: cell mean at the same grid: PSNR" in done.stdout
+    assert "warning: the tokenizer keeps less" in done.stdout, "after three steps"
+    many = ["--set", "tokenizer.num_codes=3000", "--output", "runs/many"]
+    done = toto("tokenizer", "train", tmp_path / "tiny.yaml", *many, cwd=tmp_path)
+    assert "warning: the codes have collapsed: perplexity" in done.stdout
+    assert "of 3,000 codes on validation images, below 30.0. Raise task.usage_weight" in done.stdout
     evaluate = ["tokenizer", "eval", tiny_datasets / "videos-val", "quality"]
     toto(*evaluate, "--tokenizer", "runs/tiny", "--samples", "4", cwd=tmp_path)
     evaluated = json.loads((tmp_path / "quality/evaluation.json").read_text())["tokenizers"]

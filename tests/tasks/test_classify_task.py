@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import one_hot
@@ -65,6 +67,35 @@ def test_the_loss_is_the_cross_entropy_to_mixed_smooth_targets(smoothing):
     expected_B = -(target_BC * logits_BC.log_softmax(1)).sum(1)
     found_B = mixed_up_loss(logits_BC, label_B, weight_B, smoothing)
     torch.testing.assert_close(found_B, expected_B)
+
+
+def test_a_clip_that_is_mostly_white_has_mostly_the_label_of_white(monkeypatch):
+    """Pixels and labels are mixed by the same shares: those swapped on one side are told here."""
+    task = toy_task(config(mixup=0.3)).train()
+    with torch.no_grad():
+        for parameter in task.classifier.parameters():
+            parameter.mul_(50)  # fresh logits are nearly equal, whatever their label
+    white, black = 2, 0
+    batch = toy_batch(size=2, frames=1)
+    batch.pixels_BTCHW[0], batch.pixels_BTCHW[1] = 255, 0
+    batch = replace(batch, label_B=torch.tensor([white, black]))
+    seen, logits = [], []
+    encode, classify = task.tokenizer.encode, task.classifier.forward
+    monkeypatch.setattr(
+        task.tokenizer, "encode", lambda pixels: seen.append(pixels) or encode(pixels)
+    )
+    monkeypatch.setattr(
+        task.classifier, "forward", lambda *args: logits.append(classify(*args)) or logits[-1]
+    )
+    for seed in range(4):
+        torch.manual_seed(seed)
+        loss = task(batch).loss
+        share_B = seen[-1].mean(dim=(1, 2, 3))  # how white each of the two has become
+        log_p_BC = logits[-1].log_softmax(1)
+        expected_B = -(share_B * log_p_BC[:, white] + (1 - share_B) * log_p_BC[:, black])
+        torch.testing.assert_close(loss, expected_B.mean(), atol=0.01, rtol=0)
+        assert (share_B - 0.5).abs().max() > 0.1
+        assert (log_p_BC[:, white] - log_p_BC[:, black]).abs().min() > 0.05
 
 
 def test_evaluations_see_plain_pictures_and_plain_labels():

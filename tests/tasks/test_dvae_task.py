@@ -164,6 +164,29 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
     assert roles["encoder.blocks.input.w"] == "hidden"
 
 
+def test_codes_are_relaxed_in_training_and_whole_in_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No straight-through: Ramesh et al. decode the relaxed codes themselves (App. A.2)."""
+    task, seen = make_task().train(), []
+    task.at_step(0)  # τ = 1
+    decode = task.dvae.decoder_stats
+
+    def decoder_stats(z_BVHW: torch.Tensor) -> torch.Tensor:
+        seen.append(z_BVHW)
+        return decode(z_BVHW)
+
+    monkeypatch.setattr(task.dvae, "decoder_stats", decoder_stats)
+    task(make_batch())
+    (z_BVHW,) = seen
+    torch.testing.assert_close(z_BVHW.sum(dim=1), torch.ones_like(z_BVHW[:, 0]))
+    largest = z_BVHW.amax(dim=1)
+    assert largest.mean() < 0.9, "at τ = 1 a relaxed code is spread"
+    assert (z_BVHW > 0).float().mean() > 0.99
+    task.eval()(make_batch())
+    assert len(seen) == 1, "evaluation looks codes up"
+
+
 def test_initial_gains_scale_fresh_weights_and_no_others() -> None:
     config = SHORT.model_copy(update={"initial_logit_gain": 4.0, "initial_code_gain": 2.0})
     names = ("encoder.blocks.output.conv.w", "decoder.blocks.input.w", "encoder.blocks.input.w")
@@ -174,6 +197,16 @@ def test_initial_gains_scale_fresh_weights_and_no_others() -> None:
         DvaeTask(dvae, config)
         for name, gain in zip(names, gains, strict=True):
             assert torch.equal(dvae.get_parameter(name), before[name] * gain)
+
+
+@pytest.mark.parametrize("num_codes", [16, 64, 1024])
+def test_the_vector_of_a_code_has_unit_variance_whatever_their_number(num_codes: int) -> None:
+    torch.manual_seed(0)
+    dvae = DvaeConfig(num_codes=num_codes, width=8, blocks_per_group=1, decoder_stem=64).build()
+    assert isinstance(dvae, Dvae)
+    DvaeTask(dvae, DvaeTaskConfig())
+    vectors_DV = dvae.get_parameter("decoder.blocks.input.w").flatten(1)
+    assert vectors_DV.std().item() == pytest.approx(1, rel=0.1)
 
 
 def test_a_few_steps_lower_the_loss() -> None:

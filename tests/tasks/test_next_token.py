@@ -183,6 +183,34 @@ def test_patches_predict_the_codes_of_the_same_crop():
     assert task.num_targets(batch) == 4 * (T * H * W + 1)
 
 
+@pytest.mark.parametrize(
+    ("norm", "follows"), [("imagenet", True), ("image", True), ("patch", False)]
+)
+def test_inputs_follow_a_brightness_that_changes_the_codes(norm, follows):
+    task = make_task(PatchConfig(patch_size=4, input_norm=norm), MeanCodesConfig())
+    darker = 60 + random_pixels() // 4
+    brighter = darker.clone()
+    brighter[..., :4, 4:] += 60  # the second patch of each frame
+    (before, codes), (after, other_codes) = (
+        task.tokens(make_batch(pixels=pixels)) for pixels in (darker, brighter)
+    )
+    assert (codes != other_codes)[:, :, 0, 1].all()
+    assert torch.equal(codes[:, :, 1], other_codes[:, :, 1])
+    moved = (after - before)[:, :, 0, 1].abs().mean().item()
+    assert (moved > 0.3) is follows
+
+
+def test_patches_regress_the_normalised_next_patch_from_pixels():
+    task = make_task(PatchConfig(patch_size=4))
+    batch = make_batch(pixels=random_pixels())
+    frames, targets = task.tokens(batch)
+    mean, std = frames.mean(-1, keepdim=True), (frames.var(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(targets, (frames - mean) / std)
+    assert (frames - targets).abs().mean() > 0.1
+    losses_BL = task.model.losses(frames, batch.is_image_B, targets)
+    torch.testing.assert_close(task(batch).loss, losses_BL.mean())
+
+
 def test_a_target_tokenizer_of_coarser_pixels_sees_the_crop_shrunk():
     task = make_task(*SHRUNK)
     pixels = random_pixels()

@@ -214,10 +214,10 @@ def _inputs(load: Load) -> Term:
 
 
 def _patch_loss(load: Load) -> Term:
-    """Prediction, in bf16 too, difference, and its square; the MLP in front keeps two tensors."""
+    """Targets, prediction, in bf16 too, difference, its square; an MLP in front keeps two more."""
     size = load.one.product_bytes
-    values, formula = 3 * FP32 * load.target_dim, "12·S·C"
+    values, formula = 4 * FP32 * load.target_dim, "16·S·C"
     if load.backbone.patch_readout == "mlp":
         values += 2 * size * PATCH_MLP_RATIO * load.backbone.width
         formula += f" + {2 * size * PATCH_MLP_RATIO}·S·D"
-    return Term("loss", "prediction, difference, square", formula, load.rows * values, LOSS)
+    return Term("loss", "targets and errors of patches", formula, load.rows * values, LOSS)

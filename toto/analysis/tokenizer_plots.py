@@ -5,6 +5,7 @@ Matplotlib is imported here, so import this module only where figures are drawn.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +76,8 @@ def codes_in_use(record: TokenizerRecord) -> Panel:
         scale = _steps_axis(axes, record)
         _draw_sources(axes, record, "codebook_use", scale)
         axes.set(ylabel="share of the codebook", ylim=(0, min(axes.get_ylim()[1], 1.03)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        # As many decimals as the ticks need: few codes of many are in use at the beginning.
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
     return draw_panel("Codes in use", draw)
 
@@ -111,6 +113,9 @@ def code_use_by_rank(record: TokenizerRecord) -> Panel:
         )
         axes.set(xscale="log", yscale="log", xlabel="rank of the code", ylabel="share of tokens")
         axes.set_xlim(0.9, num_codes * 1.1)
+        # Whole decades: inside of one decade there would be no tick that is labelled.
+        low, high = (math.log10(limit) for limit in axes.get_ylim())
+        axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         for axis in (axes.xaxis, axes.yaxis):

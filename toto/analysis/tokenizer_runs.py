@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, TypeAdapter
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "BASELINES",
     "CODE_COUNTS",
     "TokenizerEvaluation",
     "TokenizerPoint",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 CODE_COUNTS = "code_counts.json"
+BASELINES = "baselines.json"
+
+T = TypeVar("T")
 
 # What every evaluation measures; the rest of it is the task's own.
 QUALITY = ("loss", "psnr", "codebook_use", "perplexity")
@@ -70,12 +74,14 @@ class TokenizerRecord:
         train: the logged steps.
         evals: the evaluations.
         code_counts: for each source and TOGETHER how often each code was used, at the end.
+        baselines: for each baseline the PSNR in dB by source and of TOGETHER, at the end.
     """
 
     folder: Path
     train: list[TokenizerPoint]
     evals: list[TokenizerEvaluation]
     code_counts: dict[str, list[int]]
+    baselines: dict[str, dict[str, Number]]
 
     @property
     def last_step(self) -> int:
@@ -101,6 +107,7 @@ class TokenizerRecord:
 POINT = TypeAdapter(TokenizerPoint)
 EVALUATION = TypeAdapter(TokenizerEvaluation)
 COUNTS = TypeAdapter(dict[str, list[int]])
+DECIBELS = TypeAdapter(dict[str, dict[str, Number]])
 
 
 def read_tokenizer_run(folder: Path) -> TokenizerRecord:
@@ -111,10 +118,12 @@ def read_tokenizer_run(folder: Path) -> TokenizerRecord:
         DataError: a record that is not as toto writes it, with file and line.
     """
     train, evals = read_metrics(folder, POINT, EVALUATION)
-    return TokenizerRecord(folder, train, evals, _read_counts(folder / CODE_COUNTS))
+    counts = _read(folder / CODE_COUNTS, COUNTS)
+    return TokenizerRecord(folder, train, evals, counts, _read(folder / BASELINES, DECIBELS))
 
 
-def _read_counts(path: Path) -> dict[str, list[int]]:
+def _read(path: Path, schema: TypeAdapter[T]) -> T | dict[str, Any]:
+    """Return what the file holds; nothing where a run has not written it."""
     if not path.is_file():
         return {}
-    return parse(COUNTS, json_object(path.read_bytes(), str(path)), str(path))
+    return parse(schema, json_object(path.read_bytes(), str(path)), str(path))

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toto.analysis.summary import NO_VALUE
+from toto.analysis.tokenizer_runs import BASELINES
 from toto.data.config import TOGETHER
+from toto.evaluation.tokenizer_baselines import CELL_MEAN, K_MEANS
+from toto.tokenizers.quality import collapse_bound
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -56,13 +59,23 @@ def quality_table(record: TokenizerRecord, num_codes: int) -> QualityTable:
         for name in record.terms
         if name != "psnr" and any(name in sources[source] for source in record.series)
     ]
-    head = ["source", "PSNR (dB)", "codes in use", "of all codes", "perplexity", *others]
+    baselines = [f"{name} (dB)" for name in record.baselines]
+    head = [
+        "source",
+        "PSNR (dB)",
+        *baselines,
+        "codes in use",
+        "of all codes",
+        "perplexity",
+        *others,
+    ]
     rows = []
     for source in record.series:
         values = sources[source]
         rows.append([
             "all together" if source == TOGETHER else source,
             _number(values["psnr"], ".2f"),
+            *(_number(found.get(source, math.nan), ".2f") for found in record.baselines.values()),
             f"{round(values['codebook_use'] * num_codes):,}",
             f"{values['codebook_use']:.1%}",
             _number(values["perplexity"], ",.0f"),
@@ -83,6 +96,14 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
         f"{num_codes:,} codes are in use ({values['codebook_use']:.1%}), with a perplexity of "
         f"{values['perplexity']:,.0f}."
     ]
+    sentences.append(_baseline_sentence(record, values["psnr"]))
+    bound = collapse_bound(num_codes)
+    if values["perplexity"] < bound:
+        sentences.append(
+            f"Warning: the codes have collapsed, as the perplexity is below {bound:,.1f} (1 % of "
+            "the codes, at least 2): nearly all tokens are the same few codes, and a model of them "
+            "learns next to nothing of the images."
+        )
     if len(record.series) > 1:
         by_source = [
             f"{last.sources[name]['psnr']:.2f} dB and {last.sources[name]['perplexity']:,.0f} on "
@@ -92,6 +113,19 @@ def _quality_sentences(record: TokenizerRecord, num_codes: int) -> list[str]:
         ]
         sentences.append(f"PSNR and perplexity by source: {', '.join(by_source)}.")
     return sentences
+
+
+def _baseline_sentence(record: TokenizerRecord, psnr: float) -> str:
+    if not record.baselines:
+        return f"Its baselines are not measured: there is no {BASELINES}, which a run writes last."
+    found = {name: values[TOGETHER] for name, values in record.baselines.items()}
+    kept = [f"the mean colour of each cell keeps {found[CELL_MEAN]:.2f} dB"]
+    if K_MEANS in found:
+        kept.append(f"k-means of the cells with as many codes {found[K_MEANS]:.2f} dB")
+    sentence = f"At the same grid {', and '.join(kept)}."
+    if psnr < found[CELL_MEAN]:
+        return f"Warning: the tokenizer is worse than mean colours. {sentence}"
+    return sentence
 
 
 def _number(value: float, spec: str) -> str:

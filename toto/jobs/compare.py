@@ -16,7 +16,7 @@ from toto.jobs.report import COMMANDS
 from toto.jobs.setup import RECIPE_FILE, leaves
 from toto.jobs.trained import import_all
 from toto.recipe.derived import derived_numbers
-from toto.recipe.reader import check_recipe
+from toto.recipe.reader import check_recorded
 from toto.recipe.schemas import TrainRecipe
 from toto.recipe.yaml_reader import read_yaml
 
@@ -62,9 +62,7 @@ def compare_runs(runs: Sequence[str], *, out: Path | None, imports: Sequence[str
 
 def _compared(number: int, folder: Path, label: str) -> ComparedRun:
     train, evals = read_losses(folder)
-    # Without its imports: a run never imports code by itself.
-    raw = read_yaml(folder / RECIPE_FILE) | {"imports": []}
-    recipe = check_recipe(raw, f"the recipe in {folder}")
+    recipe = check_recorded(read_yaml(folder / RECIPE_FILE), f"the recipe in {folder}")
     start = last_start(folder)
     settings = leaves(recipe.model_dump(mode="json"))
     return ComparedRun(

@@ -15,6 +15,7 @@ from toto.data.clips import FrameList, read_clip
 from toto.data.config import ClipConfig
 from toto.errors import DataError, UserError
 from toto.evaluation.reconstruction import DEFINITIONS, measure, reconstruct
+from toto.evaluation.tokenizer_baselines import CELL_MEAN, baselines_of, images_to_fit
 from toto.files import disk_errors, write_atomic
 from toto.generation.media import pixel_scale, sheet, write_png
 from toto.jobs.console import progress_bar, say, say_table
@@ -48,11 +49,16 @@ Pictures = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One of the tokenizers that are compared, built."""
+    """One of the tokenizers that are compared, or of their baselines, built."""
 
     label: str
     tokenizer: Tokenizer
     resolution: int
+
+    @property
+    def place(self) -> tuple[int, tuple[int, int]]:
+        """Resolution and grid: what is compared with the same baselines."""
+        return self.resolution, self.tokenizer.config.grid(self.resolution)
 
 
 def evaluate_tokenizers(
@@ -96,15 +102,24 @@ def evaluate_tokenizers(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     candidates = _build(texts, resolution, labels, device)
     frames = FrameList(dataset)
-    qualities = _measure_all(candidates, dataset, frames, samples, device)
+    baselines, fitted_on = _baselines(candidates, dataset, frames, samples, device)
+    everything = _measure_all([*candidates, *baselines], dataset, frames, samples, device)
+    qualities, measured = everything[: len(candidates)], everything[len(candidates) :]
     shown = list(frames.spread(SHOWN))
     picture_HWC = _side_by_side(candidates, dataset, shown, device)
     record = _record(candidates, qualities, dataset, len(frames), shown)
+    record["baselines"] = [
+        {"name": one.label, "resolution": one.resolution, "grid": one.place[1], **asdict(quality)}
+        for one, quality in zip(baselines, measured, strict=True)
+    ]
+    record["k_means_fitted_on"] = fitted_on
     with disk_errors(out):
         out.mkdir(parents=True)
         write_png(out / "reconstructions.png", picture_HWC)
         write_atomic(out / "evaluation.json", json.dumps(record, indent=2) + "\n")
-    _say_results(candidates, qualities)
+    _say_results([*candidates, *baselines], everything)
+    say(f"k-means is fitted on {fitted_on}")
+    _warn_of_worse_than_means(candidates, qualities, baselines, measured)
     say(f"{out}: evaluation.json, reconstructions.png")
 
 
@@ -134,6 +149,59 @@ def _build(
             )
         candidates.append(_Candidate(label, found.config.build().eval().to(device), side))
     return candidates
+
+
+def _baselines(
+    candidates: Sequence[_Candidate],
+    dataset: Dataset,
+    frames: FrameList,
+    samples: int,
+    device: torch.device,
+) -> tuple[list[_Candidate], str]:
+    """The baselines of each resolution, grid and number of codes, and what k-means was fitted on.
+
+    That is other images than are measured, where the dataset has enough; else the same ones, which
+    flatters k-means.
+    """
+    count = min(samples, len(frames))
+    compared = dict.fromkeys((*one.place, one.tokenizer.config.codebook_size) for one in candidates)
+    wanted = max(images_to_fit(grid) for _, grid, _ in compared)
+    measured = set(frames.spread(count))
+    others = [place for place in frames.spread(count + wanted) if place not in measured]
+    fitted_on = "images of the dataset that are not measured"
+    if len(others) < min(wanted, count) // 2 or not others:
+        others = list(frames.spread(wanted))
+        fitted_on = "the measured images themselves, which flatters it: there are too few others"
+    found: dict[tuple[str, int, tuple[int, int], int], _Candidate] = {}
+    for resolution, grid, num_codes in compared:
+        places = others[:: max(len(others) // images_to_fit(grid), 1)][: images_to_fit(grid)]
+        fitting = (
+            _pixels(_read(dataset, places[first : first + BATCH], resolution), device)
+            for first in range(0, len(places), BATCH)
+        )
+        for name, tokenizer in baselines_of(grid, num_codes, fitting).items():
+            one = _Candidate(name, tokenizer.eval().to(device), resolution)
+            found[name, *one.place, tokenizer.config.codebook_size] = one
+    return list(found.values()), fitted_on
+
+
+def _warn_of_worse_than_means(
+    candidates: Sequence[_Candidate],
+    qualities: Sequence[ReconstructionQuality],
+    baselines: Sequence[_Candidate],
+    measured: Sequence[ReconstructionQuality],
+) -> None:
+    means = {
+        one.place: quality.psnr
+        for one, quality in zip(baselines, measured, strict=True)
+        if one.label == CELL_MEAN
+    }
+    for one, quality in zip(candidates, qualities, strict=True):
+        if quality.psnr < means[one.place]:
+            say(
+                f"warning: {one.label} keeps less ({quality.psnr:.2f} dB) than the mean colour of "
+                f"each cell of its grid ({means[one.place]:.2f} dB)"
+            )
 
 
 def _measure_all(

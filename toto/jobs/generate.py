@@ -109,7 +109,8 @@ def _refuse_patches(found: FoundRun) -> None:
     if found.recipe.tokenizer.output == "codes":
         return
     why = (
-        "whose next patch is predicted as a mean and cannot be sampled"
+        "and predicts the next one normalised by its own mean and std, which no part of the model "
+        "predicts: it is no pixels, and cannot be taken in"
         if found.recipe.target.output == "patches"
         else "and what it predicts are codes, which it cannot take in"
     )

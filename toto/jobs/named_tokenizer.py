@@ -10,7 +10,7 @@ from toto.errors import Problem, RecipeError, UserError
 from toto.jobs.component import described_component
 from toto.jobs.setup import RECIPE_FILE
 from toto.jobs.train_tokenizer import WEIGHTS_FILE
-from toto.recipe.reader import check_recipe, read_recipe
+from toto.recipe.reader import check_recorded, read_recipe
 from toto.recipe.yaml_reader import read_yaml
 from toto.tokenizers.config import TOKENIZERS
 from toto.tokenizers.official import PREFIX as OFFICIAL_PREFIX
@@ -78,9 +78,7 @@ def _of_run(run: Path) -> NamedTokenizer:
         )
     resolution = None
     if recipe_file.is_file():
-        # What a run wrote imports no code by itself.
-        raw = read_yaml(recipe_file) | {"imports": []}
-        resolution = check_recipe(raw, str(recipe_file)).clip.resolution
+        resolution = check_recorded(read_yaml(recipe_file), str(recipe_file)).clip.resolution
     return NamedTokenizer(run.resolve().name, _config_of(str(weights)), resolution)
 
 

@@ -50,7 +50,7 @@ COMMANDS = {"train": "toto train", "tokenizer": "toto tokenizer train"}
 VERSIONS = ("toto", "torch", "deepspeed", "python")
 MACHINE = ("platform", "cpu", "gpu", "threads", "ranks")
 Pictures = npt.NDArray[np.uint8]
-NOTHING_LOST = "patches are the pixels themselves, each patch less its mean and over its deviation"
+NOTHING_LOST = "patches are the pixels themselves, normalised"
 
 
 def start_report(run: str | None, *, out: Path | None, imports: Sequence[str]) -> None:

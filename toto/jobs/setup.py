@@ -18,7 +18,7 @@ from toto.jobs import history
 from toto.jobs.commits import commit_of, commit_of_toto
 from toto.jobs.console import say
 from toto.recipe.derived import describe
-from toto.recipe.reader import check_recipe, read_recipe
+from toto.recipe.reader import check_recorded, read_recipe
 from toto.recipe.schemas import Recipe
 from toto.recipe.yaml_reader import dump_yaml, quote
 from toto.training.checkpoint import read_meta
@@ -222,8 +222,8 @@ def _command() -> str:
 
 def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -> None:
     now = leaves(recipe.model_dump(mode="json"))
-    # Read again, so that a field which is new since then has its default; no code is imported.
-    read = check_recipe(before | {"imports": []}, f"the recipe in {run.path}")
+    # Read again, so that a field which is new since then has the value that the run had.
+    read = check_recorded(before, f"the recipe in {run.path}")
     then = leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
     free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
     changed = sorted(
@@ -236,7 +236,7 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
         raise UserError(
             f"{run.path} was begun with another recipe, and a resumed run is the same run:\n"
             + "\n".join(lines)
-            + f"\nResume with the values of {run.path / RECIPE_FILE}, or begin another run with "
+            + "\nResume with the values before (--set KEY=VALUE), or begin another run with "
             "--output"
         )
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toto.analysis.tokenizer_runs import CODE_COUNTS
-from toto.data.config import TOGETHER
+from toto.analysis.tokenizer_runs import BASELINES, CODE_COUNTS
+from toto.data.clips import FrameList, read_clip
+from toto.data.config import TOGETHER, ClipConfig
+from toto.evaluation.tokenizer_baselines import CELL_MEAN, baselines_of, images_to_fit
 from toto.jobs.console import say
 from toto.jobs.held_out import evaluated, validation_batches
 from toto.jobs.history import Asked, Origin
@@ -17,18 +19,20 @@ from toto.jobs.sources import open_sources, root_explained
 from toto.jobs.train import running_engine, train_task
 from toto.recipe.schemas import TokenizerRecipe
 from toto.tasks.config import TokenizerTaskConfig
-from toto.tokenizers.quality import codebook_stats
+from toto.tokenizers.quality import codebook_stats, collapse_bound, psnr
 from toto.tokenizers.weights import save_weights
+from toto.training.distributed import Ranks
 from toto.training.metrics import Values, metric_values
 from toto.training.task import Mean, sum_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
 
     from toto.data.batch import Batch
     from toto.jobs.sources import Source
     from toto.tokenizers.base import Tokenizer
-    from toto.training.distributed import Ranks
     from toto.training.engine import Engine
     from toto.training.rundir import RunDirectory
 
@@ -101,7 +105,10 @@ def _trained(
         return sums | {TOGETHER: sum_metrics(sums.values())}
 
     def evaluate() -> dict[str, Values]:
-        return {name: _quality(metrics) for name, metrics in measure().items()}
+        found = {name: _quality(metrics) for name, metrics in measure().items()}
+        if ranks.is_first:
+            _warn_of_collapse(recipe, found[TOGETHER]["perplexity"])
+        return found
 
     final: dict[str, Values] = {}
 
@@ -110,6 +117,8 @@ def _trained(
         final.update({name: _quality(metrics) for name, metrics in measured.items()})
         if ranks.is_first:
             _write_results(tokenizer, measured, final, run)
+            if held_out:
+                _write_baselines(recipe, sources, final, run)
 
     train_task(
         recipe,
@@ -149,6 +158,71 @@ def _write_results(
         say(
             f"{name}: PSNR {values['psnr']:.2f} dB, {values['codebook_use']:.1%} of the codes "
             f"used, perplexity {values['perplexity']:.0f}"
+        )
+
+
+def _write_baselines(
+    recipe: TokenizerRecipe, sources: Sequence[Source], final: dict[str, Values], run: RunDirectory
+) -> None:
+    """Write RUN/baselines.json and say what the tokenizer must beat.
+
+    PSNR of each source and of all, on the validation images, fitted on training images.
+    """
+    side = recipe.clip.resolution
+    grid = recipe.tokenizer.grid(side)
+    count = -(-images_to_fit(grid) // len(sources))
+    clip = ClipConfig(frames=1, stride=1, resolution=side)
+    fitting = (
+        _pixels(torch.from_numpy(read_clip(source.train, sample, frame, clip).copy()))
+        for source in sources
+        for sample, frame in FrameList(source.train).spread(count)
+    )
+    found: dict[str, dict[str, float]] = {}
+    for name, baseline in baselines_of(grid, recipe.tokenizer.codebook_size, fitting).items():
+        psnrs = {
+            source.name: torch.cat(
+                [
+                    psnr(baseline.decode(baseline.encode(pixels_BCHW)), pixels_BCHW)
+                    for pixels_BCHW in _validation_pixels(recipe, source)
+                ]
+            )
+            for source in sources
+            if source.validation is not None
+        }
+        psnrs[TOGETHER] = torch.cat(list(psnrs.values()))
+        found[name] = {source: values.mean().item() for source, values in psnrs.items()}
+    run.write_text(BASELINES, json.dumps(found, indent=2) + "\n")
+    for name, values in found.items():
+        say(f"{TOGETHER}: {name} at the same grid: PSNR {values[TOGETHER]:.2f} dB")
+    ours = final[TOGETHER]["psnr"]
+    assert isinstance(ours, float)
+    if ours < found[CELL_MEAN][TOGETHER]:
+        say(
+            f"warning: the tokenizer keeps less ({ours:.2f} dB) than the mean colour of each cell "
+            f"of its grid ({found[CELL_MEAN][TOGETHER]:.2f} dB)"
+        )
+
+
+def _validation_pixels(recipe: TokenizerRecipe, source: Source) -> Iterator[Tensor]:
+    for batch in validation_batches(recipe, source, Ranks()):
+        if not batch.padding:
+            frames_BTCHW = batch.frames()
+            yield frames_BTCHW.flatten(0, 1).float() / 255
+
+
+def _pixels(frames_THWC: Tensor) -> Tensor:
+    return frames_THWC.permute(0, 3, 1, 2).float() / 255
+
+
+def _warn_of_collapse(recipe: TokenizerRecipe, perplexity: float | list[float]) -> None:
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    assert isinstance(perplexity, float)
+    num_codes = recipe.tokenizer.codebook_size
+    bound = collapse_bound(num_codes)
+    if perplexity < bound:
+        say(
+            f"warning: the codes have collapsed: perplexity {perplexity:.1f} of {num_codes:,} "
+            f"codes on validation images, below {bound:.1f}. {recipe.task.against_collapse}"
         )
 
 

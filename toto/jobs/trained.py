@@ -11,7 +11,7 @@ import torch
 from toto.errors import CheckpointError, UserError
 from toto.jobs.console import say
 from toto.model import AutoregressiveModel
-from toto.recipe.reader import check_recipe
+from toto.recipe.reader import check_recorded
 from toto.recipe.schemas import Recipe, TokenizerRecipe, TrainRecipe
 from toto.registry import import_plugin
 from toto.tasks.config import ClassifyConfig, ModelTaskConfig, TokenizerTaskConfig
@@ -315,7 +315,7 @@ def _run_of_any_verb(checkpoint: Path, meta: CheckpointMeta) -> FoundRun | Found
 
 def _recipe_in(checkpoint: Path, meta: CheckpointMeta) -> Recipe:
     """Without its imports: a checkpoint never imports code by itself."""
-    return check_recipe(meta.recipe | {"imports": []}, f"the recipe in {checkpoint}")
+    return check_recorded(meta.recipe, f"the recipe in {checkpoint}")
 
 
 def _newest(wanted: Callable[[dict[str, Any]], bool]) -> tuple[Path, CheckpointMeta] | None:

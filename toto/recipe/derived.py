@@ -96,7 +96,9 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _describe_model(recipe: TrainRecipe, numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    tokenizer = recipe.tokenizer
     return [
+        *([("inputs", tokenizer.inputs)] if tokenizer.output == "patches" else []),
         ("prediction", _prediction(recipe)),
         *_probes(recipe),
         (

@@ -18,11 +18,13 @@ from toto.recipe.rules import broken_rules
 from toto.recipe.schemas import SCHEMAS, ProbeRecipe, Recipe
 from toto.recipe.yaml_reader import read_yaml
 from toto.registry import import_plugin, nearest
+from toto.tokenizers.config import TOKENIZERS
 
 __all__ = [
     "PROBE_VERB",
     "ListedRecipe",
     "check_recipe",
+    "check_recorded",
     "find_recipe",
     "list_recipes",
     "merge",
@@ -196,6 +198,28 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
     if problems:
         raise RecipeError(where, problems)
     return recipe
+
+
+def check_recorded(raw: dict[str, Any], where: str) -> Recipe:
+    """Make the recipe that a run recorded; no code is imported.
+
+    A tokenizer's setting that is newer than the record has the value that the run was trained
+    with (`TokenizerConfig.unrecorded`), not today's default.
+
+    Args:
+        raw: RUN/recipe.yaml, or the recipe in a checkpoint.
+        where: what messages call it.
+
+    Raises:
+        RecipeError: its mistakes, all of them.
+    """
+    sections = {
+        key: dict(TOKENIZERS.get(section["name"]).unrecorded) | section
+        for key in ("tokenizer", "target_tokenizer")
+        if isinstance(section := raw.get(key), dict)
+        and section.get("name") in TOKENIZERS.names()  # check_recipe reports other names
+    }
+    return check_recipe(raw | sections | {"imports": []}, where)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -241,6 +241,8 @@ class TokenizerTaskConfig(TaskConfig, ABC):
     """The name of the tokenizer that the task trains."""
     terms: ClassVar[Mapping[str, Term]] = {}
     """Of the metrics of the task; one that is not here goes by its own name."""
+    against_collapse: ClassVar[str] = ""
+    """What to set when nearly all tokens are the same few codes, as a sentence."""
 
     @abstractmethod
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
@@ -253,9 +255,14 @@ class DvaeTaskConfig(TokenizerTaskConfig):
 
     The defaults are those of Ramesh et al. 2021, App. A.2, for millions of steps; both ramps are
     half a cosine. `usage_weight` and the two gains are ours: with them thousands of steps suffice.
+    Of the gains, that of the codes is not 1 by default.
     """
 
     trains: ClassVar[str] = "dvae"
+    against_collapse: ClassVar[str] = (
+        "Raise task.usage_weight (30) and task.initial_logit_gain (64), and leave "
+        "task.initial_code_gain at its default"
+    )
     terms: ClassVar[Mapping[str, Term]] = {
         "loss": Term("Loss", "nats/value"),
         "nll": Term("Reconstruction, −ln p", "nats/value"),
@@ -273,8 +280,10 @@ class DvaeTaskConfig(TokenizerTaskConfig):
     initial_logit_gain: PositiveFloat = Field(
         1.0, description="multiplies the fresh weights that make the logits"
     )
-    initial_code_gain: PositiveFloat = Field(
-        1.0, description="multiplies the fresh weights that read the codes; √V or so"
+    initial_code_gain: PositiveFloat | None = Field(
+        None,
+        description="multiplies the fresh weights that read the codes; none: √V of V codes, which "
+        "gives the vector of each code unit variance. 1 is the published start",
     )
 
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
@@ -322,6 +331,7 @@ class VqganTaskConfig(TokenizerTaskConfig):
     """
 
     trains: ClassVar[str] = "vqgan"
+    against_collapse: ClassVar[str] = "Set task.restart_after (100), or take fewer codes"
     terms: ClassVar[Mapping[str, Term]] = {
         "loss": Term("Loss, its adversarial part left out"),
         "l1": Term("Mean absolute error", "of a range of 2"),

@@ -4,12 +4,14 @@ Source: Ramesh et al. 2021 (arXiv 2102.12092), §2.1 and App. A.2, A.3. The loss
 `(NLL summed over values + β · KL summed over tokens) / values`: a token stands for 8 × 8 × 3
 values, so β = 1 is the evidence lower bound.
 
-Three settings are ours, for short runs, and off by default. `usage_weight`: a token's KL to
-uniform is, on average, what the codes tell of the picture plus the KL of their mixture over the
-batch; the paper weighs both by β, and more of the second spreads the codes at no cost in
-information. `initial_logit_gain` and `initial_code_gain`: fresh logits are small beside the Gumbel
-noise, and every code looks alike to the decoder; larger weights on both sides make codes distinct
-from the first step.
+Three settings are ours, for short runs. `usage_weight`, 0 by default: a token's KL to uniform is,
+on average, what the codes tell of the image plus the KL of their mixture over the batch; the paper
+weighs both by β, and more of the second spreads the codes at no cost in information.
+`initial_logit_gain`, 1 by default, and `initial_code_gain`: fresh logits are small compared with
+the Gumbel noise, and every code looks alike to the decoder; larger weights on both sides make codes
+distinct from the first step. The vector that the decoder reads of a code is one column of a
+convolution whose weights have variance 1/V, as if all V codes came at once; √V gives it unit
+variance, whatever V is.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ class DvaeTask(TokenizerTask):
         self.config = config
         if dvae.config.weights is None:
             _scale_(dvae.encoder, "output.conv.w", config.initial_logit_gain)
-            _scale_(dvae.decoder, "input.w", config.initial_code_gain)
+            gain = config.initial_code_gain
+            _scale_(
+                dvae.decoder, "input.w", math.sqrt(dvae.config.num_codes) if gain is None else gain
+            )
         self.at_step(0)
 
     @property

@@ -80,13 +80,15 @@ class ModelTask(Task["Batch"]):
         return self
 
     def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the model takes and what it shall predict: codes `BTHW` or patches `BTHWC` each.
+        """Return what the model takes in and what it predicts: codes `BTHW` or patches `BTHWC`.
 
-        A target tokenizer sees the same crop, shrunk until it gives the inputs' grid.
+        Patch targets are made from the inputs by `Tokenizer.patch_targets`. A target tokenizer
+        encodes the same crop, shrunk until it gives the inputs' grid.
         """
         frames = to_frames(self.tokenizer, batch)
         if self.target_tokenizer is None:
-            return frames, frames
+            is_codes = batch.codes_BTHW is not None or self.tokenizer.config.output == "codes"
+            return frames, frames if is_codes else self.tokenizer.patch_targets(frames)
         height, width = frames.shape[2:4]
         full = batch.frames().shape[-1]
         resolution = self.target_tokenizer.config.resolution_of((height, width), full)

@@ -32,14 +32,18 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Continuous tokens of B pictures.
+    """Continuous tokens of B images.
 
-    `patches_BHWC` float32, normalised; `mean_BHW1` and `std_BHW1` undo the normalisation.
+    Attributes:
+        patches_BHWC: float32, what a model takes in.
+        mean: with `std` undoes their normalisation: pixels = patches · std + mean; both broadcast
+            to `BHWC`.
+        std: positive.
     """
 
     patches_BHWC: Tensor
-    mean_BHW1: Tensor
-    std_BHW1: Tensor
+    mean: Tensor
+    std: Tensor
 
 
 class Tokenizer(nn.Module, ABC):
@@ -56,6 +60,17 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, grid: TokenGrid | PatchGrid) -> Tensor:
         """The pictures that the tokens stand for: `BCHW` float32 in [0, 1]."""
+
+    def patch_targets(self, patches: Tensor) -> Tensor:
+        """Return what a model that takes these patches in and predicts patches regresses.
+
+        Args:
+            patches: float32 `[..., C]`, as `encode` gives them.
+
+        Returns:
+            Float32 of the same shape; the patches themselves unless a tokenizer overrides this.
+        """
+        return patches
 
     def check_pixels(self, pixels_BCHW: Tensor) -> None:
         """Refuse what `encode` cannot take.

@@ -13,6 +13,8 @@ from toto.tokenizers.official import OFFICIAL, official_name
 from toto.tokenizers.size import dvae_params, vqgan_params
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from toto.tokenizers.base import Tokenizer
 
 __all__ = [
@@ -40,6 +42,10 @@ class TokenizerConfig(Component, ABC):
     output: ClassVar[Literal["codes", "patches"]] = "codes"
     """`codes`: ids `BHW` from 0 to codebook_size-1. `patches`: vectors `BHWC`."""
 
+    unrecorded: ClassVar[Mapping[str, object]] = {}
+    """Setting → its value in runs that recorded their recipe before toto had the setting, where
+    that is not the default."""
+
     @property
     @abstractmethod
     def codebook_size(self) -> int:
@@ -49,6 +55,11 @@ class TokenizerConfig(Component, ABC):
     def patch_dim(self) -> int:
         """C, the size of a patch vector; 0 for codes."""
         return 0
+
+    @property
+    def inputs(self) -> str:
+        """What a model takes in of this tokenizer, in a few words that a run prints."""
+        return self.output
 
     @abstractmethod
     def grid(self, resolution: int) -> tuple[int, int]:
@@ -280,18 +291,40 @@ class VqganConfig(CodebookConfig):
 
 @TOKENIZERS.register("patch")
 class PatchConfig(TokenizerConfig):
-    """Patches normalised by their own mean and deviation (He et al. 2022, MAE)."""
+    """Patches of pixels in; a model that predicts patches regresses normalised ones (MAE, AIM).
+
+    Targets are normalised by the mean and variance of each patch (He et al. 2022) whatever
+    `input_norm` says.
+    """
+
+    unrecorded: ClassVar[Mapping[str, object]] = {"input_norm": "patch"}
 
     output: ClassVar[Literal["codes", "patches"]] = "patches"
 
     identity_fields: ClassVar[frozenset[str]] = frozenset({"patch_size"})
 
     patch_size: PositiveInt = Field(16, description="side of a patch in pixels")
+    input_norm: Literal["imagenet", "image", "patch"] = Field(
+        "imagenet",
+        description="what normalises the pixels that a model takes in: ImageNet's mean and std of "
+        "R, G and B, as in MAE and AIM; the mean and std of each image; or of each patch, which "
+        "hides brightness, contrast and colour, as runs of toto before this setting did",
+    )
 
     @property
     def codebook_size(self) -> int:
         """Patches are continuous: no codebook."""
         return 0
+
+    @property
+    def inputs(self) -> str:
+        """Pixels, and what normalises them."""
+        statistics = {
+            "imagenet": "ImageNet's mean and std",
+            "image": "the mean and std of each image",
+            "patch": "the mean and std of each patch: brightness, contrast and colour are hidden",
+        }
+        return f"pixels, normalised by {statistics[self.input_norm]}"
 
     @property
     def patch_dim(self) -> int:

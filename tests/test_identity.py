@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import ClassVar, Literal
 
@@ -64,7 +65,11 @@ def test_shipped_weights_keep_the_fingerprint_that_datasets_and_checkpoints_reco
 
 def test_configs_keep_the_bytes_that_fingerprints_hash() -> None:
     patches = PatchConfig()
-    assert patches.identity_json() == b'{"name":"patch","patch_size":16}'
+    # Runs older than `input_norm` normalised by the patch, and recorded no such field.
+    older = PatchConfig(input_norm="patch")
+    assert older.identity_json() == b'{"name":"patch","patch_size":16}'
+    assert older.build().has_fingerprint(hashlib.sha256(older.identity_json()).hexdigest())
+    assert patches.identity()["input_norm"] == "imagenet"
     dvae = DvaeConfig().identity_json(exclude={"weights"})
     assert dvae == (
         b'{"name":"dvae","num_codes":8192,"width":256,"blocks_per_group":2,"decoder_stem":128}'

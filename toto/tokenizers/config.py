@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -13,7 +13,7 @@ from toto.tokenizers.official import OFFICIAL, official_name
 from toto.tokenizers.size import dvae_params, vqgan_params
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Set
 
     from toto.tokenizers.base import Tokenizer
 
@@ -301,7 +301,7 @@ class PatchConfig(TokenizerConfig):
 
     output: ClassVar[Literal["codes", "patches"]] = "patches"
 
-    identity_fields: ClassVar[frozenset[str]] = frozenset({"patch_size"})
+    identity_fields: ClassVar[frozenset[str]] = frozenset({"patch_size", "input_norm"})
 
     patch_size: PositiveInt = Field(16, description="side of a patch in pixels")
     input_norm: Literal["imagenet", "image", "patch"] = Field(
@@ -315,6 +315,15 @@ class PatchConfig(TokenizerConfig):
     def codebook_size(self) -> int:
         """Patches are continuous: no codebook."""
         return 0
+
+    def identity(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+        """Return what defines the patches.
+
+        Runs older than `input_norm` normalised inputs by the patch: `input_norm: patch` has the
+        identity that they recorded, and every other value has another one.
+        """
+        older = {"input_norm"} if self.input_norm == "patch" else set()
+        return super().identity({*exclude, *older})
 
     @property
     def inputs(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,15 +73,6 @@ class PatchTokenizer(Tokenizer):
         with full_precision(patches.device):
             mean, std = _mean_and_std(patches, dim=(-1,))
             return (patches - mean) / std
-
-    def fingerprint(self) -> str:
-        """Return a hash of every setting; there are no weights.
-
-        Runs older than `input_norm` normalised inputs by the patch: `input_norm: patch` has the
-        fingerprint that they recorded, and every other value has another one.
-        """
-        older = {"input_norm"} if self.config.input_norm == "patch" else set()
-        return hashlib.sha256(self.config.model_dump_json(exclude=older).encode()).hexdigest()
 
     def _statistics(self, patches_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         match self.config.input_norm:

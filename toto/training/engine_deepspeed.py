@@ -48,11 +48,12 @@ __all__ = ["DeepSpeedEngine", "balanced"]
 
 
 class DeepSpeedEngine(Generic[B]):
-    """Weights, gradients and optimizer state parted among the ranks, as the ZeRO stage says.
+    """Weights, gradients and optimizer state sharded over the ranks, as the ZeRO stage says.
 
-    In bf16 the forward pass runs under autocast, as `LocalEngine`'s does; from stage 1 on the
-    weights it reads are bf16 copies of the optimizer's fp32 ones. Buffers, and all that the task
-    does not train, stay as they are.
+    Weights are fp32 at every stage. In bf16 the forward pass runs under autocast, as
+    `LocalEngine`'s does, so that norms, the residual stream and whatever else autocast leaves in
+    fp32 is the same at every stage. It costs memory where DeepSpeed's own bf16 would have kept
+    bf16 weights: see docs/plan.md.
 
     Args:
         task: its trainable part is wrapped; the rest is moved to the device.

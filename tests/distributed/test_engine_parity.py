@@ -49,7 +49,10 @@ def curves(ranks: Ranks, cases: list) -> dict[tuple, tuple[list[float], float, l
         task = toy_task(backbone)
         dtypes = note_dtypes(task)
         engine = toy_engine(ranks, stage, precision=precision, lr=lr, task=task)
+        start = {name: weight.clone() for name, weight in engine.state().model.items()}
         results = take_steps(engine, ranks, 0, STEPS)
+        same = [name for name, w in engine.state().model.items() if torch.equal(w, start[name])]
+        assert same == [], "parameters that no step has changed"
         found[stage, precision, lr, backbone] = (
             [result.loss for result in results],
             results[0].grad_norm,

@@ -76,6 +76,13 @@ def test_roles_that_do_not_fit_are_refused(roles, named):
         parameter_groups(Parts(), roles, 0.1)
 
 
+def test_an_unknown_role_is_refused():
+    roles = ROLES | {"hidden.weight": "hiden"}
+    message = "gives hidden.weight the unknown role 'hiden'; roles are embed, .* mean 'hidden'"
+    with pytest.raises(UserError, match=message):
+        parameter_groups(Parts(), roles, 0.1)
+
+
 def test_fused_adamw_equals_the_plain_loop():
     config = OptimizerConfig(lr=1e-2)
     modules = []

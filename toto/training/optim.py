@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toto.backbones.base import PARAM_ROLES
 from toto.errors import UserError
+from toto.registry import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,17 +63,10 @@ def parameter_groups(
         readouts, what does not decay, and probes.
 
     Raises:
-        UserError: a parameter without a role, or a role without a parameter.
+        UserError: a parameter without a role, a role without a parameter, or an unknown role.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    without_role = sorted(trained.keys() - roles.keys())
-    without_parameter = sorted(roles.keys() - dict(module.named_parameters()).keys())
-    if without_role or without_parameter:
-        raise UserError(
-            f"param_roles() of {type(module).__name__} does not fit its parameters: "
-            f"no role for {without_role}, no parameter for {without_parameter}. "
-            "Name each parameter once, as named_parameters() does"
-        )
+    _check_roles(module, roles)
     groups: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
     for together in _ORDER:
         for name, parameter in trained.items():
@@ -87,6 +82,8 @@ def parameter_groups(
                 clipped=role != "probe",
             )
             groups.setdefault(kind, []).append((name, parameter))
+    placed = sorted(name for members in groups.values() for name, _ in members)
+    assert placed == sorted(trained), "not every trained parameter is in exactly one group"
     return [
         {
             "params": members,
@@ -96,6 +93,33 @@ def parameter_groups(
         }
         for kind, members in groups.items()
     ]
+
+
+def _check_roles(module: nn.Module, roles: Mapping[str, str]) -> None:
+    """Refuse roles that would leave a parameter out of every group of the optimizer.
+
+    Raises:
+        UserError: see `parameter_groups`.
+    """
+    named = dict(module.named_parameters())
+    without_role = sorted(
+        name for name, p in named.items() if p.requires_grad and name not in roles
+    )
+    without_parameter = sorted(roles.keys() - named.keys())
+    if without_role or without_parameter:
+        raise UserError(
+            f"param_roles() of {type(module).__name__} does not fit its parameters: "
+            f"no role for {without_role}, no parameter for {without_parameter}. "
+            "Name each parameter once, as named_parameters() does"
+        )
+    for name, role in roles.items():
+        if role not in PARAM_ROLES:
+            guess = nearest(str(role), list(PARAM_ROLES))
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise UserError(
+                f"param_roles() of {type(module).__name__} gives {name} the unknown role {role!r}; "
+                f"roles are {', '.join(PARAM_ROLES)}.{hint}"
+            )
 
 
 class _Kind(NamedTuple):

@@ -147,7 +147,9 @@ class Backbone(nn.Module, Implementation):
         )
 
     def drop_paths(self, rate: float) -> None:
-        """In training mode, leave blocks out at random (stochastic depth; Huang et al. 2016).
+        """In training mode, leave branches of blocks out at random (stochastic depth).
+
+        Each residual branch is left out on its own, as timm and MAE do (Huang et al. 2016).
 
         Args:
             rate: 0 to below 1, of the last block; those before it have less, the first one 0.

@@ -47,7 +47,7 @@ def test_heads(name):
 def test_a_backbone_that_looks_ahead_is_caught(monkeypatch):
     forward = Llama.forward
     monkeypatch.setattr(Llama, "forward", lambda self, x: forward(self, x) + x.mean(1, True))
-    with pytest.raises(ContractError, match="not causal: a change .* from position 12 on changed"):
+    with pytest.raises(ContractError, match=r"not causal: a change .* from position 12 on changed"):
         check_backbone(LlamaConfig(preset="tiny"))
 
 
@@ -102,5 +102,5 @@ def test_a_parameter_that_a_step_does_not_change_is_named(monkeypatch):
         return torch.nn.functional.rms_norm(last_BLD, last_BLD.shape[-1:]) + 0 * self.norm.weight
 
     monkeypatch.setattr(Llama, "forward", forward)
-    with pytest.raises(ContractError, match="an optimizer step does not change norm.weight"):
+    with pytest.raises(ContractError, match=r"an optimizer step does not change norm\.weight"):
         check_backbone(LlamaConfig(preset="tiny", num_layers=1))

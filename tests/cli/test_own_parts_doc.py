@@ -1,4 +1,4 @@
-"""The backbone and the head of docs/own_parts.md, and every command there, as a reader runs them."""
+"""The backbone and the head of docs/own_parts.md, and every command, as a reader runs them."""
 
 from __future__ import annotations
 

@@ -43,9 +43,12 @@ MISTAKES = {
     "codebook_size is a method": (
         PROPERTY, PROPERTY.replace("@property", ""), "codebook_size is a method instead of an int",
     ),
-    "codebook_size is no int": ("self.levels**3", "self.levels**3.0", "codebook_size is a float instead of an int"),
+    "codebook_size is no int": (
+        "self.levels**3", "self.levels**3.0", "codebook_size is a float instead of an int",
+    ),
     "the grid is no pair": (
-        "square_grid(resolution, self.block)", "8", "grid(64) returned 8 instead of two ints (H, W)",
+        "square_grid(resolution, self.block)", "8",
+        "grid(64) returned 8 instead of two ints (H, W)",
     ),
     "the grid is another one": (
         "square_grid(resolution, self.block)", "(4, 4)",
@@ -55,7 +58,10 @@ MISTAKES = {
         "return MosaicTokenizer(self)", "MosaicTokenizer(self)",
         "build() returned None instead of a Tokenizer",
     ),
-    "codes are bare": (ENCODED, ENCODED.removeprefix("TokenGrid"), "encode returned a Tensor instead of a TokenGrid"),
+    "codes are bare": (
+        ENCODED, ENCODED.removeprefix("TokenGrid"),
+        "encode returned a Tensor instead of a TokenGrid",
+    ),
     "codes are no int64": (".long()", ".int()", "codes are torch.int32 instead of torch.int64"),
     "codes are out of range": (
         "top = self.config.levels - 1", "top = self.config.levels",
@@ -68,7 +74,10 @@ MISTAKES = {
     "nothing is decoded": (
         "return interpolate", "interpolate", "decode returned None instead of a Tensor",
     ),
-    "pixels are bytes": ("/ (levels - 1),", "* 255 / (levels - 1),", "decoded pixels are 0 to 255, and [0, 1] is allowed"),
+    "pixels are bytes": (
+        "/ (levels - 1),", "* 255 / (levels - 1),",
+        "decoded pixels are 0 to 255, and [0, 1] is allowed",
+    ),
     "pixels are float64": (
         "torch.stack(colours, 1)", "torch.stack(colours, 1).double()",
         "decoded pixels are torch.float64 instead of torch.float32",

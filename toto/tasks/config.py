@@ -205,8 +205,8 @@ class ClassifyConfig(ModelTaskConfig):
         0.0,
         ge=0.0,
         lt=1.0,
-        description="how often each branch of the last block is left out in training; of those before "
-        "it less",
+        description="how often each branch of the last block is left out in training; those of "
+        "blocks before it less",
     )
 
     @property

@@ -20,7 +20,10 @@ class OptimizerConfig(Config):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
-    grad_clip: PositiveFloat = Field(1.0, description="largest norm of the whole gradient")
+    grad_clip: PositiveFloat = Field(
+        1.0,
+        description="largest norm of the whole gradient; a VQGAN's discriminator has its own",
+    )
     layer_decay: float = Field(
         1.0,
         gt=0.0,

@@ -101,6 +101,11 @@ class Task(nn.Module, Implementation, Generic[B]):
         return 1.0
 
     @property
+    def clipped_apart(self) -> tuple[str, ...]:
+        """Beginnings of names of parameters whose gradients are clipped apart from all others."""
+        return ()
+
+    @property
     def can_be_parted(self) -> bool:
         """Whether each rank may hold a part of the weights alone.
 

@@ -47,17 +47,17 @@ def test_heads(name):
 def test_a_backbone_that_looks_ahead_is_caught(monkeypatch):
     forward = Llama.forward
     monkeypatch.setattr(Llama, "forward", lambda self, x: forward(self, x) + x.mean(1, True))
-    with pytest.raises(ContractError, match="causality"):
+    with pytest.raises(ContractError, match=r"not causal: a change .* from position 12 on changed"):
         check_backbone(LlamaConfig(preset="tiny"))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (CAUSAL, r"mask prefix \[0, 1, 2, 3, 4\] read 5, and none moves"),
-        (FULL, "causality"),
-        (Prefix(9), r"mask causal \[0, 1, 2, 3, 4\] do not read 5, and move"),
-        (None, r"mask per_image \[9, 10, 11, 12\] do not read 5, and move"),
+        (CAUSAL, r"mask prefix none of the positions \[0, 1, 2, 3, 4\] changed with position 5"),
+        (FULL, "not causal"),
+        (Prefix(9), r"mask causal positions \[0, 1, 2, 3, 4\] changed with position 5"),
+        (None, r"mask per_image positions \[9, 10, 11, 12\] changed with position 5"),
     ],
 )
 def test_a_backbone_that_ignores_its_mask_is_caught(monkeypatch, wrong, message):
@@ -92,5 +92,15 @@ def test_a_tokenizer_that_is_not_deterministic_is_caught(monkeypatch):
     encode = PatchTokenizer.encode
     noisy = lambda self, pixels: encode(self, pixels + 0.1 * torch.rand_like(pixels))  # noqa: E731
     monkeypatch.setattr(PatchTokenizer, "encode", noisy)
-    with pytest.raises(ContractError, match="the same tokens twice"):
+    with pytest.raises(ContractError, match="of the tokens differ when the same images come again"):
         check_tokenizer(PatchConfig())
+
+
+def test_a_parameter_that_a_step_does_not_change_is_named(monkeypatch):
+    def forward(self, x_BLD, mask=CAUSAL):  # its last gain has a gradient, and that is zero
+        last_BLD, _ = self._walk(x_BLD, self.config.num_layers, set(), mask)
+        return torch.nn.functional.rms_norm(last_BLD, last_BLD.shape[-1:]) + 0 * self.norm.weight
+
+    monkeypatch.setattr(Llama, "forward", forward)
+    with pytest.raises(ContractError, match=r"an optimizer step does not change norm\.weight"):
+        check_backbone(LlamaConfig(preset="tiny", num_layers=1))

@@ -5,7 +5,7 @@ from toto.api import TokenGrid, Tokenizer, TokenizerConfig, register_tokenizer
 
 from __future__ import annotations
 
-from toto.backbones.base import Backbone, resolve_layers
+from toto.backbones.base import Backbone, Cache, ParamRole, resolve_layers
 from toto.backbones.config import BACKBONES, BackboneConfig
 from toto.heads.base import Head
 from toto.heads.config import HEADS, HeadConfig
@@ -25,11 +25,13 @@ __all__ = [
     "CAUSAL",
     "Backbone",
     "BackboneConfig",
+    "Cache",
     "FeatureNetwork",
     "FeatureNetworkConfig",
     "Head",
     "HeadConfig",
     "Mask",
+    "ParamRole",
     "PatchGrid",
     "TokenGrid",
     "Tokenizer",

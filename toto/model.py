@@ -166,9 +166,9 @@ class PatchInputs(Interface):
         raise UserError(_NO_IDS)
 
     def param_roles(self) -> dict[str, ParamRole]:
-        """Embedding, start vectors and the readout of the class."""
+        """The embedding of patches is a matrix that decays, as MAE's; the start vectors do not."""
         return {
-            "embedding.weight": "embed",
+            "embedding.weight": "filter",
             "starts.weight": "embed",
             "readout.weight": "readout",
         }
@@ -349,7 +349,8 @@ class AutoregressiveModel(nn.Module):
         """
         top = self.backbone.config.num_layers + 1
         roles = self.interface.param_roles()
-        ends = {f"interface.{name}": 0 if roles[name] == "embed" else top for name in roles}
+        inputs = ("embed", "filter")
+        ends = {f"interface.{name}": 0 if role in inputs else top for name, role in roles.items()}
         blocks = self.backbone.param_layers()
         return ends | {f"backbone.{name}": layer for name, layer in blocks.items()}
 

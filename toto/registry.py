@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from abc import ABC
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
@@ -39,6 +40,7 @@ __all__ = [
     "Component",
     "Config",
     "Difference",
+    "Implementation",
     "Registry",
     "differences",
     "import_plugin",
@@ -109,6 +111,24 @@ class Component(Config):
     @model_serializer(mode="wrap")
     def _add_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"name": self.registered_name, **handler(self)}
+
+
+class Implementation(ABC):  # noqa: B024  # its subclasses have the abstract methods
+    """Base of the classes that a Component builds: one that lacks a method is refused by name.
+
+    Raises:
+        UserError: an abstract method has no implementation.
+    """
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Name what is missing, where ABC alone would end in a traceback."""
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise UserError(
+                f"{cls.__qualname__} does not define {', '.join(missing)}. Its base class "
+                f"{cls.__mro__[1].__name__} says what each returns"
+            )
+        return super().__new__(cls)
 
 
 C = TypeVar("C", bound=Component)

@@ -186,7 +186,6 @@ def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
 @pytest.mark.parametrize(
     ("table", "run", "protocol"),
     [
-        ("Table 7", "pretrain_base-finetune", "probe_imagenet_attention_256"),
         ("Table 8", "pretrain_base", "probe_k400"),
         ("Table 14", "pretrain_1b", "probe_igpt"),
         ("Table 16", "pretrain_base", "probe_k400_mlp"),

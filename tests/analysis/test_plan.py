@@ -100,7 +100,7 @@ def test_zero_spreads_what_its_paper_says():
     columns = {stage: {name: moment.column(name) for name in COLUMNS}
                for stage, moment in stages.items()}  # fmt: skip
     assert [columns[stage]["weights"] for stage in (0, 1, 2, 3)] == [
-        4 * params, 2 * params, 2 * params, 2 * params // 64
+        4 * params, 4 * params, 4 * params, 4 * params // 64
     ]  # fmt: skip
     assert [columns[stage]["optimizer"] for stage in (0, 1, 2, 3)] == [
         8 * params, 12 * params // 64, 12 * params // 64, 12 * params // 64
@@ -110,10 +110,10 @@ def test_zero_spreads_what_its_paper_says():
 @pytest.mark.parametrize(
     ("change", "stage", "column", "expected"),
     [
-        ("bucket_elements=1000", 2, "buckets", 2 * 2 * 1000),
-        ("overlap_comm=false", 2, "buckets", 2 * 100_000_000),
+        ("bucket_elements=1000", 2, "buckets", 2 * 4 * 1000),
+        ("overlap_comm=false", 2, "buckets", 4 * 100_000_000),
         ("offload_optimizer=true", 2, "optimizer", 0),
-        ("overlap_comm=false", 1, "buckets", 0),
+        ("overlap_comm=false", 1, "buckets", 4 * 100_000_000),
     ],
 )
 def test_deepspeeds_settings_count(change, stage, column, expected):

@@ -100,11 +100,12 @@ def load_of(tokenizer, backbone, precision: str, micro_batches: int) -> Load:
     )
 
 
-def test_stage_1_in_bf16_holds_gradients_twice_and_sends_them_all_at_once():
-    """On one rank, where nothing is parted, of a model beside whose states the rest is small."""
+@pytest.mark.parametrize("stage", [1, 2])
+def test_sharded_stages_in_bf16_keep_fp32_weights_and_the_optimizers_own(stage):
+    """On one rank, where nothing is sharded, of a model whose states outweigh everything else."""
     torch.set_num_threads(1)
     backbone, tokenizer = BACKBONES["deep"], DvaeConfig(num_codes=60)
-    small = DeepSpeedConfig(zero_stage=1, bucket_elements=10_000)
+    small = DeepSpeedConfig(zero_stage=stage, bucket_elements=10_000)
     training = TrainingConfig(
         steps=1, precision="bf16", device="cpu", engine="deepspeed", deepspeed=small
     )
@@ -122,6 +123,6 @@ def test_stage_1_in_bf16_holds_gradients_twice_and_sends_them_all_at_once():
     found = allocated(train)
     made[0].close()
     load = replace(load_of(tokenizer, backbone, "bf16", micro_batches=1), deepspeed=small)
-    highest = highest_moment(load, Setting(1, recompute=True))
-    assert highest.name == "summing of the gradients"
+    highest = highest_moment(load, Setting(stage, recompute=True))
+    assert highest.name == "step of the optimizer"
     assert highest.bytes == pytest.approx(found, rel=0.05)

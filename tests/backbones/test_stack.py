@@ -8,6 +8,7 @@ import torch
 from toto.backbones.base import Backbone
 from toto.backbones.config import Gpt2Config, LlamaConfig, MambaConfig
 from toto.errors import UserError
+from toto.layers.masks import CAUSAL
 
 CONFIGS = [
     LlamaConfig(width=16, num_layers=3, num_heads=2, ffn_dim=32),
@@ -54,26 +55,36 @@ def test_no_path_is_dropped_at_rate_0_nor_in_evaluation():
     assert torch.equal(backbone.eval()(x_BLD), expected_BLD)
 
 
-def test_a_sample_skips_a_block_or_gets_more_of_it():
+@torch.no_grad()
+def test_each_branch_is_left_out_on_its_own_or_scaled_up():
     backbone, _ = built(CONFIGS[0])
     x_BLD = torch.randn(1, 5, 16).expand(4000, -1, -1)
-    backbone.drop_paths(0.5)
-    torch.manual_seed(0)
-    before_BLD, after_BLD = backbone.train().features(x_BLD, [2, 3]).values()
-    kept = 0.5
-    with torch.no_grad():
-        skipped_B = (before_BLD == after_BLD).flatten(1).all(1)
-    assert skipped_B.float().mean().item() == pytest.approx(1 - kept, abs=0.03)
-    # Block 1 is never left out, block 2 half as often as block 3.
-    first_BLD = backbone.eval().features(x_BLD[:1], [1])[1]
+    backbone.drop_paths(0.5)  # of block 3; of block 2 half of that, of block 1 nothing
     torch.manual_seed(0)
     found = backbone.train().features(x_BLD, [1, 2])
+    backbone.eval()
+    first_BLD = backbone.features(x_BLD[:1], [1])[1]
     torch.testing.assert_close(found[1], first_BLD.expand(4000, -1, -1))
-    skipped = (found[1] == found[2]).flatten(1).all(1).float().mean().item()
-    assert skipped == pytest.approx(0.25, abs=0.03)
-    # In the mean a block gives what it gives without dropping.
+    block, kept = backbone.blocks[1], 0.75
+    _, context = backbone.enter(x_BLD[:1], 0, CAUSAL)
+    attention_BLD = block.attention(block.attention_norm(first_BLD), *context) / kept
+    for with_attention in (True, False):
+        middle_BLD = first_BLD + attention_BLD * with_attention
+        for with_mlp in (True, False):
+            out_BLD = middle_BLD + block.mlp(block.mlp_norm(middle_BLD)) / kept * with_mlp
+            share = (found[2] - out_BLD).abs().amax((1, 2)).lt(1e-5).float().mean().item()
+            expected = (0.75 if with_attention else 0.25) * (0.75 if with_mlp else 0.25)
+            assert share == pytest.approx(expected, abs=0.03)
+
+
+@torch.no_grad()
+def test_a_block_of_one_branch_gives_in_the_mean_what_it_gives_without_dropping():
+    backbone, _ = built(CONFIGS[2])
+    x_BLD = torch.randn(1, 5, 16).expand(4000, -1, -1)
+    backbone.drop_paths(0.5)
+    dropped_BLD = backbone.train().features(x_BLD, [2])[2]
     plain_BLD = backbone.eval().features(x_BLD[:1], [2])[2]
-    torch.testing.assert_close(found[2].mean(0), plain_BLD[0], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(dropped_BLD.mean(0), plain_BLD[0], atol=0.02, rtol=0.02)
 
 
 def test_a_backbone_that_cannot_says_so():

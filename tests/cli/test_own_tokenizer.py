@@ -41,46 +41,55 @@ MISTAKES = {
     ),
     "the name is taken": ('("mosaic")', '("dvae")', "tokenizer 'dvae' is already registered by"),
     "codebook_size is a method": (
-        PROPERTY, PROPERTY.replace("@property", ""), "that gives an int, not method",
+        PROPERTY, PROPERTY.replace("@property", ""), "codebook_size is a method instead of an int",
     ),
-    "codebook_size is no int": ("self.levels**3", "self.levels**3.0", "an int, not float"),
+    "codebook_size is no int": (
+        "self.levels**3", "self.levels**3.0", "codebook_size is a float instead of an int",
+    ),
     "the grid is no pair": (
-        "square_grid(resolution, self.block)", "8", "grid(64) gives (H, W), not 8",
+        "square_grid(resolution, self.block)", "8",
+        "grid(64) returned 8 instead of two ints (H, W)",
     ),
     "the grid is another one": (
         "square_grid(resolution, self.block)", "(4, 4)",
-        "tokens are [4, 4, 4], as grid(64) says, not [4, 8, 8]",
+        "tokens of shape [4, 8, 8], and grid(64) makes it [4, 4, 4]",
     ),
     "build gives nothing": (
         "return MosaicTokenizer(self)", "MosaicTokenizer(self)",
-        "build gives a Tokenizer, not NoneType",
+        "build() returned None instead of a Tokenizer",
     ),
-    "codes are bare": (ENCODED, ENCODED.removeprefix("TokenGrid"), "a TokenGrid, not Tensor"),
-    "codes are no int64": (".long()", ".int()", "codes are int64, not torch.int32"),
+    "codes are bare": (
+        ENCODED, ENCODED.removeprefix("TokenGrid"),
+        "encode returned a Tensor instead of a TokenGrid",
+    ),
+    "codes are no int64": (".long()", ".int()", "codes are torch.int32 instead of torch.int64"),
     "codes are out of range": (
         "top = self.config.levels - 1", "top = self.config.levels",
-        "codes lie in 0..511, not 0..584",
+        "codes are 0..584, and codebook_size allows 0..511",
     ),
     "codes depend on the batch": (
         "colours_BCHW = avg", "colours_BCHW = 1 / len(pixels_BCHW) * avg",
-        "a picture's tokens do not depend on its batch",
+        "of an image's tokens differ when its batch is another",
     ),
     "nothing is decoded": (
-        "return interpolate", "interpolate", "decode gives pixels, a Tensor, not NoneType",
+        "return interpolate", "interpolate", "decode returned None instead of a Tensor",
     ),
-    "pixels are bytes": ("/ (levels - 1),", "* 255 / (levels - 1),", "pixels lie in [0, 1]"),
+    "pixels are bytes": (
+        "/ (levels - 1),", "* 255 / (levels - 1),",
+        "decoded pixels are 0 to 255, and [0, 1] is allowed",
+    ),
     "pixels are float64": (
         "torch.stack(colours, 1)", "torch.stack(colours, 1).double()",
-        "decoded pixels are float32, not torch.float64",
+        "decoded pixels are torch.float64 instead of torch.float32",
     ),
     "a tensor is a plain attribute": (
         CLASS, constructor("self.table = torch.zeros(3)"),
-        "parameters or buffers (register_buffer), so that .to(device) and fingerprint() see them; "
-        "table is neither",
+        "neither parameter nor buffer, so that .to(device) and fingerprint() do not see it: table. "
+        "Use register_buffer",
     ),
     "weights are random": (
         CLASS, constructor("self.register_buffer('table', torch.rand(3))"),
-        "built twice, the fingerprint is the same",
+        "the config was built twice, with the fingerprints",
     ),
 }  # fmt: skip
 
@@ -110,7 +119,7 @@ def test_the_resolution_of_the_check_can_be_chosen(tmp_path):
     done = toto(*check, mine, "--resolution", "65", cwd=tmp_path)
     assert "codes [B, 13, 13] at 65 px" in done.stdout
     done = toto("check", "head", "average", "--resolution", "65", cwd=tmp_path, code=2)
-    assert "--resolution: a head sees no pictures" in done.stderr
+    assert "--resolution: a head sees no images" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def whole():
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("fp32", 1e-5), pytest.param("bf16", 1e-2, marks=pytest.mark.slow)]
+    ("precision", "tolerance"), [("fp32", 1e-5), pytest.param("bf16", 1e-4, marks=pytest.mark.slow)]
 )
 def test_the_losses_go_on_at_another_stage_and_another_number_of_ranks(
     tmp_path, whole, precision, tolerance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toto.analysis.paper import paper
 from toto.analysis.plan import table4_macs
 from toto.backbones.config import LlamaConfig
 from toto.errors import RecipeError
@@ -12,7 +13,7 @@ from toto.jobs.trained import build_model
 from toto.model_size import ModelSize
 from toto.recipe.derived import derived_numbers
 from toto.recipe.reader import find_recipe, read_recipe
-from toto.tasks.config import ClassifyConfig, Labels, ModelParts
+from toto.tasks.config import ClassifyConfig, Labels, ModelParts, NextTokenProbesConfig
 from toto.tokenizers.config import PatchConfig
 
 IMAGES = 1_281_167  # of ImageNet-1k, §4.1
@@ -108,3 +109,23 @@ def test_what_is_not_computed_does_not_count():
     for change, share in (([], 1.0), (["task.layer=3"], 0.5), (["task.layer=0"], 0.0)):
         numbers = derived_numbers(read_recipe("finetune_full_small", change))
         assert numbers["forward_macs_per_sequence"] == share * blocks
+
+
+@pytest.mark.parametrize(("size", "top1"), [("base", 64.7), ("large", 71.1), ("1b", 75.3)])
+def test_table_7_is_the_protocol_of_section_4_2(size, top1):
+    recipe = read_recipe(f"finetune_imagenet_{size}")
+    assert recipe.backbone == LlamaConfig(preset=size, rope_base=50_000)
+    assert recipe.init_from == f"runs/pretrain_{size}"
+    assert (recipe.layout.height, recipe.layout.width) == (32, 32)
+    assert (recipe.optimizer.lr, recipe.optimizer.layer_decay) == (6e-5, 0.9)
+    assert isinstance(recipe.task, NextTokenProbesConfig)
+    probes = recipe.task.probes
+    assert probes is not None
+    assert [head.registered_name for head in probes.heads] == ["attention"]
+    assert probes.learning_rates == (6e-5,)
+    images = recipe.training.steps * recipe.batch_sequences * recipe.clip.frames
+    assert images / IMAGES == pytest.approx(90, abs=1e-3)
+    assert f"{top1} %" in find_recipe(f"finetune_imagenet_{size}").read_text(encoding="utf-8")
+    (table,) = (entry for entry in paper() if entry.name == "Table 7")
+    (row,) = (row for row in table.rows if row.recipe == f"finetune_imagenet_{size}")
+    assert row.paper == (top1,)

@@ -16,6 +16,8 @@ from toto.tasks.vqgan import DeadCodes, VqganTask
 from toto.tokenizers.codebook import Codebook
 from toto.tokenizers.config import DvaeConfig, VqganConfig
 from toto.tokenizers.vqgan import Vqgan
+from toto.training.config import OptimizerConfig
+from toto.training.engine_local import LocalEngine
 
 TINY = VqganConfig(
     num_codes=16,
@@ -109,6 +111,26 @@ def test_each_side_gets_the_gradient_of_its_own_loss() -> None:
     ):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_large_gradient_of_the_discriminator_does_not_slow_the_autoencoder() -> None:
+    """Each side's gradient is clipped to a norm of its own."""
+    weights = []
+    for scale in (1.0, 1e4):
+        task = make_task()
+        for parameter in task.discriminator.parameters():
+            parameter.register_hook(lambda grad, scale=scale: grad * scale)
+        engine = LocalEngine(
+            task,
+            OptimizerConfig(lr=1e-3, eps=1.0, grad_clip=0.1),  # eps: AdamW alone would undo a scale
+            lambda _: 1e-3,
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
+        engine.step([make_batch()])
+        weights.append({k: w for k, w in engine.state().model.items() if k.startswith("vqgan.")})
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
 
 
 def test_before_its_start_step_the_discriminator_takes_no_part() -> None:

@@ -10,6 +10,7 @@ from toto.errors import UserError
 from toto.training.config import OptimizerConfig, ScheduleConfig
 from toto.training.optim import (
     build_optimizer,
+    clip_sets,
     load_optimizer_tensors,
     optimizer_tensors,
     parameter_groups,
@@ -73,6 +74,13 @@ def test_frozen_parameters_are_left_out():
 )
 def test_roles_that_do_not_fit_are_refused(roles, named):
     with pytest.raises(UserError, match=named):
+        parameter_groups(Parts(), roles, 0.1)
+
+
+def test_an_unknown_role_is_refused():
+    roles = ROLES | {"hidden.weight": "hiden"}
+    message = "gives hidden.weight the unknown role 'hiden'; roles are embed, .* mean 'hidden'"
+    with pytest.raises(UserError, match=message):
         parameter_groups(Parts(), roles, 0.1)
 
 
@@ -172,3 +180,13 @@ def test_under_mup_hidden_matrices_learn_slower_and_shrink_alike():
     assert found["hidden.weight"] == (0.25, 0.4, pytest.approx(0.1))
     assert found["readout.weight"] == (1.0, 0.1, pytest.approx(0.1))
     assert found["embed.weight"] == found["hidden.bias"] == (1.0, 0.0, 0.0)
+
+
+def test_parts_that_are_clipped_apart_have_norms_of_their_own():
+    parts = Parts()
+    optimizer = build_optimizer(parts, ROLES, OptimizerConfig(), clipped_apart=("readout.",))
+    assert clip_sets(optimizer) == []  # nothing has a gradient yet
+    parts(torch.arange(5)).square().sum().backward()
+    names = {parameter: name for name, parameter in parts.named_parameters()}
+    sets = [{names[parameter] for parameter in members} for members in clip_sets(optimizer)]
+    assert sets == [ROLES.keys() - {"readout.weight"}, {"readout.weight"}]

@@ -39,7 +39,6 @@ MAX_LIVE = 1_000_000_000
 LOCAL = "engine_local.py, AdamW"
 ZERO = "Rajbhandari et al. 2020, §5"
 DEEPSPEED = "training.deepspeed"
-BF16_OPTIMIZER = "DeepSpeed's bf16_optimizer.py"
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,16 @@ class Moment:
 def highest_moment(load: Load, setting: Setting) -> Moment:
     """The moment of a step in which the most memory is taken."""
     gradients = _gradients(load, setting)
-    late = _product_gradients(load, setting)
     # What the first backward pass of a step makes stays until its end.
     before = [] if _whole(setting) else [gradients]
     if load.micro_batches > 1:
-        before = [gradients, *late]
+        before = [gradients]
     standing = [*_states(load, setting), *_buckets(load, setting)]
     # Autocast copies a matrix once a forward pass; recomputed blocks do not keep theirs.
     blocks = load.backbone.num_layers
-    copies = _copies(load, setting, blocks)
-    kept_copies = _copies(load, setting, 0 if setting.recompute else blocks)
-    block_copies = _copies(load, setting, 1 if setting.recompute else blocks)
+    copies = _copies(load, blocks)
+    kept_copies = _copies(load, 0 if setting.recompute else blocks)
+    block_copies = _copies(load, 1 if setting.recompute else blocks)
     back = block_backward(load, recompute=setting.recompute)
     activations = kept(load, recompute=setting.recompute)
     through = [*standing, *before]
@@ -104,15 +102,11 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
             *back,
         ],
         "backward pass of the first block": [
-            *standing, gradients, *late, *first_block(load), *_copies(load, setting, 1),
+            *standing, gradients, *first_block(load), *_copies(load, 1),
             *block_backward(load, recompute=False),
         ],
-        "end of the backward pass": [
-            *standing, gradients, *late, *embedding_backward(load)
-        ],
-        "summing of the gradients": [
-            *standing, gradients, *late, *_whole_buckets(load, setting)
-        ],
+        "end of the backward pass": [*standing, gradients, *embedding_backward(load)],
+        "summing of the gradients": [*standing, gradients, *_whole_buckets(load, setting)],
         "step of the optimizer": [*standing, gradients, *_joined_gradients(load, setting)],
     }  # fmt: skip
     found = [Moment(name, tuple(terms)) for name, terms in moments.items()]
@@ -120,35 +114,34 @@ def highest_moment(load: Load, setting: Setting) -> Moment:
 
 
 def _whole(setting: Setting) -> bool:
-    """Whether weights and gradients are fp32 and AdamW's own."""
+    """Whether every rank has all weights, gradients and moments, and AdamW works on them."""
     return setting.stage is None or setting.stage == 0
 
 
-def _copies(load: Load, setting: Setting, blocks: int) -> list[Term]:
-    copied = _whole(setting) and load.one.precision == "bf16"
-    return [matrix_copies(load, blocks)] if copied else []
+def _copies(load: Load, blocks: int) -> list[Term]:
+    """Weights are fp32 at every stage, so that autocast copies them at every stage."""
+    return [matrix_copies(load, blocks)] if load.one.precision == "bf16" else []
 
 
 def _states(load: Load, setting: Setting) -> list[Term]:
-    """Weights and optimizer state; from stage 1 on that has fp32 weights of its own, always."""
+    """Return weights and optimizer state; from stage 1 on the optimizer has its own weights too."""
     params, tokenizer = load.size.total, FP32 * load.frozen.params
     if _whole(setting):
         weights = Term("weights", "weights", "4·P", FP32 * params, LOCAL)
         optimizer = Term("optimizer", "two moments", "8·P", 2 * FP32 * params, LOCAL)
     else:
-        size = load.one.product_bytes
         parts = load.gpus if setting.stage == 3 else 1
-        formula = f"{size}·P/R" if setting.stage == 3 else f"{size}·P"
-        weights = Term("weights", "weights", formula, size * params // parts, ZERO)
-        optimizer = _parted_state(load)
+        formula = "4·P/R" if setting.stage == 3 else "4·P"
+        weights = Term("weights", "weights", formula, FP32 * params // parts, ZERO)
+        optimizer = _sharded_state(load)
     frozen = Term(
         "tokenizer", "tokenizer's weights", "4·its parameters", tokenizer, "tokenizers/size.py"
     )
     return [weights, optimizer, frozen]
 
 
-def _parted_state(load: Load) -> Term:
-    what = "fp32 weights, two moments"
+def _sharded_state(load: Load) -> Term:
+    what = "weights of the optimizer, two moments"
     if load.deepspeed.offload_optimizer:
         return Term("optimizer", f"{what}: in the CPU's memory", "0", 0, DEEPSPEED)
     size = 3 * FP32 * load.size.total // load.gpus
@@ -163,22 +156,9 @@ def _gradients(load: Load, setting: Setting) -> Term:
     return Term("gradients", "gradients", formula, FP32 * load.size.total // parts, source)
 
 
-def _sums_apart(load: Load, setting: Setting) -> bool:
-    """Whether fp32 sums of gradients stand beside the bf16 gradients of all weights."""
-    here = not load.deepspeed.offload_optimizer
-    return setting.stage == 1 and load.one.precision == "bf16" and here
-
-
-def _product_gradients(load: Load, setting: Setting) -> list[Term]:
-    """Gradients as the backward pass makes them, which are added to the sums after it."""
-    if not _sums_apart(load, setting):
-        return []
-    return [Term("gradients", "bf16 gradients", "2·P", 2 * load.size.total, BF16_OPTIMIZER)]
-
-
 def _joined_gradients(load: Load, setting: Setting) -> list[Term]:
     """This rank's part, copied into one tensor; the other engines hold it so all along."""
-    if _whole(setting) or setting.stage == 3 or _sums_apart(load, setting):
+    if _whole(setting) or setting.stage == 3:
         return []
     size = FP32 * load.size.total // load.gpus
     return [
@@ -188,32 +168,27 @@ def _joined_gradients(load: Load, setting: Setting) -> list[Term]:
 
 def _buckets(load: Load, setting: Setting) -> list[Term]:
     """What communication takes during the backward pass."""
-    params, size = load.size.total, load.one.product_bytes
-    if _whole(setting) or _sums_apart(load, setting):
+    params = load.size.total
+    if _whole(setting):
         return []
     # While one bucket is on its way, stages 1 and 2 fill another.
     config = load.deepspeed
     times = 2 if config.overlap_comm and setting.stage != 3 else 1
     values = config.bucket_elements
     bucket = Term(
-        "buckets", "gradients on their way", f"{times * size}·{values:,}",
-        times * size * values, DEEPSPEED,
+        "buckets", "gradients on their way", f"{times * FP32}·{values:,}",
+        times * FP32 * values, DEEPSPEED,
     )  # fmt: skip
     if setting.stage != 3:
         return [bucket]
     most = MAX_LIVE + config.prefetch_elements
-    gathered = f"{size}·min(P, {most:,})"
-    live = size * min(params, most)
+    gathered = f"{FP32}·min(P, {most:,})"
+    live = FP32 * min(params, most)
     return [bucket, Term("buckets", "gathered weights", gathered, live, DEEPSPEED)]
 
 
 def _whole_buckets(load: Load, setting: Setting) -> list[Term]:
     """Gradients that are summed whole, after the backward pass, go through copies."""
-    if _sums_apart(load, setting):
-        # They go in bf16. Nearly all are one tensor, which is joined to the rest if it is small.
-        each = 2 if load.size.total > WHOLE_BUCKET else FP32 + 2
-        size = each * load.size.total
-        return [Term("buckets", "gradients on their way", f"{each}·P", size, BF16_OPTIMIZER)]
     if setting.stage != 0:
         return []
     values = min(load.size.total, WHOLE_BUCKET)

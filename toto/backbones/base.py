@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from toto.errors import UserError
 from toto.layers.masks import CAUSAL, FULL, Mask
+from toto.registry import Implementation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from toto.backbones.config import BackboneConfig
 
-__all__ = ["Backbone", "Cache", "ParamRole", "resolve_layers"]
+__all__ = ["PARAM_ROLES", "Backbone", "Cache", "ParamRole", "resolve_layers"]
 
 ParamRole = Literal["embed", "hidden", "filter", "readout", "norm", "probe"]
-"""What a parameter is for: decides weight decay and µP's rates. A `hidden` matrix grows with the
-width on both axes, a `filter` of each channel on one. A `probe` learns from features that carry no
-gradient back: it has its own rate, and no part in the norm that gradients are cut to."""
+"""What a parameter is for: decides weight decay, µP's rates and clipping.
+
+- `embed`: maps ids or codes to vectors; no weight decay.
+- `hidden`: a matrix that grows with the width on both axes; decays; µP divides its rate.
+- `filter`: a matrix that grows with the width on one axis (a convolution of each channel, the
+  embedding of patches); decays.
+- `readout`: maps vectors to what is predicted; decays.
+- `norm`: gains, biases and whatever else is no factor of a product; no weight decay.
+- `probe`: learns from features that carry no gradient back, at its own rate; it has no part in the
+  norm that gradients are clipped to.
+"""
+
+PARAM_ROLES: tuple[ParamRole, ...] = get_args(ParamRole)
+"""All roles; any other is refused, since no group of the optimizer would train its parameters."""
 
 
 class Cache:
@@ -43,7 +55,7 @@ class Cache:
         self.inputs_BLD: Tensor | None = None
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(nn.Module, Implementation):
     """A map of embedded sequences. With the causal mask the output at t depends on 0..t alone."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -135,7 +147,9 @@ class Backbone(nn.Module, ABC):
         )
 
     def drop_paths(self, rate: float) -> None:
-        """In training mode, leave blocks out at random (stochastic depth; Huang et al. 2016).
+        """In training mode, leave branches of blocks out at random (stochastic depth).
+
+        Each residual branch is left out on its own, as timm and MAE do (Huang et al. 2016).
 
         Args:
             rate: 0 to below 1, of the last block; those before it have less, the first one 0.

@@ -126,6 +126,13 @@ class BackboneConfig(Component, ABC):
     def forward_macs(self, length: int) -> int:
         """Multiply-accumulates of one sequence of `length` through the blocks, forward."""
 
+    def elementwise_macs(self, length: int) -> int:
+        """Return how many of `forward_macs(length)` are in no matrix product; by default none.
+
+        `toto check` compares the others with torch's FLOP counter, which sees products alone.
+        """
+        return 0
+
     def block_memory(self, one: Pass) -> BlockMemory | None:
         """What a block keeps of a micro-batch for its backward pass; None where nobody counted."""
         return None
@@ -365,12 +372,16 @@ class MambaConfig(BackboneConfig):
         return self.num_layers * block + self.width
 
     def forward_macs(self, length: int) -> int:
-        """Products of all matrices, the convolution, and the scan.
+        """Products of all matrices, the convolution, and the scan."""
+        return self.num_layers * length * self.matrix_params + self.elementwise_macs(length)
+
+    def elementwise_macs(self, length: int) -> int:
+        """Return those of the convolution and the scan.
 
         A state costs four multiplications: the decay's exponent, decay, input and output.
         """
         channel = self.conv_kernel + 4 * self.state_size
-        return self.num_layers * length * (self.matrix_params + self.inner_width * channel)
+        return self.num_layers * length * self.inner_width * channel
 
     def block_memory(self, one: Pass) -> BlockMemory:
         """See `memory.mamba_block`."""

@@ -85,7 +85,7 @@ class MambaBlock(Block):
         )
         if kept is not None:
             kept.state_BES = last_BES
-        out_BLD: Tensor = x_BLD + self.out_proj(y_BLE * silu(gate_BLE))
+        out_BLD: Tensor = x_BLD + self.drop_path(self.out_proj(y_BLE * silu(gate_BLE)))
         return out_BLD
 
     def keep(self, length: int) -> MambaState:

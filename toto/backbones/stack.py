@@ -59,7 +59,25 @@ class Context(NamedTuple):
 
 
 class Block(nn.Module):
-    """A layer of the stack: residual inside."""
+    """A layer of the stack: residual inside.
+
+    Attributes:
+        drop_rate: how often, in training mode, a sample goes without a branch of the block.
+    """
+
+    drop_rate = 0.0
+
+    def drop_path(self, branch_BLD: Tensor) -> Tensor:
+        """Leave a residual branch out for some samples, and scale it up for the others.
+
+        Stochastic depth (Huang et al. 2016), as timm and MAE have it: each branch on its own, so
+        that a block may lose its attention and keep its MLP. Without a rate nothing is drawn.
+        """
+        if not self.training or not self.drop_rate:
+            return branch_BLD
+        kept = 1 - self.drop_rate
+        weight_B = torch.rand(len(branch_BLD), device=branch_BLD.device).lt(kept) / kept
+        return branch_BLD * weight_B[:, None, None]
 
     @abstractmethod
     def forward(self, x_BLD: Tensor, context: Context, kept: Any = None) -> Tensor:
@@ -80,8 +98,9 @@ class AttentionBlock(Block):
 
     def forward(self, x_BLD: Tensor, context: Context, kept: KeyValues | None = None) -> Tensor:
         """See `Block.forward`."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), *context, kept)
-        out_BLD: Tensor = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        mixed_BLD = self.attention(self.attention_norm(x_BLD), *context, kept)
+        x_BLD = x_BLD + self.drop_path(mixed_BLD)
+        out_BLD: Tensor = x_BLD + self.drop_path(self.mlp(self.mlp_norm(x_BLD)))
         return out_BLD
 
     def keep(self, length: int) -> KeyValues:
@@ -111,7 +130,6 @@ class BlockStack(Backbone):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self._recomputes = False
-        self._drop_rate = 0.0
         self.visibility: See = plain_visibility
 
     @abstractmethod
@@ -201,22 +219,19 @@ class BlockStack(Backbone):
         self._recomputes = True
 
     def drop_paths(self, rate: float) -> None:
-        """See `Backbone.drop_paths`."""
-        self._drop_rate = rate
+        """Set the rate of each block's branches, from 0 to `rate` in equal steps."""
+        for index, block in enumerate(self._blocks()):
+            block.drop_rate = rate * index / max(self.config.num_layers - 1, 1)
 
     def _run(self, index: int, x_BLD: Tensor, context: Context) -> Tensor:
-        """Block `index`, from 1; with dropped paths a sample skips it, or gets more of it."""
+        """Run block `index`, from 1."""
         block = self.blocks[index - 1]
         out_BLD: Tensor
         if self._recomputes and torch.is_grad_enabled():
             out_BLD = checkpoint(block, x_BLD, context, use_reentrant=False)
         else:
             out_BLD = block(x_BLD, context)
-        if not self.training or not self._drop_rate:
-            return out_BLD
-        kept = 1 - self._drop_rate * (index - 1) / max(self.config.num_layers - 1, 1)
-        weight_B = torch.rand(len(x_BLD), device=x_BLD.device).lt(kept) / kept
-        return torch.lerp(x_BLD, out_BLD, weight_B.to(x_BLD.dtype)[:, None, None])
+        return out_BLD
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

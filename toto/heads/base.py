@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from torch import Tensor, nn
 
 from toto.errors import UserError
+from toto.registry import Implementation
 
 __all__ = ["Head", "head_size"]
 
 
-class Head(nn.Module, ABC):
+class Head(nn.Module, Implementation):
     """Pools the features of a sequence into one vector."""
 
     @abstractmethod

@@ -11,7 +11,13 @@ from toto.heads.config import HEADS
 from toto.jobs.component import parse_component
 from toto.jobs.console import say
 from toto.registry import import_plugin
-from toto.testing import TEST_RESOLUTION, check_backbone, check_head, check_tokenizer
+from toto.testing import (
+    TEST_RESOLUTION,
+    check_backbone,
+    check_head,
+    check_tokenizer,
+    missing_options,
+)
 from toto.tokenizers.config import TOKENIZERS
 
 if TYPE_CHECKING:
@@ -23,29 +29,34 @@ __all__ = ["check_component"]
 def check_component(
     part: str, text: str, *, imports: Sequence[str], resolution: int | None
 ) -> None:
-    """Run the contract on a component and print what holds.
+    """Run the contract on a component; print what holds and which optional methods it lacks.
 
     Args:
         part: tokenizer, backbone or head.
         text: its name, or its mapping as YAML.
         imports: plug-ins to import first.
-        resolution: of a tokenizer's test pictures; None for TEST_RESOLUTION.
+        resolution: of a tokenizer's test images; None for TEST_RESOLUTION.
 
     Raises:
         UserError: an unknown component, a resolution for what is no tokenizer, or a broken
             contract.
     """
     if resolution is not None and part != "tokenizer":
-        raise UserError(f"--resolution: a {part} sees no pictures. Leave it out")
+        raise UserError(f"--resolution: a {part} sees no images. Leave it out")
     for reference in imports:
         import_plugin(reference, Path.cwd())
+    missing = []
     if part == "tokenizer":
-        config = parse_component(TOKENIZERS, text)
-        lines = check_tokenizer(config, resolution=resolution or TEST_RESOLUTION)
+        tokenizer = parse_component(TOKENIZERS, text)
+        lines = check_tokenizer(tokenizer, resolution=resolution or TEST_RESOLUTION)
     elif part == "backbone":
-        lines = check_backbone(parse_component(BACKBONES, text))
+        backbone = parse_component(BACKBONES, text)
+        lines = check_backbone(backbone)
+        missing = missing_options(backbone)
     else:
         lines = check_head(parse_component(HEADS, text))
     say(f"{part} {text}")
     for line in lines:
         say(f"  holds: {line}")
+    for line in missing:
+        say(f"  optional: {line}")

@@ -22,6 +22,7 @@ from toto.recipe.reader import check_recorded, read_recipe
 from toto.recipe.schemas import Recipe
 from toto.recipe.yaml_reader import dump_yaml, quote
 from toto.training.checkpoint import read_meta
+from toto.training.config import DeepSpeedConfig
 from toto.training.distributed import joined_ranks
 from toto.training.interrupt import stopped_before_training
 from toto.training.launch import find_launch
@@ -41,7 +42,7 @@ __all__ = ["RECIPE_FILE", "begun_run", "leaves", "read_recipe_for", "record_run"
 RECIPE_FILE = "recipe.yaml"
 
 # What may differ when a run is resumed: none of it changes a number, but for the order in which
-# micro-batches, ranks and engines add up floats.
+# micro-batches, ranks and engines add up floats. `_free_to_change` has what depends on the task.
 FREE_TO_CHANGE = {
     "title",
     "output",
@@ -225,20 +226,34 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
     # Read again, so that a field which is new since then has the value that the run had.
     read = check_recorded(before, f"the recipe in {run.path}")
     then = leaves(read.model_dump(mode="json") | {"imports": before["imports"]})
-    free = FREE_TO_CHANGE if recipe.task.compiles else FREE_TO_CHANGE | {"training.compile"}
+    free = _free_to_change(recipe)
     changed = sorted(
         key for key in now.keys() | then.keys()
-        if now.get(key) != then.get(key)
-        and key not in free and not key.startswith("training.deepspeed.")
+        if now.get(key) != then.get(key) and key not in free
     )  # fmt: skip
     if changed:
-        lines = [f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now" for key in changed]
+        reasons = {"training.micro_batch": f" ({recipe.task.micro_batch_effect})"}
+        lines = [
+            f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now{reasons.get(key, '')}"
+            for key in changed
+        ]
         raise UserError(
             f"{run.path} was begun with another recipe, and a resumed run is the same run:\n"
             + "\n".join(lines)
             + "\nResume with the values before (--set KEY=VALUE), or begin another run with "
             "--output"
         )
+
+
+def _free_to_change(recipe: Recipe) -> set[str]:
+    """Return the dotted keys that may differ when a run of this task is resumed."""
+    sharding = DeepSpeedConfig.model_fields.keys() - {"extra"}  # which may hold a dtype
+    free = FREE_TO_CHANGE | {f"training.deepspeed.{field}" for field in sharding}
+    if not recipe.task.compiles:
+        free.add("training.compile")
+    if recipe.task.micro_batch_effect is not None:
+        free.remove("training.micro_batch")
+    return free
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -61,6 +61,14 @@ class TaskConfig(Component):
     compiles: ClassVar[bool] = False
     """Whether the task has blocks to compile; without, `training.compile` is settled as off."""
 
+    @property
+    def micro_batch_effect(self) -> str | None:
+        """Why the size of micro-batches changes results; None where it only changes rounding.
+
+        A run of such a task is not resumed with another `training.micro_batch`.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -197,8 +205,16 @@ class ClassifyConfig(ModelTaskConfig):
         0.0,
         ge=0.0,
         lt=1.0,
-        description="how often the last block is left out in training; those before it less",
+        description="how often each branch of the last block is left out in training; those of "
+        "blocks before it less",
     )
+
+    @property
+    def micro_batch_effect(self) -> str | None:
+        """Mixup pairs clips, and both it and dropped paths draw numbers, in each micro-batch."""
+        if self.mixup:
+            return "task.mixup mixes the clips of a micro-batch"
+        return "task.drop_path draws numbers for each micro-batch" if self.drop_path else None
 
     def labelled(self, sources: Sequence[str]) -> tuple[str, ...]:
         """All."""
@@ -286,6 +302,13 @@ class DvaeTaskConfig(TokenizerTaskConfig):
         "gives the vector of each code unit variance. 1 is the published start",
     )
 
+    @property
+    def micro_batch_effect(self) -> str | None:
+        """The KL of the mixture is that of a micro-batch, and Gumbel noise is drawn for each."""
+        if self.usage_weight:
+            return "task.usage_weight weighs the mean code distribution of a micro-batch"
+        return "the noise of the relaxed codes is drawn for each micro-batch"
+
     def build(self, tokenizer: Tokenizer) -> TokenizerTask:
         """See `TokenizerTaskConfig.build`."""
         from toto.tasks.dvae import DvaeTask
@@ -360,6 +383,13 @@ class VqganTaskConfig(TokenizerTaskConfig):
     restart_after: PositiveInt | None = Field(
         None, description="micro-batches without use until a code is placed anew; none: never"
     )
+
+    @property
+    def micro_batch_effect(self) -> str | None:
+        """The discriminator's BatchNorm and the adaptive weight see one micro-batch at a time."""
+        if self.restart_after is not None:
+            return "task.restart_after counts micro-batches"
+        return "the discriminator's BatchNorm is over a micro-batch"
 
     @property
     def smallest_resolution(self) -> int:

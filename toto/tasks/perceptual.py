@@ -6,12 +6,13 @@ unit length over their channels. Which network, the recipe says; toto's own know
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from toto.registry import Implementation
 from toto.tokenizers.dvae import Dvae, map_pixels
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = ["DvaeFeatures", "FeatureNetwork", "perceptual_distance"]
 LENGTH_EPS = 1e-10
 
 
-class FeatureNetwork(nn.Module, ABC):
+class FeatureNetwork(nn.Module, Implementation):
     """Pictures to feature maps. Frozen; gradients pass through it to the pictures."""
 
     @abstractmethod

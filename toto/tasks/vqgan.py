@@ -1,10 +1,14 @@
 """Training a VQGAN: autoencoder, codebook and patch discriminator, in one step.
 
 Source: Esser et al. 2021 (arXiv 2012.09841), §3.1; CompVis/taming-transformers, whose losses
-these are. There two optimizers take turns, a batch each; here one optimizer moves both sides from
-one backward pass: the discriminator sees the pictures detached, and the autoencoder sees the
-discriminator's weights detached, so that each gets the gradient of its own loss alone. Gradient
-clipping takes both sides together.
+these are. There two optimizers step one after the other on each batch, so that the discriminator
+judges images that were decoded again after the autoencoder's step; here one optimizer moves both
+sides from one backward pass: the discriminator sees the images detached, and the autoencoder sees
+the discriminator's weights detached, so that each gets the gradient of its own loss alone. Each
+side's gradient is clipped to a norm of its own (the source clips none): a discriminator with large
+gradients does not slow the autoencoder.
+
+The discriminator's BatchNorm and the adaptive weight are those of one micro-batch.
 
 `restart_after` is ours: a code that no vector of so many micro-batches was nearest to becomes one
 of the vectors at hand. Ranks count the codes of their micro-batches together.
@@ -87,6 +91,11 @@ class VqganTask(TokenizerTask):
             self.features.eval()
         return self
 
+    @property
+    def clipped_apart(self) -> tuple[str, ...]:
+        """The discriminator's: the other side's gradient must not depend on its length."""
+        return ("discriminator.",)
+
     def meet(self, ranks: Ranks) -> None:
         """Codes that are unused on all ranks are dead."""
         if "dead_codes" in self.parts:
@@ -152,7 +161,7 @@ class VqganTask(TokenizerTask):
     ) -> tuple[Tensor, Tensor, dict[str, Mean]]:
         """Reconstruction and codebook losses, and the metrics of both modes."""
         config = self.config
-        # taming-transformers takes it on [-1, 1].
+        # Images of taming-transformers are in [-1, 1], where differences are twice as large.
         l1 = 2 * (pixels_BCHW - decoded_BCHW).abs().mean()
         reconstruction = l1
         if self.features is not None:
@@ -173,9 +182,10 @@ class VqganTask(TokenizerTask):
     def _adversarial(
         self, reconstruction: Tensor, pixels_BCHW: Tensor, decoded_BCHW: Tensor
     ) -> tuple[Tensor, dict[str, Mean]]:
-        """What both sides lose: the discriminator's hinge, and the generator's, adaptively weighed.
+        """Return the losses of both sides, the generator's adaptively weighted, and their metrics.
 
-        The weight makes both gradients at the decoder's last layer equally long.
+        The adaptive weight gives the generator's gradient at the decoder's last layer the length of
+        the reconstruction's; `discriminator_weight` multiplies it.
         """
         discriminator = self.discriminator
         frozen = {name: tensor.detach() for name, tensor in discriminator.named_parameters()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from toto.registry import Implementation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +48,7 @@ class PatchGrid:
     std: Tensor
 
 
-class Tokenizer(nn.Module, ABC):
+class Tokenizer(nn.Module, Implementation):
     """Turns pictures into grids of tokens and back. Frozen while a backbone trains."""
 
     def __init__(self, config: TokenizerConfig) -> None:

@@ -20,7 +20,10 @@ class OptimizerConfig(Config):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
-    grad_clip: PositiveFloat = Field(1.0, description="largest norm of the whole gradient")
+    grad_clip: PositiveFloat = Field(
+        1.0,
+        description="largest norm of the whole gradient; a VQGAN's discriminator has its own",
+    )
     layer_decay: float = Field(
         1.0,
         gt=0.0,
@@ -48,12 +51,12 @@ class DeepSpeedConfig(Config):
     overlap_comm: bool = Field(
         True,
         description="send gradients while the backward pass computes the next ones; DeepSpeed does "
-        "not at stage 0, nor at 1 in bf16",
+        "not at stage 0",
     )
     bucket_elements: PositiveInt = Field(
         100_000_000,
         description="elements sent together; each bucket needs memory. Gradients go in larger ones "
-        "at stage 0, and at 1 in bf16",
+        "at stage 0",
     )
     prefetch_elements: NonNegativeInt = Field(
         50_000_000, description="stage 3: elements of weights fetched ahead"

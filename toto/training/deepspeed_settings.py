@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toto.training.config import OptimizerConfig, TrainingConfig
 
 __all__ = ["clashes", "deepspeed_settings"]
 
-# What the engine does itself. DeepSpeed would ignore these or do them besides.
+# What the engine does itself. DeepSpeed would ignore these or do them as well.
 DONE_BY_TOTO = (
+    "bf16",
     "fp16",
     "managed_gradient_accumulation",
     "optimizer",
@@ -21,19 +22,20 @@ DONE_BY_TOTO = (
 
 
 def deepspeed_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: toto's settings, and those of `extra` beside them.
+    """Return what `deepspeed.initialize` gets: toto's settings merged with those of `extra`.
 
     DeepSpeed averages gradients over the ranks, and the engine weighs its losses so that their sum
     is what is wanted; it also says where a step ends, so that there is nothing to accumulate here.
-    Precision bf16 with parted weights means bf16 weights, fp32 ones in the optimizer and fp32
-    sums of a rank's gradients, which the ranks send each other in bf16 unless `extra` has
-    `communication_data_type: fp32`. At stage 0 the weights are fp32, and autocast alone makes it
-    bf16.
+
+    There is no section `bf16`: DeepSpeed would make every weight bf16, the gains of norms and
+    Mamba's rates of decay included, and the residual stream with them. Weights and gradients are
+    fp32 at every stage, and the engine's autocast alone makes products bf16, as on one process. The
+    ranks send each other fp32 gradients unless `extra` has `communication_data_type: bf16`.
 
     Args:
-        training: with precision `auto`, bf16 stays `auto`: for people to read, not for DeepSpeed.
-            Its `extra` has no `clashes`, which the reader of a recipe refuses.
-        optimizer: whose clipping DeepSpeed does where it parts the gradients.
+        training: the section of the recipe; its `extra` has no `clashes`, which the reader of a
+            recipe refuses.
+        optimizer: its `grad_clip` is DeepSpeed's where gradients are sharded.
     """
     return _merged(_own_settings(training, optimizer), training.deepspeed.extra)
 
@@ -67,17 +69,10 @@ def _own_settings(training: TrainingConfig, optimizer: OptimizerConfig) -> dict[
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
-        "bf16": {"enabled": _bf16_weights(training), "check_grad_overflow": True},
         "gradient_allreduce_op": "mean",
         "steps_per_print": None,
     }
     return settings | ({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {})
-
-
-def _bf16_weights(training: TrainingConfig) -> bool | Literal["auto"]:
-    if training.deepspeed.zero_stage == 0:
-        return False
-    return "auto" if training.precision == "auto" else training.precision == "bf16"
 
 
 def _merged(ours: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

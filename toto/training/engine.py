@@ -40,7 +40,7 @@ class StepResult:
 
     Attributes:
         loss: what was minimised, the mean over all targets of the step, on all ranks.
-        grad_norm: norm of the whole gradient, but for that of probes, before it was clipped.
+        grad_norm: norm of the whole gradient, without that of probes, before it was clipped.
         lr: the learning rate of the step.
         metrics: the task's, summed over this rank's micro-batches, still on the device.
         num_targets: targets of the step, of all ranks.

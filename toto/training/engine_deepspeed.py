@@ -32,7 +32,7 @@ from toto.training.checkpoint import check_tensors, unshared_tensors
 from toto.training.deepspeed_settings import deepspeed_settings
 from toto.training.engine import B, EngineState, StepResult
 from toto.training.nonfinite import non_finite
-from toto.training.optim import MOMENTS, build_optimizer, clipped_parameters, expected_slots
+from toto.training.optim import MOMENTS, build_optimizer, clip_sets, expected_slots
 from toto.training.task import Mean, Task, sum_metrics
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ __all__ = ["DeepSpeedEngine", "balanced"]
 
 
 class DeepSpeedEngine(Generic[B]):
-    """Weights, gradients and optimizer state parted among the ranks, as the ZeRO stage says.
+    """Weights, gradients and optimizer state sharded over the ranks, as the ZeRO stage says.
 
-    In bf16 the forward pass runs under autocast, as `LocalEngine`'s does; from stage 1 on the
-    weights it reads are bf16 copies of the optimizer's fp32 ones. Buffers, and all that the task
-    does not train, stay as they are.
+    Weights are fp32 at every stage. In bf16 the forward pass runs under autocast, as
+    `LocalEngine`'s does, so that norms, the residual stream and whatever else autocast leaves in
+    fp32 is the same at every stage. It costs memory where DeepSpeed's own bf16 would have kept
+    bf16 weights: see docs/plan.md.
 
     Args:
         task: its trainable part is wrapped; the rest is moved to the device.
@@ -90,6 +91,7 @@ class DeepSpeedEngine(Generic[B]):
             optimizer,
             width_ratio=task.width_ratio,
             lr_scales=task.lr_scales(optimizer),
+            clipped_apart=task.clipped_apart,
         )
         self._forward = _Forward(task, self._device, bf16=training.precision == "bf16")
         self._grad_clip = optimizer.grad_clip
@@ -246,11 +248,14 @@ class DeepSpeedEngine(Generic[B]):
         for parameter, ranks in zip(self._parameters().values(), reached, strict=True):
             if not ranks:
                 parameter.grad = None  # DeepSpeed made it zero, and AdamW would let it decay
-        clipped = clipped_parameters(self._adamw)
-        norm = get_total_norm([p.grad for p in clipped if p.grad is not None])
-        grad_norm = norm.item()
+        clipped = clip_sets(self._adamw)
+        norms = [
+            get_total_norm([p.grad for p in members if p.grad is not None]) for members in clipped
+        ]
+        grad_norm = get_total_norm(norms).item()
         if math.isfinite(grad_norm):
-            clip_grads_with_norm_(clipped, self._grad_clip, norm)
+            for members, norm in zip(clipped, norms, strict=True):
+                clip_grads_with_norm_(members, self._grad_clip, norm)
             self._engine.step()
         return grad_norm
 

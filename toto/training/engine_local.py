@@ -14,7 +14,7 @@ from toto.training.engine import B, EngineState, StepResult
 from toto.training.nonfinite import non_finite
 from toto.training.optim import (
     build_optimizer,
-    clipped_parameters,
+    clip_sets,
     expected_slots,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -56,6 +56,7 @@ class LocalEngine(Generic[B]):
             optimizer,
             width_ratio=task.width_ratio,
             lr_scales=task.lr_scales(optimizer),
+            clipped_apart=task.clipped_apart,
         )
         self._grad_clip = optimizer.grad_clip
         self._schedule = schedule
@@ -92,14 +93,16 @@ class LocalEngine(Generic[B]):
             losses.append(loss.detach())
             if count:
                 metrics.append(output.metrics)
-        clipped = clipped_parameters(self._optimizer)
-        grads = [p.grad for p in clipped if p.grad is not None]
-        norm = get_total_norm(grads)
-        *loss_parts, grad_norm = torch.stack([*losses, norm]).tolist()
+        clipped = clip_sets(self._optimizer)
+        norms = [
+            get_total_norm([p.grad for p in members if p.grad is not None]) for members in clipped
+        ]
+        *loss_parts, grad_norm = torch.stack([*losses, get_total_norm(norms)]).tolist()
         if not math.isfinite(sum(loss_parts)) or not math.isfinite(grad_norm):
             self._optimizer.zero_grad()
             raise non_finite(self._steps_done, micro_batches, loss_parts, Ranks())
-        clip_grads_with_norm_(clipped, self._grad_clip, norm)
+        for members, norm in zip(clipped, norms, strict=True):
+            clip_grads_with_norm_(members, self._grad_clip, norm)
         lr = self._schedule(self._steps_done)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]

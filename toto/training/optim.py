@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toto.backbones.base import PARAM_ROLES
 from toto.errors import UserError
+from toto.registry import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from toto.backbones.base import ParamRole
     from toto.training.config import OptimizerConfig
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOMENTS",
     "build_optimizer",
-    "clipped_parameters",
+    "clip_sets",
     "expected_slots",
     "laid_out_as",
     "load_optimizer_tensors",
@@ -39,13 +41,15 @@ def parameter_groups(
     *,
     width_ratio: float = 1.0,
     lr_scales: Mapping[str, float] = MappingProxyType({}),
+    clipped_apart: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The trained parameters by their weight decay and the scale of their learning rate.
 
-    Matrices of the roles hidden and readout, and filters, decay; norms, embeddings (a tied readout
-    is one) and everything with fewer than two axes, so every bias, do not. Under µP (Yang et al.
-    2022, Table 8) the rate of hidden matrices alone is over m; AdamW decays by rate times decay, so
-    that their decay is m times as large, and the shrinkage of a step is the same at every width.
+    Matrices of the roles hidden and readout decay, and filters, the embedding of patches among
+    them; norms, embeddings of codes (a tied readout is one) and everything with fewer than two
+    axes, so every bias, do not. Under µP (Yang et al. 2022, Table 8) the rate of hidden matrices
+    alone is over m; AdamW decays by rate times decay, so that their decay is m times as large, and
+    the shrinkage of a step is the same at every width.
     Probes decay as readouts do, but their gradients are not clipped: a norm over all would let them
     slow the model.
 
@@ -55,23 +59,19 @@ def parameter_groups(
         weight_decay: at width ratio 1.
         width_ratio: m, the width over the base width of µP; 1 without it.
         lr_scales: factors on the rate by the name of the parameter; those not named have 1.
+        clipped_apart: beginnings of names; the gradients of each are clipped to a norm of their
+            own, and all others together.
 
     Returns:
-        Groups with "params", "weight_decay", "lr_scale" and "clipped": hidden matrices first, then
-        readouts, what does not decay, and probes.
+        Groups with "params", "weight_decay", "lr_scale" and "clip", the set that is clipped
+        together (None: not clipped): hidden matrices first, then readouts, what does not decay,
+        and probes.
 
     Raises:
-        UserError: a parameter without a role, or a role without a parameter.
+        UserError: a parameter without a role, a role without a parameter, or an unknown role.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    without_role = sorted(trained.keys() - roles.keys())
-    without_parameter = sorted(roles.keys() - dict(module.named_parameters()).keys())
-    if without_role or without_parameter:
-        raise UserError(
-            f"param_roles() of {type(module).__name__} does not fit its parameters: "
-            f"no role for {without_role}, no parameter for {without_parameter}. "
-            "Name each parameter once, as named_parameters() does"
-        )
+    _check_roles(module, roles)
     groups: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
     for together in _ORDER:
         for name, parameter in trained.items():
@@ -84,18 +84,47 @@ def parameter_groups(
                 decays=decays,
                 weight_decay=weight_decay * ratio if decays else 0.0,
                 lr_scale=lr_scales.get(name, 1.0) / ratio,
-                clipped=role != "probe",
+                clip=None if role == "probe" else _first_prefix(name, clipped_apart),
             )
             groups.setdefault(kind, []).append((name, parameter))
+    placed = sorted(name for members in groups.values() for name, _ in members)
+    assert placed == sorted(trained), "not every trained parameter is in exactly one group"
     return [
         {
             "params": members,
             "weight_decay": kind.weight_decay,
             "lr_scale": kind.lr_scale,
-            "clipped": kind.clipped,
+            "clip": kind.clip,
         }
         for kind, members in groups.items()
     ]
+
+
+def _check_roles(module: nn.Module, roles: Mapping[str, str]) -> None:
+    """Refuse roles that would leave a parameter out of every group of the optimizer.
+
+    Raises:
+        UserError: see `parameter_groups`.
+    """
+    named = dict(module.named_parameters())
+    without_role = sorted(
+        name for name, p in named.items() if p.requires_grad and name not in roles
+    )
+    without_parameter = sorted(roles.keys() - named.keys())
+    if without_role or without_parameter:
+        raise UserError(
+            f"param_roles() of {type(module).__name__} does not fit its parameters: "
+            f"no role for {without_role}, no parameter for {without_parameter}. "
+            "Name each parameter once, as named_parameters() does"
+        )
+    for name, role in roles.items():
+        if role not in PARAM_ROLES:
+            guess = nearest(str(role), list(PARAM_ROLES))
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise UserError(
+                f"param_roles() of {type(module).__name__} gives {name} the unknown role {role!r}; "
+                f"roles are {', '.join(PARAM_ROLES)}.{hint}"
+            )
 
 
 class _Kind(NamedTuple):
@@ -104,7 +133,7 @@ class _Kind(NamedTuple):
     decays: bool
     weight_decay: float
     lr_scale: float
-    clipped: bool
+    clip: str | None
 
 
 # Of the groups, and so of the sum in the gradient's norm.
@@ -121,10 +150,22 @@ def _role(role: ParamRole, parameter: nn.Parameter) -> ParamRole:
     return role if parameter.ndim >= 2 or role == "probe" else "norm"
 
 
-def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Those whose gradients are cut to the largest norm, together: all but the probes'."""
-    groups = optimizer.param_groups
-    return [parameter for group in groups if group["clipped"] for parameter in group["params"]]
+def _first_prefix(name: str, prefixes: Sequence[str]) -> str:
+    """Return the first prefix that the name begins with; without one, the empty string."""
+    return next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+
+
+def clip_sets(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    """Return the parameters that have a gradient to clip, a list for each norm.
+
+    Probes are in none; a set without any gradient is left out.
+    """
+    sets: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        if group["clip"] is not None:
+            reached = [parameter for parameter in group["params"] if parameter.grad is not None]
+            sets.setdefault(group["clip"], []).extend(reached)
+    return [members for members in sets.values() if members]
 
 
 def build_optimizer(
@@ -134,13 +175,19 @@ def build_optimizer(
     *,
     width_ratio: float = 1.0,
     lr_scales: Mapping[str, float] = MappingProxyType({}),
+    clipped_apart: Sequence[str] = (),
 ) -> torch.optim.AdamW:
     """AdamW, fused: torch has that kernel on the CPU and on CUDA, the devices of a recipe.
 
     The learning rate is set before every step by the engine, times each group's "lr_scale".
     """
     groups = parameter_groups(
-        module, roles, config.weight_decay, width_ratio=width_ratio, lr_scales=lr_scales
+        module,
+        roles,
+        config.weight_decay,
+        width_ratio=width_ratio,
+        lr_scales=lr_scales,
+        clipped_apart=clipped_apart,
     )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

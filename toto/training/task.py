@@ -6,11 +6,13 @@ The loop and the engines know neither model nor data; they call `forward`, `num_
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import Tensor, nn
+
+from toto.registry import Implementation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +67,7 @@ class TaskOutput:
 B = TypeVar("B")
 
 
-class Task(nn.Module, ABC, Generic[B]):
+class Task(nn.Module, Implementation, Generic[B]):
     """What the engine wraps: a module over a trainable part and, perhaps, frozen ones."""
 
     @property
@@ -97,6 +99,11 @@ class Task(nn.Module, ABC, Generic[B]):
     def width_ratio(self) -> float:
         """M of µP, by which the rate of hidden matrices is divided; 1 where there is none."""
         return 1.0
+
+    @property
+    def clipped_apart(self) -> tuple[str, ...]:
+        """Beginnings of names of parameters whose gradients are clipped apart from all others."""
+        return ()
 
     @property
     def can_be_parted(self) -> bool:

@@ -217,6 +217,10 @@ def check_head(config: HeadConfig, *, width: int = 32) -> list[str]:
     real = sum(parameter.numel() for parameter in head.parameters())
     said = config.num_params(width)
     _expect(real == said, f"num_params({width}) says {said}, it has {real}")
+    _expect(
+        config.normalises in ("tokens", "pooled"),
+        f"normalises is tokens or pooled, not {config.normalises!r}",
+    )
     features_BLD = torch.randn(2, 10, width, generator=_generator(), requires_grad=True)
     pooled_BD = head(features_BLD)
     _expect(pooled_BD.shape == (2, width), f"pools to [B, D], got {list(pooled_BD.shape)}")

@@ -77,7 +77,7 @@ def plain_attention(head, x_BLD):
 
 
 def train_alone(probe, x_SLD, label_S, chosen):
-    """One probe trained by the book: BatchNorm, plain pooling, its own optimizer."""
+    """One probe trained by the book: BatchNorm as published, plain pooling, its own optimizer."""
     norm = nn.BatchNorm1d(WIDTH, eps=1e-6, momentum=None, affine=False)
     matrices = [p for p in probe.parameters() if p.ndim > 1]
     vectors = [p for p in probe.parameters() if p.ndim == 1]
@@ -93,9 +93,12 @@ def train_alone(probe, x_SLD, label_S, chosen):
     for epoch in range(chosen.epochs):
         order = torch.tensor(epoch_order(range(len(label_S)), chosen.data_seed, epoch))
         for rows in order.split(chosen.batch_size):
-            x_BLD = norm(x_SLD[rows].flatten(0, 1)).view_as(x_SLD[rows])
-            is_attention = isinstance(probe.head_config, AttentionConfig)
-            pooled = plain_attention(probe.head, x_BLD) if is_attention else x_BLD.mean(1)
+            x_BLD = x_SLD[rows]
+            if isinstance(probe.head_config, AttentionConfig):  # AIM
+                x_BLD = norm(x_BLD.flatten(0, 1)).view_as(x_BLD)
+                pooled = plain_attention(probe.head, x_BLD)
+            else:  # MAE
+                pooled = norm(x_BLD.mean(1))
             optimizer.zero_grad()
             nn.functional.cross_entropy(probe.classifier(pooled), label_S[rows]).backward()
             optimizer.step()
@@ -210,6 +213,16 @@ def test_max_samples_draws_from_all_classes_alike(train, validation):
     assert train.reads == 21
 
 
+def test_batches_of_one_sample_have_nothing_to_normalise_over(train, validation):
+    alone = settings(batch_size=1, heads=("average", "attention"))
+    with pytest.raises(UserError, match=r"batches of one sample: the pooled features of average"):
+        probe(train, validation, alone)
+    tokens_alone = settings(batch_size=1, epochs=1, heads=("attention",))
+    assert probe(train, validation, tokens_alone).rows
+    lone_last = settings(batch_size=13, epochs=1, heads=("average",))  # 40 = 3 × 13 + 1
+    assert all(row.loss is not None for row in probe(train, validation, lone_last).rows)
+
+
 @pytest.mark.parametrize("which", ["training", "validation"])
 def test_empty_data_are_refused(train, validation, which):
     empty = toy_clips(0, CLASSES, seed=0)
@@ -231,6 +244,7 @@ def test_a_probe_that_diverges_is_named_and_harms_no_other(train, validation):
 def test_a_users_head_is_probed_by_its_name_and_options(train, validation):
     @HEADS.register("test_last_frame")
     class LastConfig(HeadConfig):
+        normalises = "pooled"
         tokens: int = 4
 
         def num_params(self, width):
@@ -339,8 +353,8 @@ def test_scores_of_views_are_averaged(train, validation):
     total = 0
     for view in range(6):
         (batch,) = reader.batches(range(30), 30, view)
-        shift_D, scale_D = bank.norms["1"](batch.layers[1])
-        x_BD = (batch.layers[1].mean_BD - shift_D) * scale_D
+        norm = bank.pooled_norms["1_0"]
+        x_BD = (batch.layers[1].mean_BD - norm.mean[0]) * (norm.var[0] + norm.eps).rsqrt()
         total = total + torch.stack([p.classifier(x_BD).softmax(-1) for p in bank.members()])
     hits = (total.argmax(-1) == validation.label_S).double().mean(1)
     assert [row.accuracy for row in results.rows] == pytest.approx(hits.tolist())

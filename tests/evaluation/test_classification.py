@@ -9,11 +9,11 @@ from torch import nn
 from toy_clips import DEPTH, WIDTH, ToyModel, toy_clips
 
 from toto.errors import DataError, UserError
-from toto.evaluation.classification import _rate, epoch_order, run_probes, train_bank
+from toto.evaluation.classification import _rate, _score, epoch_order, run_probes, train_bank
 from toto.evaluation.feature_cache import FeatureCache, FeatureStore
 from toto.evaluation.features import FeatureReader
 from toto.heads.config import HEADS, AttentionConfig, HeadConfig
-from toto.tasks.probe_bank import Probe, ProbeBank
+from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures, Probe, ProbeBank
 from toto.tasks.probe_settings import ProbeSettings
 
 CLASSES = 3
@@ -208,9 +208,21 @@ def test_a_layer_that_does_not_exist_is_refused(train, validation):
 
 
 def test_max_samples_draws_from_all_classes_alike(train, validation):
-    results = probe(train, validation, settings(max_samples=20))
-    assert results.train_samples == 20
-    assert train.reads == 21
+    """A folder's samples are stored class by class: the first 20 would be of one class."""
+    order = train.label_S.argsort(stable=True)
+    train.codes_STHW, train.label_S = train.codes_STHW[order], train.label_S[order]
+    drawn = []
+    for data_seed in (0, 0, 1):
+        train.reads, train.positions = 0, []
+        results = probe(train, validation, settings(max_samples=20, data_seed=data_seed))
+        assert results.train_samples == 20
+        assert train.reads == 21
+        drawn.append(train.positions[-20:])
+    assert len(set(drawn[0])) == 20
+    assert set(train.label_S[drawn[0]].tolist()) == set(range(CLASSES))
+    assert max(drawn[0]) >= 20
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0]) != set(drawn[2])
 
 
 def test_batches_of_one_sample_have_nothing_to_normalise_over(train, validation):
@@ -358,6 +370,31 @@ def test_scores_of_views_are_averaged(train, validation):
         total = total + torch.stack([p.classifier(x_BD).softmax(-1) for p in bank.members()])
     hits = (total.argmax(-1) == validation.label_S).double().mean(1)
     assert [row.accuracy for row in results.rows] == pytest.approx(hits.tolist())
+
+
+class Views:
+    """Features of one sample that are its logits, other ones in each view."""
+
+    def __init__(self, logits_VC):
+        self.logits_VC = torch.tensor(logits_VC)
+
+    def batches(self, order, size, draw=0):
+        mean_BD = self.logits_VC[draw][None]
+        features = LayerFeatures(mean_BD, torch.zeros_like(mean_BD), 1)
+        yield LabelledFeatures({0: features}, torch.tensor([1]))
+
+
+def test_probabilities_are_averaged_over_views_not_logits():
+    """One view is sure of class 0, two lean to class 1: logits would give 0, SlowFast gives 1."""
+    config = settings(
+        heads=("average",), learning_rates=(1,), weight_decays=(0,), seeds=(0,), batch_norm=False
+    )
+    bank = ProbeBank(config, layers=(0,), width=2, num_classes=2)
+    with torch.no_grad():
+        bank.members()[0].classifier.weight.copy_(torch.eye(2))
+    views = [[10.0, 0.0], [0.0, 2.0], [0.0, 2.0]]
+    assert torch.tensor(views).mean(0).argmax() == 0, "the data can tell"
+    assert _score(bank, Views(views), [0], views=3, size=1).total.tolist() == [1.0]
 
 
 def test_the_rate_rises_from_0_and_falls_to_0():

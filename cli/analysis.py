@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from toto.cli.options import ImportOption, LabelOption
+from toto.cli.options import ImportOption, LabelOption, OverwriteOption
 
 __all__ = ["add_to"]
 
@@ -76,8 +76,11 @@ def token_loss(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="the folder of the results, instead of RUN/token_loss"),
+        typer.Option(
+            metavar="OUT", help="the folder of the results, instead of one under RUN/eval"
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
     sequences: Annotated[
         int | None, typer.Option(min=1, help="spread over the data; all unless given")
     ] = None,
@@ -85,9 +88,11 @@ def token_loss(
 ) -> None:
     """Measure the loss at each position of a sequence and in each frame (Figure 10).
 
-    Writes OUT/token_loss.json, OUT/token_loss.csv (every position) and OUT/token_loss.png, with
-    what copying the last frame and the unigram lose beside the model.
+    Writes token_loss.json, token_loss.csv (every position) and token_loss.png to
+    RUN/eval/token_loss-DATA-DIGEST, with what copying the last frame and the unigram lose.
     """
     from toto.jobs.token_loss import analyze_token_loss
 
-    analyze_token_loss(run, data, out=out, sequences=sequences, imports=imports or [])
+    analyze_token_loss(
+        run, data, out=out, sequences=sequences, overwrite=overwrite, imports=imports or []
+    )

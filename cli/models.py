@@ -11,6 +11,7 @@ from toto.cli.options import (
     GpusOption,
     ImportOption,
     OutputOption,
+    OverwriteOption,
     RecipeArgument,
     ResumeOption,
     RunArgument,
@@ -121,17 +122,27 @@ def probe(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="any field of the probe's settings"),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="the folder of the results, instead of one under RUN/eval, which the report shows",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     imports: ImportOption = None,
 ) -> None:
     """Train probes on every layer of a frozen model, on the run's own labelled data.
 
-    All layers, poolings, learning rates, weight decays and seeds are trained in one pass.
+    All layers, poolings, learning rates, weight decays and seeds are trained in one pass. Writes
+    results.jsonl, summary.json and curve.png to RUN/eval/PROTOCOL-SOURCE-DIGEST.
     """
     from toto.jobs.probe import ProbeRequest, start_probing
 
     request = ProbeRequest(
         run=run, recipe=recipe, heads=tuple(pool or ()), layers=layers, source=source,
-        overrides=tuple(overrides or ()), imports=tuple(imports or ()),
+        overrides=tuple(overrides or ()), imports=tuple(imports or ()), out=out,
+        overwrite=overwrite,
     )  # fmt: skip
     start_probing(request)
 
@@ -267,14 +278,16 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="the folder, instead of RUN/generated, which the report shows"
+            metavar="DIR", help="the folder, instead of one under RUN/eval, which the report shows"
         ),
     ] = None,
+    overwrite: OverwriteOption = False,
     imports: ImportOption = None,
 ) -> None:
     """Continue videos or pictures, or generate from the start alone; real beside generated.
 
     Without --prompt, --sequence and --prompt-frames 0, held-out videos of the run's data are taken.
+    Writes RUN/eval/generate-SOURCE-DIGEST.
     """
     from toto.jobs.generate import GenerateRequest, start_generating
     from toto.jobs.prompts import PromptRequest
@@ -285,7 +298,7 @@ def generate(
     )  # fmt: skip
     request = GenerateRequest(
         run=run, prompts=chosen, start=start, temperature=temperature, top_k=top_k, top_p=top_p,
-        out=out, imports=tuple(imports or ()),
+        out=out, overwrite=overwrite, imports=tuple(imports or ()),
     )  # fmt: skip
     start_generating(request)
 

@@ -60,3 +60,6 @@ OutputOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="go on from the newest checkpoint, exactly")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace an earlier result in the same folder")
+]

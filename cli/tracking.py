@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from toto.cli.options import ImportOption
+from toto.cli.options import ImportOption, OverwriteOption
 
 __all__ = ["add_to"]
 
@@ -53,8 +53,10 @@ def track(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the folder, instead of RUN/track")
+        Path | None,
+        typer.Option(metavar="DIR", help="the folder, instead of one under RUN/eval"),
     ] = None,
+    overwrite: OverwriteOption = False,
     score: Annotated[
         Path | None,
         typer.Option(
@@ -66,8 +68,8 @@ def track(
 ) -> None:
     """Propagate the first masks of DAVIS by a model's features; J and F of every layer.
 
-    Writes RUN/track: results.jsonl, summary.json, curve.png, and masks and overlays of the best
-    layer.
+    Writes results.jsonl, summary.json, curve.png, and masks and overlays of the best layer to
+    RUN/eval/track-DAVIS-PRESET-RESOLUTION-DIGEST.
     """
     from toto.errors import UserError
 
@@ -87,7 +89,8 @@ def track(
 
     request = TrackRequest(
         run=str(run), davis=davis, sequences=tuple(names), layers=layers, resolution=resolution,
-        rope_base=rope_base, preset=preset, start=start, out=out, imports=tuple(imports or ()),
+        rope_base=rope_base, preset=preset, start=start, out=out, overwrite=overwrite,
+        imports=tuple(imports or ()),
     )  # fmt: skip
     start_tracking(request)
 
@@ -96,7 +99,16 @@ def _refuse_settings(context: typer.Context) -> None:
     """Masks that are there depend on nothing of a model: an option about one is a mistake."""
     from toto.errors import UserError
 
-    for name in ("layers", "resolution", "rope_base", "preset", "start", "out", "imports"):
+    for name in (
+        "layers",
+        "resolution",
+        "rope_base",
+        "preset",
+        "start",
+        "out",
+        "overwrite",
+        "imports",
+    ):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = "import" if name == "imports" else name.replace("_", "-")

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from toto.analysis.evaluations import PROBES
 from toto.analysis.paper import ablation, paper
 from toto.analysis.paper_report import gather, write_paper_page
 from toto.analysis.reproduced import SMALL_PROBE, filled, recipe_of, table_cells
 from toto.errors import UserError
 from toto.recipe.reader import read_probe_recipe, read_recipe
 
-LINEAR_128 = "probe/probe_imagenet_linear_128"
+LINEAR_128 = "probe_imagenet_linear_128"
 
 
 def write_run(
-    folder, accuracy, *, head="average", results="probe", layer=1, tokens=2_000_000, steps=None
+    folder, accuracy, *, head="average", results=PROBES, layer=1, tokens=2_000_000, steps=None
 ):
     """The records of a probed run at 1,000 tokens a second, logged at half of it and at its end.
 
     The layers beside the best have a hundredth less.
     """
-    (folder / results).mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     steps = steps or read_recipe(folder.name).training.steps
     line = {
         "kind": "train", "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1000.0, "data_wait": 0.0,
@@ -39,7 +41,28 @@ def write_run(
         }
         for one in range(layer - 1, layer + 2)
     ]  # fmt: skip
-    (folder / results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results_of = folder_of(folder, results)
+    results_of.mkdir(parents=True)
+    (results_of / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_summary(folder, results, step=steps)
+
+
+def folder_of(run, results):
+    """Where `toto probe` leaves what it measures; the digest is made up."""
+    return run / f"eval/{results}-imagenet-0a1b2c3d"
+
+
+def write_summary(run, results, *, step, protocol=None, **changes):
+    if protocol is None:
+        own = SMALL_PROBE if results == "probe" else None
+        probes = own or read_probe_recipe(results).probes.model_dump(mode="json")
+        name = "default" if results == "probe" else results
+        protocol = {"name": name, "probes": probes | changes}
+    summary = {
+        "evaluation": "probe", "step": step, "source": "imagenet", "protocol": protocol,
+        "conditions": {"batch_norm_on": {"average": "pooled"}},
+    }  # fmt: skip
+    (folder_of(run, results) / "summary.json").write_text(json.dumps(summary))
 
 
 def named(name):
@@ -97,7 +120,7 @@ def test_another_pooling_than_the_papers_fills_no_row_of_its_size(tmp_path):
 
 
 def test_poolings_are_rows_of_one_run_at_the_layer_that_the_paper_reads(tmp_path):
-    run, results = tmp_path / "ablation_dvae16", "probe/probe_imagenet_attention_128"
+    run, results = tmp_path / "ablation_dvae16", "probe_imagenet_attention_128"
     write_run(run, 0.5, head="attention", results=results, layer=8)
     rows = filled(ablation("pooling"), tmp_path, small=False)
     assert rows[0].ours == (None,)
@@ -125,12 +148,6 @@ def test_tracking_is_read_at_its_best_layer(tmp_path):
     assert row.ours == (None,) * 3, "512 px are another row"
 
 
-def write_summary(run, protocol, *, step, **changes):
-    probes = read_probe_recipe(protocol).probes.model_dump(mode="json") | changes
-    summary = {"step": step, "source": "imagenet", "protocol": {"probes": probes}}
-    (run / "probe" / protocol / "summary.json").write_text(json.dumps(summary))
-
-
 def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
     run, protocol = tmp_path / "ablation_dvae16", "probe_imagenet_linear_128"
     write_run(run, 0.5, results=LINEAR_128, layer=9)
@@ -145,8 +162,7 @@ def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
     assert departures() == (f"other epochs, max_samples than {protocol} has",)
     write_summary(run, protocol, step=end - 1)
     assert departures() == (f"measured at step {end - 1:,}, before the last",)
-    older = {"step": end, "source": "imagenet"}
-    (run / "probe" / protocol / "summary.json").write_text(json.dumps(older))
+    write_summary(run, protocol, step=end, protocol={"name": protocol})
     assert departures() == ("its settings are not on record",)
     write_summary(run, protocol, step=end - 1)
     entry = ablation("pooling")
@@ -154,12 +170,46 @@ def test_a_row_says_how_it_departs_from_recipe_and_protocol(tmp_path):
     assert cells[0][4].endswith("layer 9; " + departures()[0])
 
 
+def test_of_several_probings_the_one_that_departs_least_is_taken(tmp_path):
+    """A quick look at 100 samples, made after the whole protocol, does not hide it."""
+    run, protocol = tmp_path / "ablation_dvae16", LINEAR_128
+    write_run(run, 0.5, results=protocol, layer=9)
+    quick = run / f"eval/{protocol}-imagenet-99999999"
+    shutil.copytree(folder_of(run, protocol), quick)
+    rows = (quick / "results.jsonl").read_text().replace('"accuracy": 0.5', '"accuracy": 0.9')
+    (quick / "results.jsonl").write_text(rows)
+    summary = json.loads((quick / "summary.json").read_text())
+    summary["protocol"]["probes"]["max_samples"] = 100
+    (quick / "summary.json").write_text(json.dumps(summary))
+    row = filled(ablation("pooling"), tmp_path, small=False)[0]
+    assert (row.ours[0].value, row.departures) == (50, ())
+
+
+def test_average_probes_of_the_old_norm_are_marked(tmp_path):
+    """Results in RUN/probe/PROTOCOL of earlier versions, whose norm was over tokens."""
+    for protocol, head in (
+        (LINEAR_128, "average"),
+        ("probe_imagenet_attention_128", "attention"),
+    ):
+        run = tmp_path / "ablation_dvae16"
+        write_run(run, 0.5, head=head, results=protocol, layer=9)
+        summary = json.loads((folder_of(run, protocol) / "summary.json").read_text())
+        del summary["evaluation"], summary["conditions"]
+        (folder_of(run, protocol) / "summary.json").write_text(json.dumps(summary))
+        (run / "probe").mkdir(exist_ok=True)
+        folder_of(run, protocol).rename(run / "probe" / protocol)
+    average, attention = filled(ablation("pooling"), tmp_path, small=False)
+    assert (average.ours[0].value, attention.ours[0].value) == (50, 50)
+    assert average.departures == (
+        "average pooling normalised over tokens, as in earlier versions: probe again",
+    )
+    assert attention.departures == ()
+
+
 def test_a_small_row_says_that_it_was_probed_otherwise(tmp_path):
     run = tmp_path / "arch_mamba_small"
     write_run(run, 0.4)
-    probes = SMALL_PROBE | {"epochs": 20}
-    summary = {"step": 10**9, "source": "pictures", "protocol": {"probes": probes}}
-    (run / "probe/summary.json").write_text(json.dumps(summary))
+    write_summary(run, PROBES, step=10**9, epochs=20)
     rows = filled(ablation("architecture"), tmp_path, small=True)
     assert rows[1].departures == ("other epochs than `toto ablate` has",)
 
@@ -175,8 +225,8 @@ def test_an_unfinished_run_reproduces_nothing(tmp_path):
 
 
 def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
-    (tmp_path / "quickstart/probe").mkdir(parents=True)
-    (tmp_path / "quickstart/probe/curve.png").write_bytes(b"a picture")
+    (tmp_path / "quickstart/eval/probe-digits-0a1b2c3d").mkdir(parents=True)
+    (tmp_path / "quickstart/eval/probe-digits-0a1b2c3d/curve.png").write_bytes(b"an image")
     entry = gather(named("Figure 4"), tmp_path)
     assert entry.state == "drawn"
     write_paper_page(tmp_path / "paper.html", [entry], tmp_path)
@@ -193,7 +243,7 @@ def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
 )
 def test_a_protocol_fills_its_table(table, run, protocol, tmp_path):
     (head,) = read_probe_recipe(protocol).probes.heads
-    write_run(tmp_path / run, 0.5, head=head.label, results=f"probe/{protocol}", steps=1_000_000)
+    write_run(tmp_path / run, 0.5, head=head.label, results=protocol, steps=1_000_000)
     (row,) = [one for one in filled(named(table), tmp_path, small=False) if one.run]
     assert row.ours[0].value == pytest.approx(50)
 

@@ -29,7 +29,7 @@ def all_panels(record: RunRecord) -> list[panels.Panel]:
         plots.training_loss(record.train, "nats/token"),
         plots.validation_loss(record.evals, "$x$ <b>", "nats/token"),
         plots.loss_by_frame(record.evals[-1].sources["$x$ <b>"], "$x$ <b>", "nats/token"),
-        plots.accuracy_by_layer(record.probes),
+        plots.accuracy_by_layer(record.probings[0].rows),
         *plots.training_curves(record.train),
     ]
 

@@ -19,7 +19,7 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
     record = read_run(tmp_path / "run")
     assert [line.step for line in record.train] == list(range(10, 101, 10))
     assert record.evals[-1].sources["digits"].loss == 2.75
-    assert len(record.probes) == 12
+    assert [len(one.rows) for one in record.probings] == [12]
     assert record.generated is not None
     assert record.generated.samples[0].sheet == "0.png"
 
@@ -27,7 +27,7 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
 def test_what_was_not_run_is_empty(tmp_path: Path) -> None:
     write_lines(tmp_path / "run" / "metrics.jsonl", [train_line(1)])
     record = read_run(tmp_path / "run")
-    assert (record.evals, record.probes, record.generated) == ([], [], None)
+    assert (record.evals, record.probings, record.generated) == ([], [], None)
 
 
 def test_patches_have_no_baselines(tmp_path: Path) -> None:

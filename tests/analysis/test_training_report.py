@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from html_page import Page
-from toy_run import eval_line, train_line, write_findings, write_lines, write_run
+from toy_run import (
+    eval_line,
+    probe_row,
+    train_line,
+    write_findings,
+    write_lines,
+    write_probing,
+    write_run,
+)
 
 from toto.analysis.findings import read_findings
 from toto.analysis.report import DataSource, Reconstructions
@@ -61,15 +70,63 @@ def test_tracking_losses_by_position_protocols_and_classes_are_shown(tmp_path: P
     write_run(tmp_path)
     write_findings(tmp_path)
     page = render(content(tmp_path), tmp_path)
-    assert page.tags.count("img") == 3 + 3
+    assert page.tags.count("img") == 3 + 2
+    assert page.tags.count("svg") == 1 + 1 + 1 + 4 + 2
     for shown in (
-        "Accuracy by layer: mine",
-        "cross_attention: best at layer 2\n64 samples.",
-        "Classes through the whole model",
+        "Accuracy by layer on digits",
+        "It has 700 training and 200 validation samples; the checkpoint is that of step 100. "
+        "Files: eval/probe-digits-0a1b2c3d.",
+        "Accuracy by layer: mine on letters",
+        "It has 64 training and 1,600 validation samples; the checkpoint is that of step 100. "
+        "Files: probe/mine.",
+        "Classes through the whole model on b",
         "2.500 nats/token in the mean of 8 sequences of data/val; 3.000 in the first frame, 2.000",
         "best at layer 1: J&F 31.0%. This is of step 50; the run has gone on to step 100.",
     ):
         assert shown in page.text
+
+
+def test_every_probing_of_a_run_is_shown_and_none_in_the_place_of_another(tmp_path: Path) -> None:
+    """Two sources, one of them twice; the newest of each source opens the page."""
+    write_run(tmp_path)
+    for age, (name, source, best) in enumerate(
+        [("probe-digits-ffffffff", "digits", 0.5), ("probe_k400-clips-0a1b2c3d", "clips", 0.6)], 1
+    ):
+        folder = tmp_path / "eval" / name
+        write_probing(
+            folder, [probe_row(1, "average", 0.01, best)], evaluation="probe", step=100,
+            source=source, train_samples=7, validation_samples=5,
+            protocol={"name": name.partition("-")[0].replace("probe", "default", age == 1)},
+            conditions={"batch_norm_on": {}},
+        )  # fmt: skip
+        os.utime(folder / "results.jsonl", (age, age))
+    page = render(content(tmp_path), tmp_path)
+    for shown in ("39.9%", "50.0%", "60.0%", "eval/probe-digits-0a1b2c3d", "probe-digits-ffffffff"):
+        assert shown in page.text
+    assert page.text.count("Accuracy by layer on digits") == 2
+    assert page.text.count("Accuracy by layer: probe_k400 on clips") == 1
+    opening = summary(read_run(tmp_path), "nats/token")
+    assert [line[:26] for line in opening if "probe" in line] == [
+        "The best probe on digits r", "The best probe on clips re",
+    ]  # fmt: skip
+    assert "39.9%" in opening[1]
+
+
+def test_average_probes_of_the_old_norm_say_so(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    rows = [probe_row(layer, "average", 0.01, 0.3) for layer in (0, 1)]
+    write_probing(tmp_path / "probe", rows, step=100, source="old")
+    write_probing(
+        tmp_path / "probe/off", rows, step=100, source="off",
+        protocol={"probes": {"batch_norm": False}},
+    )  # fmt: skip
+    write_probing(
+        tmp_path / "probe/attended", [probe_row(0, "attention", 0.1, 0.2)], step=100, source="mine"
+    )
+    marked = [one.source for one in read_run(tmp_path).probings if one.notes]
+    assert marked == ["old"]
+    page = render(content(tmp_path), tmp_path)
+    assert page.text.count("normalised over tokens here, a rule of earlier versions") == 2
 
 
 def test_a_model_that_tells_classes_has_no_loss_by_frame(tmp_path: Path) -> None:
@@ -192,8 +249,8 @@ def test_summary_and_tables(tmp_path: Path) -> None:
     assert summary(record, "nats/token") == [
         "After 100,000 visual tokens (100 steps), the validation loss on digits is 2.75 nats/token"
         ", 0.25 below copying the last frame (3.00) and 2.25 below unigram (5.00).",
-        "The best probe reads the label from layer 2 with attention pooling: 39.9% right "
-        "(95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
+        "The best probe on digits reads the label from layer 2 with attention pooling: 39.9% "
+        "correct (95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
         "1 sequence of 2 frames was generated after the first frames of held-out videos of digits.",
     ]
     later = replace(record, train=[*record.train, replace(record.train[-1], step=110)])
@@ -203,7 +260,7 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         "of step 100; the run has gone on to step 110.",
     ]
     assert validation_table(record) == [["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"]]
-    assert [row[:5] for row in probe_table(record)] == [
+    assert [row[:5] for row in probe_table(record.probings[0])] == [
         ["attention", "2", "0.001", "0", "39.9%"],
         ["average", "2", "0.001", "0", "29.9%"],
     ]

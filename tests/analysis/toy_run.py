@@ -62,18 +62,31 @@ def probe_row(layer: int, head: str, lr: float, accuracy: float) -> dict[str, An
     }
 
 
+def write_probing(folder: Path, rows: list[dict[str, Any]], **summary: Any) -> None:
+    """A folder of probes, as `toto probe` leaves it but for the curve."""
+    write_lines(folder / "results.jsonl", rows)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
 def write_run(folder: Path, source: str = "digits") -> None:
     """Metrics, probes and one generated video; the model's last loss is 2.75."""
     evals = [eval_line(step, {source: source_loss(4.0 - step / 80)}) for step in (50, 100)]
     write_lines(folder / "metrics.jsonl", [*map(train_line, range(10, 101, 10)), *evals])
-    write_lines(
-        folder / "probe" / "results.jsonl",
+    write_probing(
+        folder / "eval" / f"probe-{source}-0a1b2c3d",
         [
             probe_row(layer, head, lr, 0.2 + 0.1 * layer * (1 if head == "attention" else 0.5) - lr)
             for head in ("average", "attention")
             for layer in (0, 1, 2)
             for lr in (0.01, 0.001)
         ],
+        evaluation="probe",
+        step=100,
+        source=source,
+        train_samples=700,
+        validation_samples=200,
+        protocol={"name": "default"},
+        conditions={"batch_norm_on": {"average": "pooled", "attention": "tokens"}},
     )
     generated = folder / "generated"
     generated.mkdir()
@@ -81,8 +94,6 @@ def write_run(folder: Path, source: str = "digits") -> None:
     rows = {"real": video_THWC, "generated": video_THWC[::-1]}
     write_gif(generated / "0.gif", side_by_side(rows, prompt_frames=2))
     write_png(generated / "0.png", continuation_sheet(rows, prompt_frames=2))
-    probed = {"step": 100, "source": source}
-    (folder / "probe" / "summary.json").write_text(json.dumps(probed))
     record = {
         "step": 100,
         "prompts": "held-out",
@@ -98,15 +109,16 @@ def write_run(folder: Path, source: str = "digits") -> None:
 
 
 def write_findings(folder: Path) -> None:
-    """A protocol's probes, classes, losses by position, and tracking at an earlier step."""
-    summaries = {
-        "probe/mine": (100, "cross_attention: best at layer 2\n64 samples."),
-        "classify": (100, "attention: best at layer 2."),
-        "track": (50, "best at layer 1: J&F 31.0%."),
-    }
-    for name, (step, text) in summaries.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "summary.json").write_text(json.dumps({"step": step, "text": text}))
+    """What earlier versions left: probes, classes, losses by position, and earlier tracking."""
+    rows = [probe_row(layer, "cross_attention", 0.01, 0.3) for layer in (0, 1)]
+    write_probing(
+        folder / "probe/mine", rows, step=100, source="letters", train_samples=64,
+        validation_samples=1600,
+    )  # fmt: skip
+    write_probing(folder / "classify", [probe_row(2, "average", 0.01, 0.3)], step=100, source="b")
+    track = {"step": 50, "text": "best at layer 1: J&F 31.0%."}
+    (folder / "track").mkdir()
+    (folder / "track" / "summary.json").write_text(json.dumps(track))
     (folder / "token_loss").mkdir()
     losses = {
         "step": 100,
@@ -118,5 +130,5 @@ def write_findings(folder: Path) -> None:
     }
     (folder / "token_loss" / "token_loss.json").write_text(json.dumps(losses))
     picture_HWC = np.zeros((8, 8, 3), dtype=np.uint8)
-    for name in ("probe/mine/curve.png", "track/curve.png", "token_loss/token_loss.png"):
+    for name in ("track/curve.png", "token_loss/token_loss.png"):
         write_png(folder / name, picture_HWC)

@@ -87,6 +87,27 @@ def test_a_block_of_one_branch_gives_in_the_mean_what_it_gives_without_dropping(
     torch.testing.assert_close(dropped_BLD.mean(0), plain_BLD[0], atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("silent", ["attention.output.weight", "mlp.down.weight"])
+def test_dropped_paths_keep_the_expected_value_of_a_branch(silent):
+    """With the other branch silent, a block adds one branch, in the mean what it adds undropped.
+
+    Without the factor 1 / kept the mean would be `kept` of it, here half.
+    """
+    config = LlamaConfig(width=16, num_layers=2, num_heads=2, ffn_dim=32)
+    torch.manual_seed(0)
+    backbone = config.build()
+    with torch.no_grad():
+        dict(backbone.named_parameters())[f"blocks.1.{silent}"].zero_()
+    x_BLD = torch.randn(1, 5, 16).expand(4000, -1, -1)
+    backbone.drop_paths(0.5)
+    plain = backbone.eval().features(x_BLD[:1], [1, 2])
+    found = backbone.train().features(x_BLD, [1, 2])
+    added_LD = (plain[2] - plain[1])[0]
+    mean_LD = (found[2] - found[1]).mean(0)
+    ratio = (mean_LD * added_LD).sum() / added_LD.square().sum()
+    assert ratio.item() == pytest.approx(1, abs=0.06)  # deviation of the mean: 1 / √4000
+
+
 def test_a_backbone_that_cannot_says_so():
     backbone, _ = built(CONFIGS[0])
     with pytest.raises(UserError, match=r"task\.drop_path: backbone llama leaves no block out"):

@@ -75,3 +75,8 @@ def start_toto(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def newest(run: Path, evaluation: str) -> Path:
+    """Return the folder under RUN/eval that an evaluation wrote last."""
+    return max(run.glob(f"eval/{evaluation}-*"), key=lambda path: path.stat().st_mtime_ns)

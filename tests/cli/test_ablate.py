@@ -37,13 +37,23 @@ def steps(monkeypatch):
     return commands, done, stopped
 
 
+def write_probing(run, *heads, norm="pooled"):
+    """Probes of step 3 without a protocol; `norm` None is what earlier versions left."""
+    folder = run / ("probe" if norm is None else "eval/probe-pictures-0a1b2c3d")
+    folder.mkdir(parents=True)
+    row = {"layer": 0, "lr": 0.1, "accuracy": 0.1, "low": 0, "high": 1, "loss": 1, "chance": 0.1}
+    lines = [json.dumps(row | {"head": head}) + "\n" for head in heads]
+    (folder / "results.jsonl").write_text("".join(lines))
+    summary = {"step": 3, "source": "pictures", "protocol": {"name": "default"}}
+    if norm is not None:
+        summary |= {"evaluation": "probe", "conditions": {"batch_norm_on": {"average": norm}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
 def test_what_is_missing_is_trained_and_probed_in_the_order_of_the_table(tmp_path, steps):
     commands, done, _ = steps
     done.add("arch_mamba_small")
-    (tmp_path / "runs/arch_mamba_small/probe").mkdir(parents=True)
-    (tmp_path / "runs/arch_mamba_small/probe/summary.json").write_text(
-        '{"step": 3, "best": {"average": {}, "attention": {}}}'
-    )
+    write_probing(tmp_path / "runs/arch_mamba_small", "average", "attention")
     (tmp_path / "runs/arch_llama_small").mkdir()
     printed = toto("ablate", "architecture", "--small", "--gpus", 2, cwd=tmp_path).stdout
     assert [words[:2] for words in commands] == [
@@ -95,15 +105,22 @@ def test_one_row_alone(tmp_path, steps):
 def test_a_probing_without_a_pooling_of_the_table_is_made_anew(tmp_path, steps):
     commands, done, _ = steps
     done.add("ablation_dvae16_small")
-    folder = tmp_path / "runs/ablation_dvae16_small/probe"
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text('{"step": 3, "best": {"average": {}}}')
+    write_probing(tmp_path / "runs/ablation_dvae16_small", "average")
     toto("ablate", "pooling", "--small", cwd=tmp_path)
     assert commands[0] == [
         "probe", "runs/ablation_dvae16_small", "--pool", "average", "--pool", "attention",
         "--set", "max_samples=10000", "--set", "epochs=5", "--set", "batch_size=64",
         "--set", "learning_rates=[0.003]", "--set", "cache_gb=10",
     ]  # fmt: skip
+
+
+def test_average_probes_of_the_old_norm_are_made_again(tmp_path, steps):
+    commands, done, _ = steps
+    done.add("arch_mamba_small")
+    only = ("--only", "arch_mamba_small")
+    write_probing(tmp_path / "runs/arch_mamba_small", "average", "attention", norm=None)
+    toto("ablate", "architecture", "--small", *only, cwd=tmp_path)
+    assert [words[:2] for words in commands] == [["probe", "runs/arch_mamba_small"]]
 
 
 def test_a_row_alone_does_not_go_on_from_a_run_that_is_not_done(tmp_path, steps):

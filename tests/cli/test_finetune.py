@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import TIMES, tiny_recipe
@@ -59,6 +59,9 @@ def test_labels_are_probed_at_every_layer(trained, probed):
     assert recipe["task"]["name"] == "next_token_probes"
     assert recipe["task"]["probes"]["sources"] == ["videos"]
     assert recipe["optimizer"]["layer_decay"] == 0.9
+    trained_lr = read_yaml(trained / "runs/tiny/recipe.yaml")["optimizer"]["lr"]
+    # The paper's 6e-5 (§4.2) over the 3e-4 of its pre-training (§3.3).
+    assert recipe["optimizer"]["lr"] == pytest.approx(trained_lr * 6e-5 / 3e-4)
     assert recipe["backbone"]["rope_base"] == 50000
     assert (recipe["clip"]["resolution"], recipe["clip"]["frames"]) == (64, 1)
     evaluation = lines(run, "eval")[-1]["sources"]["videos"]
@@ -67,7 +70,7 @@ def test_labels_are_probed_at_every_layer(trained, probed):
     assert evaluation["accuracy"] >= max(by_layer)
     assert evaluation["loss"] > 0
     assert lines(run, "train")[-1]["metrics"]["probe_loss"] > 0
-    rows = [json.loads(row) for row in (run / "probe/results.jsonl").open()]
+    rows = [json.loads(row) for row in (newest(run, "finetune") / "results.jsonl").open()]
     assert {(row["layer"], row["head"], row["lr"]) for row in rows} == {
         (layer, head, lr)
         for layer in (0, 1)
@@ -75,7 +78,7 @@ def test_labels_are_probed_at_every_layer(trained, probed):
         for lr in (1e-3, 3e-3)
     }
     assert {row["weight_decay"] for row in rows} == {recipe["optimizer"]["weight_decay"]} == {0.1}
-    summary = json.loads((run / "probe/summary.json").read_text())
+    summary = json.loads((newest(run, "finetune") / "summary.json").read_text())
     assert (summary["train_samples"], summary["source"], summary["step"]) == (12, "videos", 4)
     assert "chance 50.0%" in probed.stdout
 
@@ -95,7 +98,9 @@ def test_a_resumed_run_with_probes_repeats_the_unbroken_one(trained, probed):
         assert any("probes." in name for name in expected)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert (again / "probe/results.jsonl").read_text() == (run / "probe/results.jsonl").read_text()
+    assert (newest(again, "finetune") / "results.jsonl").read_text() == (
+        newest(run, "finetune") / "results.jsonl"
+    ).read_text()
     shutil.rmtree(again)
 
 
@@ -119,7 +124,7 @@ def test_without_labels_the_next_token_is_all(trained):
     assert "no labels: next-token loss only, no probes" in done.stdout
     task = read_yaml(trained / "runs/plain/recipe.yaml")["task"]
     assert task == {"name": "next_token_probes", "probes": None}
-    assert not (trained / "runs/plain/probe").exists()
+    assert not (trained / "runs/plain/eval").exists()
     done = toto(
         "finetune", "runs/tiny", "--classify",
         "--set", "data.sources={pictures: {path: pictures}}", cwd=trained, code=2,
@@ -138,7 +143,7 @@ def test_classes_are_learned_through_the_whole_model(trained):
     assert list(recipe["data"]["sources"]) == ["videos"]
     assert recipe["mask"]["name"] == "full"
     assert 0 <= lines(run, "eval")[-1]["sources"]["videos"]["accuracy"] <= 1
-    (row,) = [json.loads(row) for row in (run / "classify/results.jsonl").open()]
+    (row,) = [json.loads(row) for row in (newest(run, "classify") / "results.jsonl").open()]
     assert (row["layer"], row["chance"]) == (1, 0.5)
     for words in (["generate", "runs/tiny-classify"],
                   ["analyze", "token-loss", "runs/tiny-classify", "videos"]):  # fmt: skip

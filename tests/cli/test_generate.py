@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from PIL import Image
 from tiny_runs import tiny_recipe
 
@@ -45,12 +45,13 @@ def folder(trained, tmp_path, tiny_folders):
     return tmp_path
 
 
-def generated(folder, out="runs/tiny/generated"):
-    """What generated.json says, once every file it should have stands beside it."""
-    record = json.loads((folder / out / "generated.json").read_text())
+def generated(folder, out=None):
+    """What generated.json says, once every file that it should have is next to it."""
+    place = newest(folder / "runs/tiny", "generate") if out is None else folder / out
+    record = json.loads((place / "generated.json").read_text())
     kinds = ("gif", "mp4", "png")
     files = {f"sample-{n}.{kind}" for n in range(len(record["samples"])) for kind in kinds}
-    assert {path.name for path in (folder / out).iterdir()} == files | {"generated.json"}
+    assert {path.name for path in place.iterdir()} == files | {"generated.json"}
     return record
 
 
@@ -74,7 +75,9 @@ def test_a_file_is_continued_as_the_same_held_out_video_is(folder, tiny_folders)
     assert (record["prompts"], record["source"]) == ("files", None)
     assert [sample["prompt"] for sample in record["samples"]] == ["clip.mp4"] * 2
     assert [sample["seed"] for sample in record["samples"]] == [0, 1]
-    ours = [(folder / f"runs/tiny/generated/sample-{n}.png").read_bytes() for n in (0, 1)]
+    ours = [
+        (newest(folder / "runs/tiny", "generate") / f"sample-{n}.png").read_bytes() for n in (0, 1)
+    ]
     assert (folder / "held/sample-0.png").read_bytes() == ours[0]
     assert ours[0] != ours[1]
 
@@ -87,14 +90,14 @@ def test_a_sample_is_that_of_its_seed_whatever_else_is_asked_for(folder):
     assert [(one["prompt"], one["prompt_frames"], one["seed"]) for one in samples] == [
         ("a.png", 1, 2), ("clip.mp4", 2, 2),
     ]  # fmt: skip
-    third = (folder / "runs/tiny/generated/sample-2.png").read_bytes()
+    third = (newest(folder / "runs/tiny", "generate") / "sample-2.png").read_bytes()
     assert (folder / "alone/sample-1.png").read_bytes() == third
 
 
 def test_generation_goes_on_beyond_the_context(folder):
     done = toto("generate", "--prompt", "clip.mp4", "--frames", "9", "--samples", "1", cwd=folder)
     assert "generating: 9 of 9 frames" in done.stdout
-    assert frames_in(folder / "runs/tiny/generated/sample-0.gif") == 2 + 9
+    assert frames_in(newest(folder / "runs/tiny", "generate") / "sample-0.gif") == 2 + 9
     done = toto(
         "generate", "--prompt", "clip.mp4", "--prompt-frames", "6", "--samples", "1", cwd=folder
     )
@@ -112,7 +115,7 @@ def test_the_start_alone_gives_samples_without_anything_real(folder):
     toto("generate", *unconditional, "--start", "image", "--out", "new/pictures", cwd=folder)
     assert generated(folder, "new/pictures")["start"] == "image"
     toto("generate", "--prompt", "clip.mp4", "--frames", "1", "--samples", "1", cwd=folder)
-    beside = folder / "runs/tiny/generated/sample-0.gif"
+    beside = newest(folder / "runs/tiny", "generate") / "sample-0.gif"
     assert width_of(beside) > 1.9 * width_of(folder / "new/videos/sample-0.gif")
 
 
@@ -170,7 +173,11 @@ def test_the_report_tells_what_was_given(folder):
 def test_other_files_are_never_replaced(folder):
     (folder / "mine").mkdir()
     toto("generate", "--frames", "1", "--samples", "2", "--out", "mine", cwd=folder)
-    toto("generate", "--frames", "1", "--samples", "1", "--out", "mine", cwd=folder)
+    one = ("generate", "--frames", "1", "--samples", "1", "--out", "mine")
+    refused = toto(*one, cwd=folder, code=2).stderr
+    assert "mine holds an earlier result of toto generate" in refused
+    assert len(generated(folder, "mine")["samples"]) == 2
+    toto(*one, "--overwrite", cwd=folder)
     assert len(generated(folder, "mine")["samples"]) == 1
     (folder / "mine/notes.txt").write_text("keep")
     done = toto("generate", "--out", "mine", cwd=folder, code=2)
@@ -231,7 +238,7 @@ def test_bad_prompts_are_answered_with_the_mend(folder, options, message):
     (folder / "broken.png").write_bytes(b"no picture")
     done = toto("generate", *options, cwd=folder, code=2)
     assert message in done.stderr
-    assert not (folder / "runs/tiny/generated").exists()
+    assert not (folder / "runs/tiny/eval").exists()
 
 
 def test_without_held_out_videos_the_other_prompts_are_named(tiny_datasets):

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from tiny_runs import tiny_recipe
 
 DOC = (Path(__file__).parents[2] / "docs/generate.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_every_command_runs(tmp_path, tiny_datasets, tiny_folders):
     for command in commands():
         toto(*command[1:], cwd=tmp_path)
         out = command[command.index("--out") + 1] if "--out" in command else command[2]
-        folder = tmp_path / out / ("" if "--out" in command else "generated")
+        folder = tmp_path / out if "--out" in command else newest(tmp_path / out, "generate")
         samples[out] = len(json.loads((folder / "generated.json").read_text())["samples"])
     assert samples == {
         "runs/quickstart": 3, "continued": 3, "both": 4, "videos": 4, "pictures": 3,

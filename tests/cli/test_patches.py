@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from tiny_runs import tiny_recipe
 
 from toto.errors import UserError
@@ -60,7 +60,7 @@ def test_the_loss_is_in_nats_a_code_beside_its_baselines(trained):
 
 def test_codes_of_patches_are_probed_and_reported(copied):
     toto("probe", "--pool", "attention", "--pool", "average", "--set", "epochs=1", cwd=copied)
-    rows = lines_of(copied / "runs/tiny/probe/results.jsonl")
+    rows = lines_of(newest(copied / "runs/tiny", "probe") / "results.jsonl")
     assert {(row["head"], row["layer"]) for row in rows} == {
         (head, layer) for head in ("attention", "average") for layer in (0, 1)
     }

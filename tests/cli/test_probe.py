@@ -6,11 +6,11 @@ import json
 import shutil
 
 import pytest
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from tiny_runs import tiny_recipe
 
 QUICK = ("--set", "epochs=1", "--set", "learning_rates=[0.01]")
-RESULTS = ("probe/results.jsonl", "probe/summary.json", "probe/curve.png")
+RESULTS = ("results.jsonl", "summary.json", "curve.png")
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +24,74 @@ def trained(tmp_path_factory, tiny_datasets):
     return folder
 
 
-def rows_of(folder, results="probe"):
-    return [json.loads(line) for line in (folder / f"runs/tiny/{results}/results.jsonl").open()]
+def rows_of(folder, evaluation="probe"):
+    path = newest(folder / "runs/tiny", evaluation) / "results.jsonl"
+    return [json.loads(line) for line in path.open()]
 
 
-def summary_of(folder, results="probe"):
-    return json.loads((folder / f"runs/tiny/{results}/summary.json").read_text())
+def summary_of(folder, evaluation="probe"):
+    return json.loads((newest(folder / "runs/tiny", evaluation) / "summary.json").read_text())
+
+
+def content(folder):
+    return [(folder / name).read_bytes() for name in RESULTS]
 
 
 def test_two_runs_of_a_probe_give_the_same_digits(trained):
-    files = []
-    for _ in range(2):
-        toto("probe", "--set", "epochs=2", "--set", "seeds=[0,1]", cwd=trained)
-        files.append([(trained / "runs/tiny" / name).read_bytes() for name in RESULTS])
-    assert files[0] == files[1]
+    command = ("probe", "--set", "epochs=2", "--set", "seeds=[0,1]")
+    toto(*command, cwd=trained)
+    named = newest(trained / "runs/tiny", "probe-videos")
+    toto(*command, "--out", "again", cwd=trained)
+    assert content(trained / "again") == content(named)
     first = rows_of(trained)
     toto("probe", "--set", "epochs=2", "--set", "data_seed=1", cwd=trained)
     assert [row["loss"] for row in rows_of(trained)] != [r["loss"] for r in first if r["seed"] == 0]
+    assert content(trained / "again") == content(named), "the first is still there"
+
+
+def test_what_was_measured_is_neither_replaced_nor_measured_again_unasked(trained):
+    command = ("probe", *QUICK, "--pool", "average", "--layers", "0")
+    assert "1 probes of" in toto(*command, cwd=trained).stdout
+    folder = newest(trained / "runs/tiny", "probe")
+    (folder / "curve.png").write_bytes(b"an old curve")
+    again = toto(*command, "--set", "cache_gb=1", cwd=trained).stdout
+    relative = folder.relative_to(trained)
+    assert f"{relative} has been measured already, with the same checkpoint, data and" in again
+    assert "probes of" not in again
+    assert "average: best at layer 0" in again, "what it said then"
+    assert (folder / "curve.png").read_bytes() == b"an old curve"
+    toto(*command, "--overwrite", cwd=trained)
+    assert (folder / "curve.png").read_bytes() != b"an old curve"
+    toto(*command, "--out", "mine", cwd=trained)
+    refused = toto(*command, "--out", "mine", cwd=trained, code=2).stderr
+    assert "mine holds an earlier result of toto probe" in refused
+    toto(*command, "--out", "mine", "--overwrite", cwd=trained)
+    (trained / "mine/notes.txt").write_text("mine")
+    refused = toto(*command, "--out", "mine", "--overwrite", cwd=trained, code=2).stderr
+    assert "mine holds notes.txt, which toto probe did not write" in refused
+    assert (trained / "mine/notes.txt").read_text() == "mine"
+
+
+def test_other_labelled_sources_are_named_and_get_results_of_their_own(trained):
+    sources = {
+        name: {"path": "videos-train", "validation": "videos-val"} for name in ("first", "second")
+    }
+    recipe = {"verb": "probe", "data": {"sources": sources}, "probes": {"heads": ["average"]}}
+    write_recipe(trained, recipe, "two.yaml")
+    command = ("probe", "--recipe", "two.yaml", *QUICK, "--layers", "0")
+    bare = toto(*command, cwd=trained).stdout
+    assert "on first: 12 training and 6 validation samples" in bare
+    assert "other labelled sources, each by --source NAME: second" in bare
+    chosen = toto(*command, "--source", "second", cwd=trained).stdout
+    assert "on second:" in chosen
+    assert "other labelled sources" not in chosen
+    found = sorted(path.name[:-9] for path in (trained / "runs/tiny/eval").glob("two-*"))
+    assert found == ["two-first", "two-second"]
+    toto("report", "runs/tiny", cwd=trained)
+    page = (trained / "runs/tiny/report.html").read_text()
+    for source in ("first", "second"):
+        assert f"Accuracy by layer: two on {source}" in page
+    assert "It has 12 training and 6 validation samples" in page
 
 
 def test_augmented_views_and_every_choice_are_recorded(trained):
@@ -78,14 +129,14 @@ def test_the_model_is_seen_otherwise_than_trained(trained, changes):
 
 
 def test_features_are_kept_on_the_disk_and_taken_again(trained):
-    digits = []
-    for _ in range(2):
-        done = toto("probe", *QUICK, "--set", "cache=disk", cwd=trained)
-        digits.append((trained / "runs/tiny/probe/results.jsonl").read_bytes())
+    disk = ("--set", "cache=disk")
+    toto("probe", *QUICK, "--set", "weight_decays=[0.3]", *disk, cwd=trained)
+    first = rows_of(trained)
+    done = toto("probe", *QUICK, "--set", "weight_decays=[0.3,0.4]", *disk, cwd=trained)
     assert "taken from" in done.stdout
-    assert digits[0] == digits[1]
-    assert len(list((trained / "runs/tiny/probe/features").iterdir())) == 1
-    done = toto("probe", *QUICK, "--set", "cache=disk", "--set", "resolution=64", cwd=trained)
+    assert [row for row in rows_of(trained) if row["weight_decay"] == 0.3] == first
+    assert len(list((trained / "runs/tiny/eval/features").iterdir())) == 1
+    done = toto("probe", *QUICK, *disk, "--set", "resolution=64", cwd=trained)
     assert "kept as" in done.stdout
 
 
@@ -99,9 +150,9 @@ def test_a_protocol_names_its_own_data_and_the_command_line_goes_on_top(trained)
     command = ("probe", "--recipe", "protocol.yaml")
     done = toto(*command, "--layers", "0", "--set", "epochs=1", cwd=trained)
     assert "on mine: 12 training and 6 validation samples of 2 classes" in done.stdout
-    rows = rows_of(trained, "probe/protocol")
+    rows = rows_of(trained, "protocol")
     assert {(row["layer"], row["head"]) for row in rows} == {(0, "attention")}
-    summary = summary_of(trained, "probe/protocol")
+    summary = summary_of(trained, "protocol")
     assert summary["protocol"]["name"] == "protocol"
     assert summary["protocol"]["probes"]["epochs"] == 1
     assert "verb: probe" in toto("show", "protocol.yaml", cwd=trained).stdout

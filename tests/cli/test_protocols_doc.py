@@ -7,7 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from tiny_runs import tiny_recipe
 
 from toto.recipe.reader import list_recipes
@@ -30,9 +30,9 @@ def test_every_command_runs(tmp_path, tiny_datasets, monkeypatch):
         toto(*words, *(["--set", "epochs=1"] if words[0] == "probe" else []), cwd=tmp_path)
     verbs = ["probe", "probe", "show", "features", "probe"]
     assert [command.split()[1] for command in commands] == verbs
-    assert (tmp_path / "runs/quickstart/probe/letters/curve.png").is_file()
+    assert (newest(tmp_path / "runs/quickstart", "letters-letters") / "curve.png").is_file()
     for name in ("results.jsonl", "summary.json", "curve.png"):
-        assert (tmp_path / "runs/quickstart/probe" / name).is_file()
+        assert (newest(tmp_path / "runs/quickstart", "probe-videos") / name).is_file()
         assert f"`{name}`" in DOC
     (program,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
     monkeypatch.chdir(tmp_path)

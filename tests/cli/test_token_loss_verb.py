@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from PIL import Image
 from tiny_runs import tiny_recipe
 
@@ -26,19 +26,19 @@ def run(tmp_path_factory, tiny_datasets):
 def test_the_mean_of_all_positions_is_the_loss_of_the_evaluation(run, tiny_datasets):
     data = tiny_datasets / "videos-val"
     done = toto("analyze", "token-loss", "runs/tiny", data, "--sequences", 4, cwd=run)
-    record = json.loads((run / "runs/tiny/token_loss/token_loss.json").read_text())
+    record = json.loads((newest(run / "runs/tiny", "token_loss") / "token_loss.json").read_text())
     lines = [json.loads(line) for line in (run / "runs/tiny/metrics.jsonl").open()]
     evaluated = [line for line in lines if line["kind"] == "eval"][-1]["sources"]["videos"]
     assert record["sequences"] == 4
     assert record["grid"] == [4, 4, 4]
     assert record["mean"] == pytest.approx(evaluated["loss"], rel=1e-5)
     assert record["by_frame"]["model"] == pytest.approx(evaluated["frame_loss"], rel=1e-5)
-    rows = list(csv.DictReader((run / "runs/tiny/token_loss/token_loss.csv").open()))
+    rows = list(csv.DictReader((newest(run / "runs/tiny", "token_loss") / "token_loss.csv").open()))
     assert len(rows) == 4 * 4 * 4
     assert list(rows[-1].values())[:4] == ["63", "3", "3", "3"]
     total = sum(float(row["model"]) for row in rows)
     assert total / len(rows) == pytest.approx(record["mean"])
-    assert Image.open(run / "runs/tiny/token_loss/token_loss.png").width > 1000
+    assert Image.open(newest(run / "runs/tiny", "token_loss") / "token_loss.png").width > 1000
     assert "its first token" in done.stdout
 
 
@@ -58,7 +58,9 @@ def test_regressed_patches_have_no_baselines(tmp_path, tiny_datasets):
     raw = tiny_recipe(tiny_datasets, batch_tokens=4 * 4 * 4, steps=2)
     folder = trained(tmp_path, raw | {"tokenizer": {"name": "patch", "patch_size": 16}})
     done = toto("analyze", "token-loss", "runs/tiny", tiny_datasets / "pictures", cwd=folder)
-    record = json.loads((folder / "runs/tiny/token_loss/token_loss.json").read_text())
+    record = json.loads(
+        (newest(folder / "runs/tiny", "token_loss") / "token_loss.json").read_text()
+    )
     assert record["unit"] == "squared error"
     assert list(record["by_frame"]) == ["model"]
     assert "unigram" not in done.stdout

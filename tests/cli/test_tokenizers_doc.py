@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import toto
+from command_line import newest, toto
 
 from toto.tokenizers.config import VqganConfig
 from toto.tokenizers.official import OFFICIAL
@@ -97,7 +97,7 @@ def test_writing_one_takes_fewer_than_forty_lines(folder):
     (folder / "mosaic.py").write_text(code)
     (folder / "mosaic.yaml").write_text(recipe)
     run("Write one", folder)
-    assert (folder / "runs/mosaic/generated/sample-0.png").is_file()
+    assert (newest(folder / "runs/mosaic", "generate") / "sample-0.png").is_file()
 
 
 def test_the_tokenizer_and_the_entry_point_are_those_of_the_files(tmp_path):

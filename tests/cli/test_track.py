@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from PIL import Image
 from tiny_runs import tiny_recipe
 from toy_davis import FRAMES, HEIGHT, WIDTH, make_davis
@@ -46,7 +46,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_every_layer_is_scored_beside_the_copied_mask(home, tracked):
-    rows = rows_of(home / "run/track")
+    rows = rows_of(newest(home / "run", "track"))
     found = [(row["layer"], row["sequence"], row["object"]) for row in rows]
     objects = [("one", 1), ("two", 1), ("two", 2)]
     assert found == [(layer, *one) for layer in (0, 1, "copy first mask") for one in objects]
@@ -59,7 +59,7 @@ def test_every_layer_is_scored_beside_the_copied_mask(home, tracked):
 
 
 def test_the_summary_says_what_the_masks_were_made_with(home, tracked):
-    summary = json.loads((home / "run/track/summary.json").read_text())
+    summary = json.loads((newest(home / "run", "track") / "summary.json").read_text())
     assert (summary["resolution"], summary["grid"], summary["start"]) == (64, [8, 8], "image")
     assert summary["preset"]["name"] == "crw"
     assert (summary["preset"]["frames"], summary["preset"]["top_k"]) == (20, 10)
@@ -68,7 +68,7 @@ def test_the_summary_says_what_the_masks_were_made_with(home, tracked):
 
 
 def test_masks_and_overlays_of_the_best_layer_stay(home, tracked):
-    folder = home / "run/track"
+    folder = newest(home / "run", "track")
     assert sorted(path.name for path in folder.iterdir()) == [
         "curve.png", "masks", "overlays", "results.jsonl", "summary.json",
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_masks_and_overlays_of_the_best_layer_stay(home, tracked):
 
 
 def test_its_masks_score_the_same_by_themselves(home, tracked):
-    folder = home / "run/track"
+    folder = newest(home / "run", "track")
     best = json.loads((folder / "summary.json").read_text())["best_layer"]
     out = toto("track", "--score", folder / "masks", "--davis", "davis", cwd=home).stdout
     for row in rows_of(folder):
@@ -103,13 +103,15 @@ def test_annotations_score_one_and_copies_as_the_baseline(home, tmp_path, tracke
                "--sequences", "one", cwd=home, code=2).stderr  # fmt: skip
     assert "holds the id 255, and one has objects 1 to 1" in out, "as the official code has it"
     for name in ("one", "two"):
-        first = read_mask(home / "run/track/masks" / name / "00000.png")
+        first = read_mask(newest(home / "run", "track") / "masks" / name / "00000.png")
         for t in range(FRAMES):
             path = tmp_path / "copied" / name / f"{t:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(first).save(path)
     out = toto("track", "--score", tmp_path / "copied", *HERE[:2], cwd=home).stdout
-    copied = [row for row in rows_of(home / "run/track") if row["layer"] == "copy first mask"]
+    copied = [
+        row for row in rows_of(newest(home / "run", "track")) if row["layer"] == "copy first mask"
+    ]
     assert all(repr(row["f_mean"]) in out for row in copied)
 
 
@@ -121,7 +123,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 def test_twice_gives_the_same_bytes(home, tracked):
     toto("track", "run", *HERE, "--out", "again", cwd=home)
-    assert content(home / "again") == content(home / "run/track")
+    assert content(home / "again") == content(newest(home / "run", "track"))
 
 
 def test_a_killed_one_goes_on_to_the_same_bytes(home, tracked, monkeypatch):
@@ -149,7 +151,7 @@ def test_a_killed_one_goes_on_to_the_same_bytes(home, tracked, monkeypatch):
     monkeypatch.setattr(job, "write_mask", counts)
     assert "going on: 1 of 2 sequences are done" in toto(*command, cwd=home).stdout
     assert set(written) == {"two"}
-    assert content(home / "killed") == content(home / "run/track")
+    assert content(home / "killed") == content(newest(home / "run", "track"))
     assert not (home / ".killed.unfinished").exists()
 
 
@@ -163,7 +165,7 @@ def test_what_was_made_with_other_settings_is_not_gone_on_with(home, tracked, mo
     toto("track", "run", *HERE, "--out", "other", "--preset", "dino", cwd=home, code=1)
     monkeypatch.undo()
     assert "going on" not in toto("track", "run", *HERE, "--out", "other", cwd=home).stdout
-    assert content(home / "other") == content(home / "run/track")
+    assert content(home / "other") == content(newest(home / "run", "track"))
 
 
 def test_patches_another_resolution_preset_and_layers(home):
@@ -181,7 +183,7 @@ def test_another_rope_base_changes_the_features(home, tracked):
     toto("track", "run", *HERE, "--rope-base", "100", "--layers", "1", "--out", "base", cwd=home)
     assert json.loads((home / "base/summary.json").read_text())["rope_base"] == 100.0
     assert (home / "base/results.jsonl").read_text() not in (
-        home / "run/track/results.jsonl"
+        newest(home / "run", "track") / "results.jsonl"
     ).read_text()
 
 

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from command_line import toto, write_recipe
+from command_line import newest, toto, write_recipe
 from tiny_runs import tiny_recipe
 from toy_davis import make_davis
 
@@ -31,7 +31,7 @@ def test_every_command_runs(tmp_path, tiny_datasets):
     toto("train", recipe, "--output", "runs/quickstart", cwd=tmp_path)
     for command in commands():
         toto(*command[1:], cwd=tmp_path)
-    folder = tmp_path / "runs/quickstart/track"
+    folder = newest(tmp_path / "runs/quickstart", "track-davis-crw-256")
     for name in re.findall(r"^\| `([^/`]+)", DOC, re.MULTILINE):
         assert name in {"crw", "dino"} or (folder / name).exists(), name
     assert json.loads((tmp_path / "large/summary.json").read_text())["grid"] == [64, 64]

@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from command_line import toto, toto_process, write_recipe
+from command_line import newest, toto, toto_process, write_recipe
 from tiny_runs import tiny_recipe
 
 from toto.data.index import Dataset
@@ -40,12 +40,14 @@ def training_losses(run):
 def test_probe_generate_and_report_take_the_newest_run(trained):
     done = toto("probe", "--pool", "attention", "--set", "epochs=1", cwd=trained)
     assert "taking the newest next-token checkpoint: runs/tiny/checkpoints" in done.stdout
-    rows = [json.loads(row) for row in (trained / "runs/tiny/probe/results.jsonl").open()]
+    rows = [
+        json.loads(row) for row in (newest(trained / "runs/tiny", "probe") / "results.jsonl").open()
+    ]
     assert {row["layer"] for row in rows} == {0, 1}
     assert {row["head"] for row in rows} == {"attention"}
-    assert (trained / "runs/tiny/probe/curve.png").is_file()
+    assert (newest(trained / "runs/tiny", "probe") / "curve.png").is_file()
     toto("generate", "--frames", "2", "--samples", "2", cwd=trained)
-    assert (trained / "runs/tiny/generated/sample-1.gif").is_file()
+    assert (newest(trained / "runs/tiny", "generate") / "sample-1.gif").is_file()
     toto("report", cwd=trained)
     page = (trained / "runs/tiny/report.html").read_text()
     assert "not run" not in page

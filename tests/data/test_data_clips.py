@@ -31,6 +31,15 @@ def test_a_dataset_without_labels_is_refused(tmp_path):
     assert len(LabelledDataset(picture_dataset(tmp_path / "p", 5), CLIP)) == 5
 
 
+def test_labelled_images_begin_with_the_image_start(tmp_path):
+    samples = [(png(random_picture(n)), 1, n % 2) for n in range(3)]
+    write_dataset(tmp_path / "images", samples, kind="images", extension="png")
+    images = LabelledDataset(Dataset.open(tmp_path / "images"), CLIP)
+    assert [batch.is_image_B.tolist() for batch in images.batches(range(3), 2)] == [
+        [True, True], [True],
+    ]  # fmt: skip
+
+
 def frame_list(folder, lengths, *, excluded=()):
     token_dataset(folder, lengths, shard_samples=2)
     lines = "".join(json.dumps({"sample": sample}) + "\n" for sample in excluded)

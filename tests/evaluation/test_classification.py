@@ -9,11 +9,11 @@ from torch import nn
 from toy_clips import DEPTH, WIDTH, ToyModel, toy_clips
 
 from toto.errors import DataError, UserError
-from toto.evaluation.classification import _rate, epoch_order, run_probes, train_bank
+from toto.evaluation.classification import _rate, _score, epoch_order, run_probes, train_bank
 from toto.evaluation.feature_cache import FeatureCache, FeatureStore
 from toto.evaluation.features import FeatureReader
 from toto.heads.config import HEADS, AttentionConfig, HeadConfig
-from toto.tasks.probe_bank import Probe, ProbeBank
+from toto.tasks.probe_bank import LabelledFeatures, LayerFeatures, Probe, ProbeBank
 from toto.tasks.probe_settings import ProbeSettings
 
 CLASSES = 3
@@ -77,7 +77,7 @@ def plain_attention(head, x_BLD):
 
 
 def train_alone(probe, x_SLD, label_S, chosen):
-    """One probe trained by the book: BatchNorm, plain pooling, its own optimizer."""
+    """One probe trained by the book: BatchNorm as published, plain pooling, its own optimizer."""
     norm = nn.BatchNorm1d(WIDTH, eps=1e-6, momentum=None, affine=False)
     matrices = [p for p in probe.parameters() if p.ndim > 1]
     vectors = [p for p in probe.parameters() if p.ndim == 1]
@@ -93,9 +93,12 @@ def train_alone(probe, x_SLD, label_S, chosen):
     for epoch in range(chosen.epochs):
         order = torch.tensor(epoch_order(range(len(label_S)), chosen.data_seed, epoch))
         for rows in order.split(chosen.batch_size):
-            x_BLD = norm(x_SLD[rows].flatten(0, 1)).view_as(x_SLD[rows])
-            is_attention = isinstance(probe.head_config, AttentionConfig)
-            pooled = plain_attention(probe.head, x_BLD) if is_attention else x_BLD.mean(1)
+            x_BLD = x_SLD[rows]
+            if isinstance(probe.head_config, AttentionConfig):  # AIM
+                x_BLD = norm(x_BLD.flatten(0, 1)).view_as(x_BLD)
+                pooled = plain_attention(probe.head, x_BLD)
+            else:  # MAE
+                pooled = norm(x_BLD.mean(1))
             optimizer.zero_grad()
             nn.functional.cross_entropy(probe.classifier(pooled), label_S[rows]).backward()
             optimizer.step()
@@ -205,9 +208,31 @@ def test_a_layer_that_does_not_exist_is_refused(train, validation):
 
 
 def test_max_samples_draws_from_all_classes_alike(train, validation):
-    results = probe(train, validation, settings(max_samples=20))
-    assert results.train_samples == 20
-    assert train.reads == 21
+    """A folder's samples are stored class by class: the first 20 would be of one class."""
+    order = train.label_S.argsort(stable=True)
+    train.codes_STHW, train.label_S = train.codes_STHW[order], train.label_S[order]
+    drawn = []
+    for data_seed in (0, 0, 1):
+        train.reads, train.positions = 0, []
+        results = probe(train, validation, settings(max_samples=20, data_seed=data_seed))
+        assert results.train_samples == 20
+        assert train.reads == 21
+        drawn.append(train.positions[-20:])
+    assert len(set(drawn[0])) == 20
+    assert set(train.label_S[drawn[0]].tolist()) == set(range(CLASSES))
+    assert max(drawn[0]) >= 20
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0]) != set(drawn[2])
+
+
+def test_batches_of_one_sample_have_nothing_to_normalise_over(train, validation):
+    alone = settings(batch_size=1, heads=("average", "attention"))
+    with pytest.raises(UserError, match=r"batches of one sample: the pooled features of average"):
+        probe(train, validation, alone)
+    tokens_alone = settings(batch_size=1, epochs=1, heads=("attention",))
+    assert probe(train, validation, tokens_alone).rows
+    lone_last = settings(batch_size=13, epochs=1, heads=("average",))  # 40 = 3 × 13 + 1
+    assert all(row.loss is not None for row in probe(train, validation, lone_last).rows)
 
 
 @pytest.mark.parametrize("which", ["training", "validation"])
@@ -231,6 +256,7 @@ def test_a_probe_that_diverges_is_named_and_harms_no_other(train, validation):
 def test_a_users_head_is_probed_by_its_name_and_options(train, validation):
     @HEADS.register("test_last_frame")
     class LastConfig(HeadConfig):
+        normalises = "pooled"
         tokens: int = 4
 
         def num_params(self, width):
@@ -339,11 +365,36 @@ def test_scores_of_views_are_averaged(train, validation):
     total = 0
     for view in range(6):
         (batch,) = reader.batches(range(30), 30, view)
-        shift_D, scale_D = bank.norms["1"](batch.layers[1])
-        x_BD = (batch.layers[1].mean_BD - shift_D) * scale_D
+        norm = bank.pooled_norms["1_0"]
+        x_BD = (batch.layers[1].mean_BD - norm.mean[0]) * (norm.var[0] + norm.eps).rsqrt()
         total = total + torch.stack([p.classifier(x_BD).softmax(-1) for p in bank.members()])
     hits = (total.argmax(-1) == validation.label_S).double().mean(1)
     assert [row.accuracy for row in results.rows] == pytest.approx(hits.tolist())
+
+
+class Views:
+    """Features of one sample that are its logits, other ones in each view."""
+
+    def __init__(self, logits_VC):
+        self.logits_VC = torch.tensor(logits_VC)
+
+    def batches(self, order, size, draw=0):
+        mean_BD = self.logits_VC[draw][None]
+        features = LayerFeatures(mean_BD, torch.zeros_like(mean_BD), 1)
+        yield LabelledFeatures({0: features}, torch.tensor([1]))
+
+
+def test_probabilities_are_averaged_over_views_not_logits():
+    """One view is sure of class 0, two lean to class 1: logits would give 0, SlowFast gives 1."""
+    config = settings(
+        heads=("average",), learning_rates=(1,), weight_decays=(0,), seeds=(0,), batch_norm=False
+    )
+    bank = ProbeBank(config, layers=(0,), width=2, num_classes=2)
+    with torch.no_grad():
+        bank.members()[0].classifier.weight.copy_(torch.eye(2))
+    views = [[10.0, 0.0], [0.0, 2.0], [0.0, 2.0]]
+    assert torch.tensor(views).mean(0).argmax() == 0, "the data can tell"
+    assert _score(bank, Views(views), [0], views=3, size=1).total.tolist() == [1.0]
 
 
 def test_the_rate_rises_from_0_and_falls_to_0():

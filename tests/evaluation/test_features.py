@@ -73,6 +73,29 @@ def test_the_models_start_is_not_pooled_and_layers_are_the_backbones():
     assert not batch.layers[2].tokens_BLD.requires_grad
 
 
+@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize("is_image", [True, False])
+def test_images_are_read_after_the_image_start_and_videos_after_that_of_videos(is_image, context):
+    """After the other start id the features of all tokens differ, and nothing else would tell."""
+    torch.manual_seed(0)
+    tokenizer = DvaeConfig(num_codes=CODES, weights="random:0")
+    model = AutoregressiveModel(tokenizer, LlamaConfig.model_validate({"preset": "tiny"}))
+    clips = toy_clips(2, 3, seed=0)
+    clips.codes_STHW, clips.is_image = clips.codes_STHW[:, :1], is_image
+    (batch,) = reader_of(clips, model, context=context).batches(range(2), 2)
+    together_BTHW = clips.codes_STHW.view(-1, context, SIDE, SIDE)
+    count = len(together_BTHW)
+    with torch.no_grad():
+        right, wrong = (
+            model.features(together_BTHW, torch.full((count,), start), [2])[2].reshape(
+                batch.layers[2].tokens_BLD.shape
+            )
+            for start in (is_image, not is_image)
+        )
+    torch.testing.assert_close(batch.layers[2].tokens_BLD, right)
+    assert (right - wrong).abs().amax(-1).min() > 1e-3, "the data can tell"
+
+
 def test_bf16_is_the_models_precision_where_the_caller_says_so():
     class Seen(ToyModel):
         def features(self, frames, is_image_B, layers):

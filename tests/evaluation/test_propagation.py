@@ -184,3 +184,53 @@ def test_the_presets_are_those_of_the_papers():
     crw, dino = PRESETS["crw"], PRESETS["dino"]
     assert (crw.frames, crw.top_k, crw.temperature, crw.radius) == (20, 10, 0.05, 12)
     assert (dino.frames, dino.top_k, dino.temperature, dino.radius) == (7, 5, 0.1, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("crw", [(0, 11), (8, 8), (7, 9)], [(0, 12), (12, 0), (9, 8)]),
+        ("dino", [(0, 12), (12, 12)], [(0, 13), (13, 0)]),
+    ],
+)
+def test_a_token_at_the_edge_of_the_window(name, inside, outside):
+    """CRW's window is `D < radius`, DINO's has 2 · radius + 1 rows; all but one token differ."""
+    preset = dataclasses.replace(PRESETS[name], first_frame="windowed")
+    for places, taken in ((inside, True), (outside, False)):
+        for place in places:
+            features_HWD = torch.tensor([-1.0, 0.0]).repeat(14, 14, 1)
+            features_HWD[place] = torch.tensor([1.0, 0.0])
+            labels_HWC = torch.tensor([1.0, 0.0]).repeat(14, 14, 1)
+            labels_HWC[place] = torch.tensor([0.0, 1.0])
+            query_HWD = torch.tensor([1.0, 0.0]).repeat(14, 14, 1)
+            context = Context([features_HWD], [labels_HWC])
+            cut = tiles(14, 14, preset, CPU)
+            for found_HWC in (
+                transfer(query_HWD, context, preset, cut),
+                transfer_plainly(query_HWD, context, preset),
+            ):
+                assert (float(found_HWC[0, 0, 1]) > 0.99) == taken, place
+
+
+def test_first_labels_are_soft_for_crw_and_hard_for_dino():
+    """Of 4 pixels a token CRW takes the mean of the middle two, DINO (Pillow's NEAREST) one."""
+    ids_HW = torch.zeros(4, 8, dtype=torch.uint8)
+    ids_HW[:, 2:] = 1
+    soft, hard = (labels_of(ids_HW, 1, (1, 2), PRESETS[name]) for name in ("crw", "dino"))
+    assert soft[0].tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert hard[0].tolist() == [[0.0, 1.0], [0.0, 1.0]]
+
+
+def test_labels_are_enlarged_to_the_square_before_the_mask_is_taken():
+    """A square of 4 pixels, so that the mask of 16 × 24 shows blocks of 4 × 6, not a diagonal."""
+    labels_HWC = torch.tensor([[[1.0, 0.0], [0.6, 0.4]], [[0.6, 0.4], [0.0, 1.0]]])
+    found_HW = mask_of(labels_HWC, 4, (16, 24), PRESETS["crw"])
+    # Bilinear weights of 4 pixels over 2 tokens are 1, 3/4, 1/4, 0 of the first one.
+    weight_S2 = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    square_SSC = torch.einsum("sh,tw,hwc->stc", weight_S2, weight_S2, labels_HWC)
+    want_HW = square_SSC.argmax(-1).repeat_interleave(4, 0).repeat_interleave(6, 1)
+    assert torch.equal(found_HW.long(), want_HW)
+    direct_CHW = torch.nn.functional.interpolate(
+        labels_HWC.permute(2, 0, 1)[None], size=(16, 24), mode="bilinear"
+    )[0]
+    assert not torch.equal(direct_CHW.argmax(0), want_HW), "the data can tell"

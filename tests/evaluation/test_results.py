@@ -74,9 +74,10 @@ def test_a_single_probe_was_not_chosen():
 
 
 def test_files(results, tmp_path):
-    folder = tmp_path / "probe"
-    results.write(folder, source="digits", step=5, protocol={"epochs": 20}, conditions={})
-    results.write(folder, source="digits", step=7, protocol={"epochs": 20}, conditions={})
+    folder = tmp_path
+    results.write(
+        folder, evaluation="probe", source="digits", step=7, protocol={"epochs": 20}, conditions={}
+    )
     lines = (folder / "results.jsonl").read_text().splitlines()
     keys = ["layer", "head", "lr", "accuracy", "low", "high", "loss", "chance"]
     keys += ["weight_decay", "seed"]
@@ -85,7 +86,7 @@ def test_files(results, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert ProbeScore(**summary["best"]["average"]) == results.scores()[2]
     assert summary["text"] == results.summary()
-    assert (summary["source"], summary["step"]) == ("digits", 7)
+    assert (summary["evaluation"], summary["source"], summary["step"]) == ("probe", "digits", 7)
     assert summary["protocol"] == {"epochs": 20}
     assert sorted(path.name for path in folder.iterdir()) == ["results.jsonl", "summary.json"]
 

@@ -15,13 +15,15 @@ CODES, FRAMES, SIDE, WIDTH, DEPTH = 16, 2, 3, 12, 2
 
 @dataclass
 class ToyClips:
-    """Clips in memory; `reads` counts the samples that were read, `draws` which views."""
+    """Clips in memory; `reads` counts the samples read, `draws` views, `positions` samples."""
 
     codes_STHW: torch.Tensor
     label_S: torch.Tensor
     reads: int = 0
     draws: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     shift: int = 0
+    is_image: bool = False
 
     def __len__(self):
         return len(self.label_S)
@@ -31,10 +33,11 @@ class ToyClips:
             rows = torch.tensor(list(order[start : start + size]))
             self.reads += len(rows)
             self.draws += [draw] * len(rows)
+            self.positions += rows.tolist()
             yield Batch(
                 pixels_BTCHW=None,
                 codes_BTHW=(self.codes_STHW[rows] + self.shift * draw) % CODES,
-                is_image_B=torch.zeros(len(rows), dtype=torch.bool),
+                is_image_B=torch.full((len(rows),), self.is_image),
                 source_B=torch.zeros(len(rows), dtype=torch.int64),
                 position_B=rows,
                 label_B=self.label_S[rows],

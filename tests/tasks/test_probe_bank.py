@@ -10,13 +10,13 @@ from torch import nn
 from toto.heads.attention import AttentionPooling
 from toto.heads.average import AveragePooling
 from toto.heads.base import Head
-from toto.heads.config import AttentionConfig, AverageConfig
+from toto.heads.config import AttentionConfig, AverageConfig, HeadConfig
 from toto.tasks.config import TASKS, ProbeBankConfig
 from toto.tasks.probe_bank import (
+    FrozenNorm,
     LabelledFeatures,
     LayerFeatures,
     ProbeBank,
-    TokenNorm,
     pool_together,
 )
 
@@ -50,11 +50,25 @@ def bank_of(config=CONFIG, layers=(0, 2)):
     return ProbeBank(config, layers=layers, width=D, num_classes=CLASSES)
 
 
+def published_norm():
+    """BatchNorm as MAE (main_linprobe.py) and AIM (AttentionPoolingClassifier) build it.
+
+    Its running estimates are cumulative here; what they are matters after training alone.
+    """
+    return nn.BatchNorm1d(D, eps=1e-6, momentum=None, affine=False)
+
+
+def plain_pooled(head, x_BLD, norm, where):
+    """The published probes: norm(average(x)) of MAE, attention(norm(x)) of AIM."""
+    if where == "pooled":
+        return norm(head(x_BLD))
+    return head(norm(x_BLD.flatten(0, 1)).view_as(x_BLD))
+
+
 def plain_logits(probe, x_BLD, batch_norm):
-    if batch_norm:
-        norm = nn.BatchNorm1d(D, eps=1e-6, momentum=None, affine=False)
-        x_BLD = norm(x_BLD.flatten(0, 1)).view_as(x_BLD)
-    return probe.classifier(probe.head(x_BLD))
+    norm = published_norm() if batch_norm else nn.Identity()
+    where = "pooled" if probe.head_config.label == "average" else "tokens"
+    return probe.classifier(plain_pooled(probe.head, x_BLD, norm, where))
 
 
 class LastToken(Head):
@@ -73,17 +87,85 @@ class Doubled(AttentionPooling):
         return 2 * super().forward(features_BLD, valid_BL)
 
 
-def test_token_norm_equals_batch_norm_while_training_and_after():
-    ours, theirs = TokenNorm(D), nn.BatchNorm1d(D, eps=1e-6, momentum=None, affine=False)
-    for training in (True, True, True, False):
-        ours.train(training)
-        theirs.train(training)
-        x_BLD = tokens(seed=int(ours.batches), batch=3 + int(ours.batches))
-        shift_D, scale_D = ours(describe(x_BLD))
-        want = theirs(x_BLD.flatten(0, 1)).view_as(x_BLD)
-        torch.testing.assert_close((x_BLD - shift_D) * scale_D, want, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.mean_D, theirs.running_mean)
-    torch.testing.assert_close(ours.var_D, theirs.running_var)
+@pytest.mark.parametrize("config", [AverageConfig(), AttentionConfig(num_heads=2)])
+def test_probes_are_the_published_ones_while_training_and_after(config):
+    """Running estimates included: four batches of different sizes, then evaluation."""
+    bank = bank_of(ProbeBankConfig(heads=(config,), learning_rates=(1e-3, 1e-2)), layers=(0,))
+    where = "pooled" if config == AverageConfig() else "tokens"
+    norm = published_norm()
+    for size in (3, 5, 4, 2, None):
+        bank.train(size is not None)
+        norm.train(size is not None)
+        x_BLD = tokens(seed=size or 9, batch=size or 6)
+        labels_B = torch.arange(len(x_BLD)) % CLASSES
+        scores_PBC = bank.scores(LabelledFeatures({0: describe(x_BLD)}, labels_B))
+        pooled_BD = plain_pooled(bank.members()[0].head, x_BLD, norm, where)
+        for probe, scores_BC in zip(bank.members(), scores_PBC, strict=True):
+            want_BC = probe.classifier(pooled_BD).softmax(-1)
+            torch.testing.assert_close(scores_BC, want_BC, atol=1e-4, rtol=1e-4)
+
+
+def test_what_an_average_probe_classifies_has_mean_0_and_deviation_1():
+    """Of a norm over all tokens the deviation would be that of means: 1/√7 of it here."""
+    bank = bank_of(ProbeBankConfig(heads=("average",)), layers=(0,))
+    x_BLD = tokens(batch=64)
+    with torch.no_grad():
+        for probe in bank.members():
+            probe.classifier.weight.zero_()
+            probe.classifier.weight[0, 0] = 1.0
+            probe.classifier.bias.zero_()
+        scores_PBC = bank.scores(LabelledFeatures({0: describe(x_BLD)}, torch.zeros(64).long()))
+    first_B = (scores_PBC[0, :, 0] / scores_PBC[0, :, 1]).log()
+    assert first_B.mean().item() == pytest.approx(0, abs=1e-4)
+    assert first_B.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+class GainedMaxConfig(HeadConfig):
+    """A user's head that asks for the norm behind it."""
+
+    normalises = "pooled"
+
+    def num_params(self, width):
+        return width
+
+    def build(self, width):
+        return GainedMax()
+
+
+class GainedMax(Head):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(L, 1))
+
+    def forward(self, features_BLD, valid_BL=None):
+        return (features_BLD * self.gain).amax(1)
+
+
+def test_a_users_head_is_normalised_behind_it_each_probe_on_its_own():
+    """With parameters the probes of a group pool differently, and gradients pass the norm."""
+    config = ProbeBankConfig(
+        heads=("average", GainedMaxConfig(), "attention"), learning_rates=(0.1,), seeds=(0, 1)
+    )
+    bank, batch = bank_of(config), batch_of(0, 2)
+    bank(batch).loss.backward()
+    for probe in bank.members()[2:4]:
+        pooled_BD = published_norm()(probe.head(batch.layers[0].tokens_BLD))
+        loss = nn.functional.cross_entropy(probe.classifier(pooled_BD), batch.label_B)
+        want = torch.autograd.grad(loss, list(probe.parameters()))
+        got = [p.grad for p in probe.parameters()]
+        torch.testing.assert_close(got, list(want), atol=1e-4, rtol=1e-4)
+
+
+def test_a_lone_sample_is_normalised_by_the_running_estimates():
+    """The last batch of an epoch may be one sample, which has no variance of its own."""
+    norm = FrozenNorm(1, 1, D)
+    first_1BD = tokens()[:, 0][None]
+    mean, var = first_1BD.mean(1, keepdim=True), first_1BD.var(1, correction=0, keepdim=True)
+    norm(mean, var, B)
+    shift, scale = norm(torch.full((1, 1, D), 9.0), torch.zeros(1, 1, D), 1)
+    torch.testing.assert_close(shift, mean)
+    torch.testing.assert_close(scale, (var * B / (B - 1) + norm.eps).rsqrt())
+    assert norm.batches == 1
 
 
 def test_pooling_together_equals_each_head_on_normed_tokens_with_gradients():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from toto.analysis.evaluations import results_of_kind
 from toto.analysis.records import Number, json_object, parse
 from toto.wording import number_of
 
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "read_findings"]
 
-PROBE_CAPTION = (
-    "The best layer of each pooling on the validation samples, and accuracy over depth: the band "
-    "is the 95% interval that the number of samples leaves, bars that of the mean over seeds."
-)
-CLASSES_CAPTION = "One pooling head and a linear classifier, trained through the whole model."
 POSITIONS_CAPTION = (
     "The loss at each position of the sequence, frame after frame. Copying and the unigram are "
     "fitted on these very sequences, which favours them."
@@ -51,10 +47,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Summary:
-    """What is read of a summary.json."""
+    """What is read of a summary.json of tracking."""
 
     step: int
     text: str
+    preset: dict[str, Any] | None = None
+    resolution: int | None = None
+
+    @property
+    def title(self) -> str:
+        """With the settings that tell several trackings of a run apart."""
+        name = f", preset {self.preset['name']}" if self.preset else ""
+        side = f", {self.resolution} px" if self.resolution else ""
+        return f"Tracking{name}{side}"
 
 
 @dataclass(frozen=True)
@@ -83,32 +88,24 @@ POSITIONS = TypeAdapter(_Positions)
 
 
 def read_findings(run: Path) -> list[Finding]:
-    """Probes by protocols, classes through the whole model, losses by position, tracking.
+    """Read the losses by position and the trackings of a run, the newest of each first.
 
-    Only what was run; the probes of RUN/probe itself are `RunRecord.probes`.
+    Probes are `RunRecord.probings`.
 
     Raises:
         DataError: a record that is not as toto writes it, with its file.
     """
-    found = [
-        _summed_up(path.parent, f"Accuracy by layer: {path.parent.name}", PROBE_CAPTION)
-        for path in sorted((run / "probe").glob("*/summary.json"))
+    return [
+        *(_positions(path.parent) for path in results_of_kind(run, "token_loss")),
+        *(_tracking(path) for path in results_of_kind(run, "track")),
     ]
-    if (run / "classify" / "summary.json").is_file():
-        title = "Classes through the whole model"
-        found.append(_summed_up(run / "classify", title, CLASSES_CAPTION))
-    if (run / "token_loss" / "token_loss.json").is_file():
-        found.append(_positions(run / "token_loss"))
-    if (run / "track" / "summary.json").is_file():
-        found.append(_summed_up(run / "track", "Tracking", TRACKING_CAPTION))
-    return found
 
 
-def _summed_up(folder: Path, title: str, caption: str) -> Finding:
-    path = folder / "summary.json"
+def _tracking(path: Path) -> Finding:
     summary = parse(SUMMARY, json_object(path.read_bytes(), str(path)), str(path))
     lines = summary.text.split("\n")
-    return Finding(title, caption, lines, summary.step, _if_there(folder / "curve.png"))
+    picture = _if_there(path.with_name("curve.png"))
+    return Finding(summary.title, TRACKING_CAPTION, lines, summary.step, picture)
 
 
 def _positions(folder: Path) -> Finding:

@@ -61,10 +61,10 @@ class Entry(Config):
         measures: what gives ours in each column; none where toto does not fill the table.
         pool: the pooling of the paper's probes.
         layer: the one that they read; None for the best.
-        results: the folder of a run that ours are read from; `probe/NAME` is written by
-            `toto probe RUN --recipe NAME`. Small runs are probed without a protocol.
+        results: what was measured on a run: a protocol of `toto probe RUN --recipe NAME`, or
+            `classify` or `track`. Small runs are probed without a protocol.
         rows: of the table.
-        picture: where a figure of ours is found under the folder of runs, a pattern.
+        picture: where a figure of ours is found under the folder of runs, patterns.
         command: that gives it.
         why_not: why toto does not give it.
     """
@@ -78,7 +78,7 @@ class Entry(Config):
     layer: int | None = None
     results: str | None = None
     rows: tuple[Row, ...] = ()
-    picture: str | None = None
+    picture: tuple[str, ...] = ()
     command: str | None = None
     why_not: str | None = None
 

@@ -114,9 +114,8 @@ def _state(entry: Entry, rows: list[Filled], small: list[Filled], pictures: list
 
 def _pictures(entry: Entry, runs: Path) -> list[Picture]:
     """The newest ones."""
-    if entry.picture is None:
-        return []
-    found = sorted(runs.glob(entry.picture), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for pattern in entry.picture for path in runs.glob(pattern)]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [
         Picture(str(path), data_uri(path.read_bytes(), path.suffix))
         for path in found[:MAX_PICTURES]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from toto.analysis.evaluations import CLASSES, PROBES, results_of_kind
 from toto.analysis.plan import table4_macs
 from toto.analysis.records import METRICS, json_object, parse
-from toto.analysis.runs import PROBE_FOLDER, peaks, read_probes, read_run
+from toto.analysis.runs import peaks, read_run
 from toto.backbones.config import LlamaConfig
 from toto.model_size import ModelSize
 from toto.recipe.reader import read_probe_recipe, read_recipe
 from toto.recipe.schemas import TrainRecipe
+from toto.tasks.probe_settings import FREE_SETTINGS
 from toto.tokenizers.config import VqganConfig
 from toto.wording import number_of
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from toto.analysis.evaluations import Probing
     from toto.analysis.paper import Entry, Measure, Row
     from toto.analysis.runs import RunRecord
 
@@ -49,7 +52,6 @@ SMALL_NOTE = (
 NOT_RUN = "not run"
 TABLE_15_TOKENIZER = VqganConfig(num_codes=1024)
 DAVIS_SEQUENCES = 30  # of DAVIS-2017's val.txt
-FREE_SETTINGS = {"read_batch", "cache", "cache_gb"}  # of a protocol: they change no figure
 LAST_SHARE = 0.02  # of the logged steps, whose mean loss is that at the end: as comparison.py's
 
 
@@ -94,8 +96,8 @@ def recipe_of(row: Row, *, small: bool) -> str | None:
 
 
 def results_of(entry: Entry, row: Row, *, small: bool) -> str | None:
-    """The folder of a row's run that its numbers are read from."""
-    return str(PROBE_FOLDER) if small else row.results or entry.results
+    """What a row's numbers are read from: a protocol's name, PROBES, `classify` or `track`."""
+    return PROBES if small else row.results or entry.results
 
 
 def filled(entry: Entry, runs: Path, *, small: bool) -> list[Filled]:
@@ -167,12 +169,19 @@ class _Asked:
         return self.row.pool or self.entry.pool
 
     @property
-    def results(self) -> Path | None:
-        """The folder that holds what was measured on the run."""
-        named = results_of(self.entry, self.row, small=self.small)
-        if self.record is None or named is None:
+    def results(self) -> str | None:
+        return results_of(self.entry, self.row, small=self.small)
+
+    @cached_property
+    def probing(self) -> Probing | None:
+        """Of the run's results by the protocol the one with the fewest departures, then newest.
+
+        Others are of fewer samples, say, or of an earlier checkpoint.
+        """
+        if self.record is None or self.results is None:
             return None
-        return self.record.folder / named
+        found = [one for one in self.record.probings if one.name == self.results]
+        return min(found, key=lambda one: len([*_probing_departures(self, one)]), default=None)
 
 
 def _probe(asked: _Asked) -> Ours | None:
@@ -181,9 +190,9 @@ def _probe(asked: _Asked) -> Ours | None:
     A small run may have been probed with another pooling, and has other layers: the best is taken
     then, and named.
     """
-    if asked.results is None:
+    if asked.probing is None:
         return None
-    found = read_probes(asked.results)
+    found = asked.probing.rows
     if not asked.small and asked.entry.layer is not None:
         found = [row for row in found if row.layer == asked.entry.layer]
     scores = [score for score in peaks(found) if score.head == asked.pool]
@@ -211,11 +220,15 @@ TRACKED = TypeAdapter(Tracked)
 
 
 def _tracked(asked: _Asked) -> Tracked | None:
-    """What was tracked at the resolution of the row."""
-    if asked.results is None or not (path := asked.results / "summary.json").is_file():
+    """What was tracked at the resolution of the row: on most sequences, then last."""
+    if asked.record is None:
         return None
-    tracked = parse(TRACKED, json_object(path.read_bytes(), str(path)), str(path))
-    return tracked if tracked.resolution == asked.row.resolution else None
+    found = []
+    for path in results_of_kind(asked.record.folder, "track"):
+        tracked = parse(TRACKED, json_object(path.read_bytes(), str(path)), str(path))
+        if tracked.resolution == asked.row.resolution:
+            found.append(tracked)
+    return max(found, key=lambda one: (len(one.frames), one.step), default=None)
 
 
 def _track(asked: _Asked, figure: str) -> Ours | None:
@@ -271,17 +284,6 @@ MEASURES: dict[Measure, Callable[[_Asked], Ours | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class Probing:
-    """Of a probing's summary.json the checkpoint and every choice, which older ones lack."""
-
-    step: int
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-
-PROBING = TypeAdapter(Probing)
-
-
 def _departures(asked: _Asked) -> Iterator[str]:
     """How a row was not made as its recipe and its protocol say."""
     record = asked.record
@@ -291,44 +293,47 @@ def _departures(asked: _Asked) -> Iterator[str]:
         steps = read_recipe(asked.recipe).training.steps
         if record.last_step < steps:
             yield f"trained {record.last_step:,} of {steps:,} steps"
-    measured: Probing | Tracked | None = None
     if "probe" in asked.entry.measures:
-        measured = _probing(asked)
-        yield from () if measured is None else _changed_settings(asked, measured)
+        if asked.probing is not None:
+            yield from _probing_departures(asked, asked.probing)
     elif any(measure.startswith("track") for measure in asked.entry.measures):
-        measured = _tracked(asked)
-        if measured is not None and len(measured.frames) != DAVIS_SEQUENCES:
-            yield (
-                f"{number_of(len(measured.frames), 'sequence')}, and the paper has "
-                f"{DAVIS_SEQUENCES}"
-            )
-    if measured is not None and measured.step < record.last_step:
-        yield f"measured at step {measured.step:,}, before the last"
+        tracked = _tracked(asked)
+        if tracked is None:
+            return
+        if len(tracked.frames) != DAVIS_SEQUENCES:
+            sequences = number_of(len(tracked.frames), "sequence")
+            yield f"{sequences}, and the paper has {DAVIS_SEQUENCES}"
+        yield from _measured_early(tracked.step, record)
 
 
-def _probing(asked: _Asked) -> Probing | None:
-    assert asked.results is not None
-    path = asked.results / "summary.json"
-    if not path.is_file():
-        return None
-    return parse(PROBING, json_object(path.read_bytes(), str(path)), str(path))
+def _probing_departures(asked: _Asked, probing: Probing) -> Iterator[str]:
+    """How probes were not made as their protocol says, on the last checkpoint."""
+    assert asked.record is not None
+    yield from _changed_settings(asked, probing)
+    if probing.old_norm and asked.pool in ("average", None):
+        yield "average pooling normalised over tokens, as in earlier versions: probe again"
+    yield from _measured_early(probing.step, asked.record)
+
+
+def _measured_early(step: int | None, record: RunRecord) -> Iterator[str]:
+    if step is not None and step < record.last_step:
+        yield f"measured at step {step:,}, before the last"
 
 
 def _changed_settings(asked: _Asked, probing: Probing) -> Iterator[str]:
     """What `--set`, `--pool` and `--layers` changed of a protocol; others have none."""
-    assert asked.results is not None
     free = FREE_SETTINGS if asked.entry.layer is None else FREE_SETTINGS | {"layers"}
     if asked.small:
         protocol, name = SMALL_PROBE, "`toto ablate`"
-    elif asked.results.parent.name == PROBE_FOLDER.name:
-        name = asked.results.name
+    elif probing.name not in (PROBES, CLASSES):
+        name = probing.name
         protocol = read_probe_recipe(name).probes.model_dump(mode="json")
     else:
         return
-    if not probing.protocol:
+    found: dict[str, Any] = probing.protocol.get("probes") or {}
+    if not found:
         yield "its settings are not on record"
         return
-    found: dict[str, Any] = probing.protocol.get("probes") or {}
     changed = [key for key in protocol if key not in free and found.get(key) != protocol[key]]
     if changed:
         yield f"other {', '.join(changed)} than {name} has"

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
 
+from toto.analysis.evaluations import read_probings, results_of_kind
 from toto.analysis.records import (
     Number,
     TrainPoint,
-    json_lines,
     json_object,
     parse,
     read_metrics,
 )
 from toto.errors import DataError
-from toto.evaluation.results import ProbeRow, best_by_layer
+from toto.evaluation.results import best_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from toto.evaluation.results import ProbeScore
+    from toto.analysis.evaluations import Probing
+    from toto.evaluation.results import ProbeRow, ProbeScore
 
 __all__ = [
     "Evaluation",
     "Generated",
     "GeneratedSample",
-    "Probed",
     "RunRecord",
     "SourceLoss",
     "peaks",
-    "read_probes",
     "read_run",
 ]
-
-PROBE_FOLDER = Path("probe")
-PROBED = PROBE_FOLDER / "summary.json"
-GENERATED = Path("generated") / "generated.json"
 
 
 @dataclass(frozen=True)
@@ -109,26 +104,26 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Probed:
-    """The checkpoint and the source of the probes."""
-
-    step: int
-    source: str
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """Everything of a run that a report shows; what was not run yet is empty or None.
 
-    `probed` says which checkpoint the probes are of.
+    Attributes:
+        folder: the run's.
+        train: its logged steps.
+        evals: its evaluations.
+        probings: the results of all probes and classifiers, the newest first.
+        generated: what was generated last.
+        generated_folder: where the files of `generated.samples` are.
+        generated_earlier: the folders of other generated sequences, the newest first.
     """
 
     folder: Path
     train: list[TrainPoint]
     evals: list[Evaluation]
-    probes: list[ProbeRow]
-    probed: Probed | None
+    probings: list[Probing]
     generated: Generated | None
+    generated_folder: Path
+    generated_earlier: list[Path]
 
     @property
     def last_step(self) -> int:
@@ -136,16 +131,9 @@ class RunRecord:
         lines: list[TrainPoint | Evaluation] = [*self.train, *self.evals]
         return max((line.step for line in lines), default=0)
 
-    @property
-    def generated_folder(self) -> Path:
-        """Where the files of `generated.samples` stand."""
-        return (self.folder / GENERATED).parent
-
 
 TRAIN_POINT = TypeAdapter(TrainPoint)
 EVALUATION = TypeAdapter(Evaluation)
-PROBE_ROW = TypeAdapter(ProbeRow)
-PROBED_FILE = TypeAdapter(Probed)
 GENERATED_FILE = TypeAdapter(Generated)
 
 
@@ -157,25 +145,16 @@ def read_run(folder: Path) -> RunRecord:
         DataError: a record that is not as toto writes it, with file and line.
     """
     train, evals = read_metrics(folder, TRAIN_POINT, EVALUATION)
-    probes = read_probes(folder / PROBE_FOLDER)
+    records = results_of_kind(folder, "generate")
     return RunRecord(
         folder,
         train,
         evals,
-        probes,
-        _read_probed(folder / PROBED),
-        _read_generated(folder / GENERATED),
+        read_probings(folder),
+        _read_generated(records[0]) if records else None,
+        records[0].parent if records else folder,
+        [path.parent for path in records[1:]],
     )
-
-
-def read_probes(folder: Path) -> list[ProbeRow]:
-    """The rows that a probing, or a fine-tuning with labels, left in a folder; none before it.
-
-    Raises:
-        DataError: a line that is not as toto writes it, with file and line.
-    """
-    lines = json_lines(folder / "results.jsonl")
-    return [parse(PROBE_ROW, value, where) for where, value in lines]
 
 
 def peaks(rows: Sequence[ProbeRow]) -> list[ProbeScore]:
@@ -188,15 +167,7 @@ def _accuracy(score: ProbeScore) -> float:
     return score.accuracy
 
 
-def _read_probed(path: Path) -> Probed | None:
-    if not path.is_file():
-        return None
-    return parse(PROBED_FILE, json_object(path.read_bytes(), str(path)), str(path))
-
-
-def _read_generated(path: Path) -> Generated | None:
-    if not path.is_file():
-        return None
+def _read_generated(path: Path) -> Generated:
     value = json_object(path.read_bytes(), str(path))
     mend = f"Run `toto generate` again, or remove {path.parent}"
     generated = parse(GENERATED_FILE, value, str(path), mend)

@@ -8,6 +8,7 @@ from toto.analysis.runs import peaks
 from toto.wording import number_of
 
 if TYPE_CHECKING:
+    from toto.analysis.evaluations import Probing
     from toto.analysis.runs import RunRecord
 
 __all__ = ["age", "probe_table", "summary", "validation_table"]
@@ -19,7 +20,7 @@ def summary(record: RunRecord, unit: str) -> list[str]:
     """What came out, in one sentence for each validation source, the probes and the videos."""
     return [
         *_validation_sentences(record, unit),
-        _probe_sentence(record),
+        *_probe_sentences(record),
         _generation_sentence(record),
     ]
 
@@ -41,7 +42,7 @@ def validation_table(record: RunRecord) -> list[list[str]]:
     ]
 
 
-def probe_table(record: RunRecord) -> list[list[str]]:
+def probe_table(probing: Probing) -> list[list[str]]:
     """Pooling, best layer, rate, decay, accuracy, both intervals, chance; best pooling first."""
     return [
         [
@@ -54,7 +55,7 @@ def probe_table(record: RunRecord) -> list[list[str]]:
             row.seed_text() or NO_VALUE,
             f"{row.chance:.1%}",
         ]
-        for row in peaks(record.probes)
+        for row in peaks(probing.rows)
     ]
 
 
@@ -80,16 +81,26 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
     return sentences
 
 
-def _probe_sentence(record: RunRecord) -> str:
-    if not record.probes:
-        return "The features have not been probed."
-    best = peaks(record.probes)[0]
-    return (
-        f"The best probe reads the label from layer {best.layer} with {best.head} pooling: "
-        f"{best.accuracy:.1%} right (95% interval {best.low:.1%} to {best.high:.1%}), "
-        f"{best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
-        + age(record, record.probed.step if record.probed else None)
+def _probe_sentences(record: RunRecord) -> list[str]:
+    """One for each source, of its newest probing; all are shown further down."""
+    newest: dict[str, Probing] = {}
+    for probing in record.probings:
+        if probing.rows:
+            newest.setdefault(probing.source, probing)
+    if not newest:
+        return ["The features have not been probed."]
+    return [_probe_sentence(record, probing) for probing in newest.values()]
+
+
+def _probe_sentence(record: RunRecord, probing: Probing) -> str:
+    best = peaks(probing.rows)[0]
+    sentence = (
+        f"The best probe on {probing.source} reads the label from layer {best.layer} with "
+        f"{best.head} pooling: {best.accuracy:.1%} correct (95% interval {best.low:.1%} to "
+        f"{best.high:.1%}), {best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
+        f"{age(record, probing.step)}"
     )
+    return " ".join([sentence, *probing.notes])
 
 
 def _generation_sentence(record: RunRecord) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from toto.analysis import plots
+from toto.analysis.evaluations import CLASSES, FINETUNED, PROBES
 from toto.analysis.figures import DPI
 from toto.analysis.page import data_uri, write_page
 from toto.analysis.report import (
@@ -22,6 +23,7 @@ from toto.analysis.summary import age, probe_table, summary, validation_table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from toto.analysis.evaluations import Probing
     from toto.analysis.findings import Finding
     from toto.analysis.runs import Generated, RunRecord
 
@@ -29,6 +31,20 @@ __all__ = ["TrainingReport", "write_training_report"]
 
 
 CSS_DPI = 96
+PROBE_CAPTION = (
+    "How well a probe, of which the model learns nothing, reads the label from each layer, at its "
+    "best learning rate and decay: the band is the 95% interval that the number of samples leaves, "
+    "bars that of the mean over seeds, the ring the best layer. Layer, rate and decay were chosen "
+    "on the very split that is shown, so the best value leans high."
+)
+PROBE_CAPTIONS = {
+    CLASSES: "One pooling head and a linear classifier, trained through the whole model.",
+}
+PROBE_TITLES = {
+    PROBES: "Accuracy by layer",
+    FINETUNED: "Accuracy by layer, probes trained with the model,",
+    CLASSES: "Classes through the whole model",
+}
 UTILISATION = (
     " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
     "device's peak; that of the last start stands under Machine."
@@ -65,14 +81,16 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
             "run": record.folder,
             "summary": summary(record, content.loss_unit),
             "validation": validation_table(record),
-            "probes": probe_table(record),
             "loss_sections": _loss_sections(content),
-            "probe_section": _probe_section(record),
+            "probe_sections": [_probe_section(record, one) for one in record.probings],
             "findings": [_finding(one, record) for one in content.findings],
             "reconstructions": _reconstructions(content),
             "generated": record.generated,
             "generation_caption": _generation_caption(record.generated),
             "samples": _samples(record.generated, record.generated_folder),
+            "generated_earlier": [
+                str(path.relative_to(record.folder)) for path in record.generated_earlier
+            ],
         },
     )
 
@@ -132,16 +150,23 @@ def _knows_utilisation(record: RunRecord) -> bool:
     return any(point.utilisation is not None for point in record.train)
 
 
-def _probe_section(record: RunRecord) -> Section:
-    return Section(
-        "Accuracy by layer",
-        "How well a probe, of which the model learns nothing, reads the label from each layer, at "
-        "its best learning rate and decay: the band is the 95% interval that the number of samples "
-        "leaves, bars that of the mean over seeds, the ring the best layer. Layer, rate and decay "
-        "were chosen on the very split that is shown, so the best value leans high.",
-        [plots.accuracy_by_layer(record.probes)] if record.probes else [],
-        f"toto probe {record.folder}",
+def _probe_section(record: RunRecord, probing: Probing) -> dict[str, Any]:
+    """One result of probes or classifiers: what it is of, its curve, its table."""
+    step = "an unknown step" if probing.step is None else f"step {probing.step:,}"
+    caption = (
+        f"{PROBE_CAPTIONS.get(probing.name, PROBE_CAPTION)} It has {probing.samples}; the "
+        f"checkpoint is that of {step}. Files: {probing.folder.relative_to(record.folder)}."
     )
+    several = len({row.layer for row in probing.rows}) > 1
+    return {
+        "title": f"{PROBE_TITLES.get(probing.name, f'Accuracy by layer: {probing.name}')} on "
+        f"{probing.source}",
+        "caption": caption + age(record, probing.step),
+        "small": False,
+        "panels": [plots.accuracy_by_layer(probing.rows)] if several else [],
+        "notes": probing.notes,
+        "table": probe_table(probing),
+    }
 
 
 def _finding(found: Finding, record: RunRecord) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def run_probes(
     tokenizer.eval()
     layers, dtype = _layers(model, settings), _kept_dtype(settings)
     samples, held_out = _to_read(train, validation, settings, context)
+    _require_statistics(settings, len(samples))
     count = _Count(progress)
     read_batch = math.ceil(settings.read_batch / context) * context  # whole sequences
 
@@ -126,6 +127,21 @@ def _to_read(
         return samples, held_out
     # Neighbours in a sequence must not tell the class, as those of a folder would.
     return _shuffled(samples, settings.data_seed), _shuffled(held_out, settings.data_seed)
+
+
+def _require_statistics(settings: ProbeSettings, samples: int) -> None:
+    """Refuse batches of one sample where pooled features are normalised over the batch.
+
+    Raises:
+        UserError: all batches would be of one sample.
+    """
+    normalised = [head.label for head in settings.heads if head.normalises == "pooled"]
+    if settings.batch_norm and normalised and min(settings.batch_size, samples) < 2:
+        raise UserError(
+            f"batches of one sample: the pooled features of {', '.join(normalised)} are "
+            "normalised over the samples of a batch. Take a batch_size of 2 or more and at least "
+            "2 samples, or batch_norm: false"
+        )
 
 
 def _shuffled(samples: Sequence[int], seed: int) -> list[int]:

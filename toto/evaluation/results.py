@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from toto.files import disk_errors, write_atomic
+from toto.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -158,25 +158,28 @@ class ProbeResults:
         self,
         folder: Path,
         *,
+        evaluation: str,
         source: str,
         step: int,
         protocol: Mapping[str, object],
         conditions: Mapping[str, object],
     ) -> None:
-        """Write `results.jsonl`, a row a line, and `summary.json`; each replaces an older one.
+        """Write `results.jsonl`, a row a line, and `summary.json`.
 
         Args:
-            folder: made if it is missing.
+            folder: to write to.
+            evaluation: what kind of result it is.
             source: what the samples are of.
             step: of the checkpoint that was probed.
             protocol: every choice, as plain values of JSON.
             conditions: what the protocol leaves to the run and the machine, likewise.
 
         Raises:
-            RunError: the disk is full or refuses.
+            OSError: the disk is full or refuses.
         """
         rows = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in self.rows)
         summary = {
+            "evaluation": evaluation,
             "source": source,
             "step": step,
             "protocol": protocol,
@@ -188,10 +191,8 @@ class ProbeResults:
             "text": self.summary(),
         }
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "results.jsonl", rows)
-            write_atomic(folder / "summary.json", text)
+        write_atomic(folder / "results.jsonl", rows)
+        write_atomic(folder / "summary.json", text)
 
 
 def scores(rows: Iterable[ProbeRow]) -> list[ProbeScore]:

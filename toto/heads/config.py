@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -18,7 +18,15 @@ HEADS: Registry[HeadConfig] = Registry("head", builtins="toto.heads.config")
 
 
 class HeadConfig(Component, ABC):
-    """Base of every pooling head's Config: `[B, L, D]` → `[B, D]`; a linear classifier follows."""
+    """Base of every pooling head's Config: `[B, L, D]` → `[B, D]`; a linear classifier follows.
+
+    Attributes:
+        normalises: where a probe's BatchNorm without affine goes when its bank has one
+            (`batch_norm`): on the `tokens` in front of the head, over all tokens of a batch, or on
+            the `pooled` vector behind it, over the samples of a batch.
+    """
+
+    normalises: ClassVar[Literal["tokens", "pooled"]] = "tokens"
 
     @abstractmethod
     def num_params(self, width: int) -> int:
@@ -40,7 +48,14 @@ class HeadConfig(Component, ABC):
 
 @HEADS.register("average")
 class AverageConfig(HeadConfig):
-    """The mean over all tokens (paper §3.5)."""
+    """The mean over all tokens (paper §3.5).
+
+    The norm is that of MAE's linear probing (facebookresearch/mae, main_linprobe.py): in front of
+    the classifier, on the pooled vector. Normalised tokens would have a mean that varies far less
+    than 1 between samples, and the probe would underfit.
+    """
+
+    normalises = "pooled"
 
     def num_params(self, width: int) -> int:
         """Nothing to learn."""
@@ -55,7 +70,11 @@ class AverageConfig(HeadConfig):
 
 @HEADS.register("attention")
 class AttentionConfig(HeadConfig):
-    """One learned query attends to all tokens through learned W_k and W_v (paper §3.5, Table 5)."""
+    """One learned query attends to all tokens through learned W_k and W_v (paper §3.5, Table 5).
+
+    The norm is that of AIM's attentive probe (apple/ml-aim, AttentionPoolingClassifier): on the
+    tokens.
+    """
 
     identity_fields: ClassVar[frozenset[str]] = frozenset({"num_heads"})
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from toto.analysis.evaluations import PROBES, read_probings
 from toto.analysis.paper import ablation
 from toto.analysis.reproduced import (
     SMALL,
@@ -22,7 +22,6 @@ from toto.analysis.reproduced import (
     results_of,
     table_cells,
 )
-from toto.analysis.runs import PROBE_FOLDER
 from toto.errors import CancelledError, RunError, UserError, error_of_code
 from toto.files import disk_errors, write_atomic
 from toto.jobs.console import say, say_table
@@ -32,6 +31,7 @@ from toto.training.interrupt import WARNINGS, hangup_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from types import FrameType
 
     from toto.analysis.paper import Entry, Row
@@ -116,9 +116,8 @@ def _probe(run: Path, results: str | None) -> None:
     assert results is not None
     if _probed(run, results):
         return
-    protocol = Path(results).name
-    words = ["--recipe", protocol]
-    if results == str(PROBE_FOLDER):
+    words = ["--recipe", results]
+    if results == PROBES:
         words = [word for pool in SMALL_POOLS for word in ("--pool", pool)]
         for name, value in SMALL_PROBE.items():
             words += ["--set", f"{name}={value}"]
@@ -131,13 +130,14 @@ def _done(run: Path) -> bool:
 
 
 def _probed(run: Path, results: str) -> bool:
-    path = run / results / "summary.json"
-    if not path.is_file():
-        return False
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if results == str(PROBE_FOLDER) and not summary["best"].keys() >= set(SMALL_POOLS):
-        return False
-    return bool(summary["step"] == look_at(run).checkpoint)
+    """Whether the newest checkpoint has been probed so, by the rules of this version."""
+    step = look_at(run).checkpoint
+    for probing in read_probings(run):
+        pooled = {row.head for row in probing.rows}
+        whole = results != PROBES or pooled >= set(SMALL_POOLS)
+        if probing.name == results and probing.step == step and whole and not probing.old_norm:
+            return True
+    return False
 
 
 def _toto(words: Sequence[str]) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from toto.analysis.evaluations import CLASSES, FINETUNED
 from toto.data.clips import LabelledDataset
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
 from toto.jobs.console import progress_bar, say
 from toto.jobs.held_out import evaluated
 from toto.jobs.labelled import labelled_samples
+from toto.jobs.result_folder import named_folder, new_folder
 from toto.training.metrics import metric_values
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ACCURACY", "HeldOut", "evaluation_values", "write_accuracies"]
 
 ACCURACY = "accuracy"
-PROBE_FOLDER = "probe"
-CLASSIFIER_FOLDER = "classify"
 
 
 def evaluation_values(task: ModelTask, metrics: dict[str, Mean]) -> Values:
@@ -108,7 +108,7 @@ def write_accuracies(
 ) -> None:
     """Score every classifier on all held-out samples, and write it down.
 
-    RUN/probe/results.jsonl and summary.json of probes, RUN/classify of a model that classifies.
+    results.jsonl and summary.json under RUN/eval, in a folder of the step that was scored.
     """
     batches = chain.from_iterable(_shown(recipe, part, ranks) for part in held_out)
     counted = evaluated(engine, batches, ranks).get(ACCURACY)
@@ -138,23 +138,30 @@ def write_accuracies(
     results = ProbeResults(
         tuple(rows), samples, round(counted.count[0].item()), _epochs(recipe, labelled, samples)
     )
-    folder = run.path / (PROBE_FOLDER if len(rows) > 1 else CLASSIFIER_FOLDER)
-    results.write(
-        folder,
-        source=", ".join(part.source.name for part in held_out),
-        step=step,
-        protocol=recipe.task.model_dump(mode="json"),
-        conditions={
-            "data": {source.name: source.train.fingerprint() for source in labelled},
-            "validation": {
-                part.source.name: part.source.validation.fingerprint()
-                for part in held_out
-                if part.source.validation is not None
-            },
-            "precision": recipe.training.precision,
-            "device": recipe.training.device,
+    evaluation = FINETUNED if len(rows) > 1 else CLASSES
+    protocol = recipe.task.model_dump(mode="json")
+    conditions: dict[str, object] = {
+        "data": {source.name: source.train.fingerprint() for source in labelled},
+        "validation": {
+            part.source.name: part.source.validation.fingerprint()
+            for part in held_out
+            if part.source.validation is not None
         },
-    )
+        "precision": recipe.training.precision,
+        "device": recipe.training.device,
+    }
+    names = [part.source.name for part in held_out]
+    decisive = {"step": step, "protocol": protocol, "conditions": conditions}
+    folder = named_folder(run.path, evaluation, "+".join(names), decisive)
+    with new_folder(folder) as unfinished:
+        results.write(
+            unfinished,
+            evaluation=evaluation,
+            source=", ".join(names),
+            step=step,
+            protocol=protocol,
+            conditions=conditions,
+        )
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json")
 

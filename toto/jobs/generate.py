@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,9 +17,9 @@ from toto.errors import RecipeError, UserError
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
 from toto.jobs.console import progress_bar, say
-from toto.jobs.generated_folder import OURS, Shown, sample_files, write_generated
+from toto.jobs.generated_folder import OURS, RECORD, Shown, sample_files, write_generated
 from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
-from toto.jobs.result_folder import require_replaceable
+from toto.jobs.result_folder import free_folder, named_folder
 from toto.jobs.sources import root_explained
 from toto.jobs.trained import (
     FoundRun,
@@ -30,6 +31,7 @@ from toto.jobs.trained import (
 )
 from toto.recipe.messages import explain
 from toto.tokenizers.base import TokenGrid, Tokenizer
+from toto.training.checkpoint import MODEL_FILE, FileRecord
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GenerateRequest", "start_generating"]
 
-FOLDER = "generated"
+EVALUATION = "generate"
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """The command's arguments; `out` None is RUN/generated."""
+    """The command's arguments; `out` None is a folder under RUN/eval."""
 
     run: str | None
     prompts: PromptRequest
@@ -54,6 +56,7 @@ class GenerateRequest:
     top_k: int
     top_p: float
     out: Path | None
+    overwrite: bool
     imports: tuple[str, ...]
 
 
@@ -71,13 +74,21 @@ def start_generating(request: GenerateRequest) -> None:
     found = resolve_run(request.run)
     _refuse_patches(found)
     require_next_tokens(found)
-    folder = request.out or found.run / FOLDER
-    require_replaceable(folder, OURS, "toto generate")
     with root_explained(found.recipe.data.root, found.run):
         found_prompts = find_prompts(request.prompts, found.recipe)
     prompts, frames = found_prompts.prompts, request.prompts.frames
     _refuse_partial_prefix(found.recipe, prompts, frames)
     trained = load_trained(found)
+    folder = free_folder(
+        _named_folder(trained, found_prompts, request, sampling),
+        request.out,
+        mark=RECORD,
+        ours=OURS,
+        overwrite=request.overwrite,
+        command="toto generate",
+    )
+    if folder is None:
+        return
     _say_plan(found_prompts, frames, found.recipe.context_frames)
     codes = _continue(trained, prompts, frames, request.start, sampling)
     shown = [
@@ -103,6 +114,29 @@ def start_generating(request: GenerateRequest) -> None:
     )
     write_generated(folder, shown, record)
     say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def _named_folder(
+    trained: Trained, found: Prompts, request: GenerateRequest, sampling: SamplingConfig
+) -> Path:
+    decisive = {
+        "evaluation": EVALUATION,
+        "model": FileRecord.of(trained.found.checkpoint / MODEL_FILE).sha256,
+        "prompts": [
+            [prompt.name, prompt.given, prompt.seed, hashlib.sha256(_bytes(prompt)).hexdigest()]
+            for prompt in found.prompts
+        ],
+        "start": request.start,
+        "frames": request.prompts.frames,
+        "sampling": sampling.model_dump(mode="json"),
+        "precision": trained.precision,
+        "device": trained.device.type,
+    }
+    return named_folder(trained.found.run, EVALUATION, found.source or found.kind, decisive)
+
+
+def _bytes(prompt: Prompt) -> bytes:
+    return np.ascontiguousarray(prompt.clip).tobytes()
 
 
 def _refuse_patches(found: FoundRun) -> None:

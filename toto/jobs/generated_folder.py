@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from toto.files import disk_errors
 from toto.generation.media import (
     continuation_sheet,
     pixel_scale,
@@ -17,6 +15,7 @@ from toto.generation.media import (
     write_mp4,
     write_png,
 )
+from toto.jobs.result_folder import new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from toto.analysis.runs import Generated
     from toto.generation.media import Pixels
 
-__all__ = ["OURS", "Shown", "sample_files", "write_generated"]
+__all__ = ["OURS", "RECORD", "Shown", "sample_files", "write_generated"]
 
 RECORD = "generated.json"
 OURS = re.compile(r"generated\.json|sample-\d+\.(gif|mp4|png)")
@@ -57,19 +56,11 @@ def write_generated(folder: Path, sequences: Sequence[Shown], record: Generated)
     Raises:
         RunError: the disk is full, or refuses; the old folder is as it was.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    with disk_errors(folder):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            unfinished.mkdir(parents=True)
-            for index, sequence in enumerate(sequences):
-                _write_sequence(unfinished, sample_files(index), sequence)
-            text = json.dumps(asdict(record), indent=2)
-            (unfinished / RECORD).write_text(text + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(folder) as unfinished:
+        for index, sequence in enumerate(sequences):
+            _write_sequence(unfinished, sample_files(index), sequence)
+        text = json.dumps(asdict(record), indent=2)
+        (unfinished / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def _write_sequence(folder: Path, names: dict[str, str], sequence: Shown) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from toto.analysis.evaluations import EVALUATIONS, PROBES
 from toto.analysis.figures import draw_layer_curve
 from toto.data.class_names import differing_classes
 from toto.data.clips import LabelledDataset
@@ -17,15 +19,16 @@ from toto.errors import DataError, RecipeError, UserError
 from toto.evaluation.classification import run_probes
 from toto.evaluation.feature_cache import FeatureStore
 from toto.jobs.console import progress_bar, say
+from toto.jobs.result_folder import free_folder, named_folder, new_folder
 from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.sources import Source, open_sources, root_explained
-from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
+from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.recipe.messages import explain
 from toto.recipe.overrides import apply_override
 from toto.recipe.reader import read_probe_recipe
 from toto.recipe.schemas import ProbeRecipe, TrainRecipe
 from toto.recipe.yaml_reader import parse_value
-from toto.tasks.probe_settings import ProbeSettings
+from toto.tasks.probe_settings import FREE_SETTINGS, ProbeSettings
 from toto.training.checkpoint import MODEL_FILE, FileRecord
 from toto.wording import number_of
 
@@ -34,12 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ProbeRequest", "start_probing"]
 
-FOLDER = "probe"
+DEFAULT = "default"  # the name of what no recipe says
 CURVE = "curve.png"
 FEATURES = "features"
+OURS = re.compile(r"results\.jsonl|summary\.json|curve\.png")
+"""The names that a folder of results holds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
     """The command's arguments.
 
@@ -51,6 +56,8 @@ class ProbeRequest:
         source: the labelled source to probe on; None takes the first labelled one.
         overrides: other fields of ProbeSettings.
         imports: plug-ins to import first.
+        out: the folder of the results, instead of one under RUN/eval.
+        overwrite: replace an earlier result.
     """
 
     run: str | None
@@ -60,15 +67,19 @@ class ProbeRequest:
     source: str | None
     overrides: tuple[str, ...]
     imports: tuple[str, ...]
+    out: Path | None
+    overwrite: bool
 
 
 def start_probing(request: ProbeRequest) -> None:
-    """Probe a run; write results.jsonl, summary.json and curve.png in RUN/probe.
+    """Probe a run; write results.jsonl, summary.json and curve.png under RUN/eval.
 
-    A protocol's stand in RUN/probe/NAME.
+    The folder is named by the protocol, the source and everything else that the figures depend on,
+    so that no probing replaces another.
 
     Raises:
-        UserError: no such run, recipe, source or layer, or settings that do not fit.
+        UserError: no such run, recipe, source or layer, settings that do not fit, or a folder that
+            is taken.
         DataError: data without labels.
     """
     import_all(request.imports)
@@ -77,15 +88,27 @@ def start_probing(request: ProbeRequest) -> None:
     found = seen_as(resolve_run(request.run), _seen(protocol))
     trained = load_trained(found)
     with root_explained(found.recipe.data.root, found.run):
-        labelled = _labelled_source(found.recipe, trained.tokenizer, request.source)
+        labelled, others = _labelled_source(found.recipe, trained.tokenizer, request.source)
     train, validation = _clips(labelled, settings)
     classes = len(labelled.train.classes)
     say(
         f"probing {found.checkpoint} on {labelled.name}: {len(train):,} training and "
         f"{len(validation):,} validation samples of {number_of(classes, 'class', 'classes')}"
     )
+    if others and request.source is None:
+        say(f"other labelled sources, each by --source NAME: {', '.join(others)}")
     origin = _origin(trained, labelled)
-    folder = found.run / FOLDER / ("" if request.recipe is None else protocol.name)
+    conditions = origin | _conditions(trained, labelled, settings)
+    folder = free_folder(
+        _named_folder(found, protocol, labelled, conditions),
+        request.out,
+        mark="summary.json",
+        ours=OURS,
+        overwrite=request.overwrite,
+        command="toto probe",
+    )
+    if folder is None:
+        return
     with progress_bar("probing", "samples") as progress:
         results = run_probes(
             trained.model,
@@ -96,24 +119,46 @@ def start_probing(request: ProbeRequest) -> None:
             num_classes=classes,
             precision=trained.precision,
             context=found.recipe.clip.frames if settings.context == "packed" else 1,
-            store=FeatureStore(folder / FEATURES, origin),
+            store=FeatureStore(found.run / EVALUATIONS / FEATURES, origin),
             progress=progress,
             say=say,
         )
     step = found.meta.step
-    assert labelled.validation is not None
-    results.write(
-        folder,
-        source=labelled.name,
-        step=step,
-        protocol=protocol.model_dump(mode="json"),
-        conditions=origin
-        | {"validation": labelled.validation.fingerprint(), "precision": trained.precision},
-    )
-    title = f"{found.run.name} at step {step:,} on {labelled.name}"
-    draw_layer_curve(folder / CURVE, results.rows, title)
+    with new_folder(folder) as unfinished:
+        results.write(
+            unfinished,
+            evaluation=PROBES,
+            source=labelled.name,
+            step=step,
+            protocol=protocol.model_dump(mode="json"),
+            conditions=conditions,
+        )
+        title = f"{found.run.name} at step {step:,} on {labelled.name}"
+        draw_layer_curve(unfinished / CURVE, results.rows, title)
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json, {CURVE}")
+
+
+def _named_folder(
+    found: FoundRun, protocol: ProbeRecipe, source: Source, conditions: dict[str, object]
+) -> Path:
+    """Named by all that decides a figure; a cache and the size of a pass are not part of it."""
+    settings = protocol.probes.model_dump(mode="json", exclude=FREE_SETTINGS)
+    evaluation = PROBES if protocol.name == DEFAULT else protocol.name
+    decisive = {"evaluation": evaluation, "settings": settings, "conditions": conditions}
+    return named_folder(found.run, evaluation, source.name, decisive)
+
+
+def _conditions(trained: Trained, source: Source, settings: ProbeSettings) -> dict[str, object]:
+    """What the results depend on besides the protocol and the features of training samples."""
+    assert source.validation is not None
+    heads = settings.heads if settings.batch_norm else ()
+    return {
+        "source": source.name,
+        "validation": source.validation.fingerprint(),
+        "precision": trained.precision,
+        "batch_norm_on": {head.label: head.normalises for head in heads},
+    }
 
 
 def _protocol(request: ProbeRequest) -> ProbeRecipe:
@@ -124,7 +169,7 @@ def _protocol(request: ProbeRequest) -> ProbeRecipe:
     if request.layers is not None:
         changes["layers"] = _layers(request.layers)
     where = "toto probe"
-    protocol = ProbeRecipe(name="default")
+    protocol = ProbeRecipe(name=DEFAULT)
     if request.recipe is not None:
         protocol, where = read_probe_recipe(request.recipe), request.recipe
     raw = protocol.probes.model_dump(mode="json") | changes
@@ -166,30 +211,44 @@ def _seen(protocol: ProbeRecipe) -> Seen:
     )
 
 
-def _labelled_source(recipe: TrainRecipe, tokenizer: Tokenizer, wanted: str | None) -> Source:
+def _labelled_source(
+    recipe: TrainRecipe, tokenizer: Tokenizer, wanted: str | None
+) -> tuple[Source, list[str]]:
+    """The source to probe on, and the names of the others that have labels.
+
+    Raises:
+        UserError: no source of that name.
+        DataError: no labels, or a validation dataset that does not fit the training data.
+    """
     if wanted is not None and wanted not in recipe.data.sources:
         raise UserError(f"--source {wanted}: there are {', '.join(recipe.data.sources)}")
-    for source in open_sources(recipe, tokenizer):
-        if wanted not in (None, source.name):
-            continue
-        if source.validation is not None and source.train.classes:
-            if source.train.classes != source.validation.classes:
-                difference = differing_classes(source.validation.classes, source.train.classes)
-                raise DataError(
-                    f"{source.validation.path} has other classes than {source.train.path}: it "
-                    f"{difference}. Pack it again with --classes {source.train.path}"
-                )
-            if source.train.fingerprint() == source.validation.fingerprint():
-                raise DataError(
-                    f"{source.validation.path} holds the very samples of {source.train.path}, and "
-                    "probes would be scored on what they learned. Name another validation dataset"
-                )
-            return source
-    raise DataError(
-        f"{wanted or 'no source of the run'}: no labels with a validation dataset. Pack a folder "
-        "with one sub-folder a class, and name it in data.sources"
-        + (f" (the run read {Path(recipe.data.root)})" if wanted is None else "")
-    )
+    labelled = {
+        source.name: source
+        for source in open_sources(recipe, tokenizer)
+        if source.validation is not None and source.train.classes
+    }
+    name = next(iter(labelled), None) if wanted is None else wanted
+    if name not in labelled:
+        raise DataError(
+            f"{wanted or 'no source of the run'}: no labels with a validation dataset. Pack a "
+            "folder with one sub-folder a class, and name it in data.sources"
+            + (f" (the run read {Path(recipe.data.root)})" if wanted is None else "")
+            + (f". Sources with labels: {', '.join(labelled)}" if labelled else "")
+        )
+    source = labelled.pop(name)
+    assert source.validation is not None
+    if source.train.classes != source.validation.classes:
+        difference = differing_classes(source.validation.classes, source.train.classes)
+        raise DataError(
+            f"{source.validation.path} has other classes than {source.train.path}: it "
+            f"{difference}. Pack it again with --classes {source.train.path}"
+        )
+    if source.train.fingerprint() == source.validation.fingerprint():
+        raise DataError(
+            f"{source.validation.path} holds the very samples of {source.train.path}, and "
+            "probes would be scored on what they learned. Name another validation dataset"
+        )
+    return source, list(labelled)
 
 
 def _clips(source: Source, settings: ProbeSettings) -> tuple[LabelledDataset, LabelledDataset]:

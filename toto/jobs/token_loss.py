@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from toto.analysis.token_loss import PositionLosses, baseline_positions, mean_by
 from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
-from toto.files import disk_errors, write_atomic
+from toto.files import write_atomic
 from toto.jobs.console import progress_bar, say, say_table
+from toto.jobs.result_folder import free_folder, named_folder, new_folder
 from toto.jobs.sources import open_dataset
 from toto.jobs.trained import (
     build_target_tokenizer,
@@ -27,6 +29,7 @@ from toto.jobs.trained import (
     resolve_run,
 )
 from toto.tasks.next_token import NextTokenTask
+from toto.training.checkpoint import MODEL_FILE, FileRecord
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = ["analyze_token_loss"]
 
-FOLDER = "token_loss"
+EVALUATION = "token_loss"
+RECORD, TABLE, FIGURE = "token_loss.json", "token_loss.csv", "token_loss.png"
+OURS = re.compile("|".join(map(re.escape, (RECORD, TABLE, FIGURE))))
+"""The names that the folder holds."""
 BATCH = 8
 
 
@@ -57,20 +63,26 @@ class _Measured:
 
 
 def analyze_token_loss(
-    run: str, data: str, *, out: Path | None, sequences: int | None, imports: Sequence[str]
+    run: str,
+    data: str,
+    *,
+    out: Path | None,
+    sequences: int | None,
+    overwrite: bool,
+    imports: Sequence[str],
 ) -> None:
-    """Measure the loss at every position, and write OUT.
+    """Measure the loss at every position, and write it to a folder under RUN/eval.
 
     Args:
         run: a next-token run or checkpoint.
         data: a dataset, raw or of the run's tokens.
-        out: the folder of token_loss.json, token_loss.csv and token_loss.png; None takes
-            RUN/token_loss.
+        out: the folder of token_loss.json, token_loss.csv and token_loss.png instead.
         sequences: how many, spread over the dataset; None for all.
+        overwrite: replace an earlier result.
         imports: plug-ins to import first.
 
     Raises:
-        UserError: no such run, or one that learned classes.
+        UserError: no such run, one that learned classes, or a folder that is taken.
         DataError: data that are missing, too short, broken, or tokens of another tokenizer.
         RunError: the disk is full or refuses.
     """
@@ -81,17 +93,38 @@ def analyze_token_loss(
     dataset = open_dataset(data)
     if dataset.form == "tokens":
         require_tokenizer(dataset, trained.tokenizer)
+    folder = free_folder(
+        _named_folder(trained, dataset, sequences),
+        out,
+        mark=RECORD,
+        ours=OURS,
+        overwrite=overwrite,
+        command="toto analyze token-loss",
+    )
+    if folder is None:
+        return
     measured = _measure(trained, dataset, sequences)
-    folder = out or trained.found.run / FOLDER
     unit = trained.found.recipe.loss_unit
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_token_loss(folder / "token_loss.png", measured.columns(), unit)
-        write_atomic(folder / "token_loss.csv", _table(measured))
+    with new_folder(folder) as unfinished:
+        draw_token_loss(unfinished / FIGURE, measured.columns(), unit)
+        write_atomic(unfinished / TABLE, _table(measured))
         record = _record(trained, dataset, measured)
-        write_atomic(folder / "token_loss.json", json.dumps(record, indent=2) + "\n")
+        write_atomic(unfinished / RECORD, json.dumps(record, indent=2) + "\n")
     _say_frames(measured, unit)
-    say(f"{folder}: token_loss.json, token_loss.csv, token_loss.png")
+    say(f"{folder}: {RECORD}, {TABLE}, {FIGURE}")
+
+
+def _named_folder(trained: Trained, dataset: Dataset, sequences: int | None) -> Path:
+    decisive = {
+        "evaluation": EVALUATION,
+        "model": FileRecord.of(trained.found.checkpoint / MODEL_FILE).sha256,
+        "data": dataset.fingerprint(),
+        "sequences": sequences,
+        "precision": trained.precision,
+        "device": trained.device.type,
+    }
+    subject = dataset.path.rstrip("/").rpartition("/")[2]
+    return named_folder(trained.found.run, EVALUATION, subject, decisive)
 
 
 def _measure(trained: Trained, dataset: Dataset, sequences: int | None) -> _Measured:

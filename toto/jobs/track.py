@@ -16,8 +16,8 @@ from toto.evaluation.tracking_metrics import SequenceScorer, TrackingScores, sco
 from toto.evaluation.tracking_results import COPY, HEAD, TrackingResults, cells
 from toto.files import disk_errors
 from toto.jobs.console import progress_bar, say, say_table
-from toto.jobs.result_folder import require_replaceable
-from toto.jobs.track_folder import OURS, OVERLAYS, SequenceScores, TrackFolder
+from toto.jobs.result_folder import free_folder, named_folder
+from toto.jobs.track_folder import OURS, OVERLAYS, SUMMARY, SequenceScores, TrackFolder
 from toto.jobs.track_overlay import write_overlay
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.wording import number_of
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TrackRequest", "start_tracking"]
 
-FOLDER = "track"
+EVALUATION = "track"
 
 
 @dataclass(frozen=True)
 class TrackRequest:
-    """The command's arguments; `out` None is RUN/track."""
+    """The command's arguments; `out` None is a folder under RUN/eval."""
 
     run: str
     davis: Path
@@ -46,6 +46,7 @@ class TrackRequest:
     preset: Literal["crw", "dino"]
     start: Literal["image", "video"]
     out: Path | None
+    overwrite: bool
     imports: tuple[str, ...]
 
 
@@ -61,20 +62,31 @@ def start_tracking(request: TrackRequest) -> None:
     import_all(request.imports)
     found = _changed(resolve_run(request.run), request)
     layers = _layers(request.layers, found)
-    folder = request.out or found.run / FOLDER
-    require_replaceable(folder, OURS, "toto track")
     sequences = open_davis(request.davis, request.sequences)
     for sequence in sequences:
         scored_frames(sequence.name, len(sequence))
     require_equal_sizes(sequences)
     trained = load_trained(found)
-    _say_plan(found, sequences, layers)
     features = FrameFeatures(
         trained.model, trained.tokenizer, layers, request.resolution, request.start,
         trained.precision,
     )  # fmt: skip
+    settings = _settings(trained, sequences, features, request.preset)
+    decisive = {key: value for key, value in settings.items() if key != "checkpoint"}
+    subject = f"{request.davis.resolve().name}-{request.preset}-{request.resolution}"
+    folder = free_folder(
+        named_folder(found.run, EVALUATION, subject, decisive),
+        request.out,
+        mark=SUMMARY,
+        ours=OURS,
+        overwrite=request.overwrite,
+        command="toto track",
+    )
+    if folder is None:
+        return
+    _say_plan(found, sequences, layers)
     with disk_errors(folder):
-        growing = TrackFolder(folder, _settings(trained, sequences, features, request.preset))
+        growing = TrackFolder(folder, settings)
         results = _track_all(sequences, features, PRESETS[request.preset], growing)
         _write_overlays(sequences, growing, results.best)
         growing.complete(results)
@@ -196,6 +208,7 @@ def _settings(
     found = trained.found
     layout = found.recipe.layout
     return {
+        "evaluation": EVALUATION,
         "checkpoint": str(found.checkpoint),
         "step": found.meta.step,
         "checkpoint_digest": hashlib.sha256(found.meta.identity_json()).hexdigest(),

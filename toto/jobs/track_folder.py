@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from toto.evaluation.tracking_results import TrackingResults
 
-__all__ = ["OURS", "OVERLAYS", "SequenceScores", "TrackFolder"]
+__all__ = ["OURS", "OVERLAYS", "SUMMARY", "SequenceScores", "TrackFolder"]
 
 RESULTS, SUMMARY, CURVE, MASKS, OVERLAYS = (
     "results.jsonl", "summary.json", "curve.png", "masks", "overlays",

@@ -427,7 +427,11 @@ class ProbeBankConfig(TaskConfig):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (0,), min_length=1, max_length=31, description="of initial weights, each a probe of its own"
     )
-    batch_norm: bool = Field(True, description="BatchNorm without affine in front of the pooling")
+    batch_norm: bool = Field(
+        True,
+        description="BatchNorm without affine, where each head has it: on the pooled vector of "
+        "average pooling (MAE), on the tokens in front of attention (AIM)",
+    )
 
     @model_validator(mode="after")
     def _check_unique(self) -> Self:

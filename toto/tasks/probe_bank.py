@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from toto.tasks.config import ProbeBankConfig
 
 __all__ = [
+    "FrozenNorm",
     "LabelledFeatures",
     "LayerFeatures",
     "Probe",
     "ProbeBank",
-    "TokenNorm",
     "pool_together",
 ]
 
@@ -104,36 +104,43 @@ class LabelledFeatures:
         return LabelledFeatures(layers, torch.cat([part.label_B for part in parts]))
 
 
-class TokenNorm(nn.Module):
-    """BatchNorm without affine over all tokens of a batch (AIM's attentive probe; MAE's linear).
+class FrozenNorm(nn.Module):
+    """BatchNorm without affine, computed from moments, as the map `(x - shift) * scale`.
 
-    Told as the map `(x - shift) * scale`, from moments alone, so that it costs no pass over the
-    tokens. The running estimates are plain averages over the batches seen: frozen features do not
-    drift. Equal to `nn.BatchNorm1d(D, eps=1e-6, momentum=None, affine=False)` on `[B·L, D]`.
+    Moments are enough, so that normalising tokens costs no pass over them. The running estimates
+    are plain averages over the batches seen: frozen features do not drift. Equal to
+    `nn.BatchNorm1d(D, eps=1e-6, momentum=None, affine=False)`, with one exception: a single value
+    has no variance, so it is normalised by the running estimates, where torch raises an error.
+
+    Args:
+        shape: of the estimates, `[D]`, or `[P, 1, D]` of P heads that pool differently.
     """
 
     eps = 1e-6
     batches: Tensor
-    mean_D: Tensor
-    var_D: Tensor
+    mean: Tensor
+    var: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
         self.register_buffer("batches", torch.zeros(()))
-        self.register_buffer("mean_D", torch.zeros(width))
-        self.register_buffer("var_D", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
 
-    def forward(self, features: LayerFeatures) -> tuple[Tensor, Tensor]:
-        """`shift_D` and `scale_D`: of this batch while training, else the running ones."""
-        if not self.training:
-            return self.mean_D, (self.var_D + self.eps).rsqrt()
-        mean_D = features.mean_BD.mean(0)
-        var_D = features.var_BD.mean(0) + features.mean_BD.var(0, correction=0)
-        count = len(features.mean_BD) * features.length
+    def forward(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return `shift` and `scale`: of this batch while training, else the running ones.
+
+        Args:
+            mean: of the batch, in the shape of the estimates.
+            var: of the batch, divided by `count`.
+            count: of the values that both are taken over.
+        """
+        if not self.training or count < 2:
+            return self.mean, (self.var + self.eps).rsqrt()
         self.batches += 1
-        self.mean_D += (mean_D - self.mean_D) / self.batches
-        self.var_D += (var_D * count / max(count - 1, 1) - self.var_D) / self.batches
-        return mean_D, (var_D + self.eps).rsqrt()
+        self.mean += (mean.detach() - self.mean) / self.batches
+        self.var += (var.detach() * count / (count - 1) - self.var) / self.batches
+        return mean, (var + self.eps).rsqrt()
 
 
 class Probe(nn.Module):
@@ -179,7 +186,8 @@ class ProbeBank(Task[LabelledFeatures]):
     """Every layer × head × learning rate × weight decay × seed of the config, in that order.
 
     Args:
-        config: heads, learning rates, decays, seeds, and whether a norm stands in front.
+        config: heads, learning rates, decays, seeds, and whether features are normalised: each
+            head says where (`HeadConfig.normalises`).
         layers: the layers probed, each once.
         width: D of the features.
         num_classes: classes of the labels.
@@ -205,9 +213,16 @@ class ProbeBank(Task[LabelledFeatures]):
             for head in config.heads
             for kind in kinds
         )
-        self.norms = nn.ModuleDict()
+        self.token_norms = nn.ModuleDict()
+        self.pooled_norms = nn.ModuleDict()
         if config.batch_norm:
-            self.norms.update({str(layer): TokenNorm(width) for layer in self.layers})
+            for layer, (index, head) in product(self.layers, enumerate(config.heads)):
+                if head.normalises == "tokens":
+                    self.token_norms[str(layer)] = FrozenNorm(width)
+                else:
+                    # Heads without parameters pool alike: their statistics are computed once.
+                    kinds_of_pooling = self.per_head if head.num_params(width) else 1
+                    self.pooled_norms[f"{layer}_{index}"] = FrozenNorm(kinds_of_pooling, 1, width)
 
     @property
     def trainable(self) -> nn.Module:
@@ -266,17 +281,47 @@ class ProbeBank(Task[LabelledFeatures]):
         return self.members()[start : start + self.per_layer]
 
     def _logits(self, probes: list[Probe], features: LayerFeatures, layer: int) -> Tensor:
-        if self.config.batch_norm:
-            shift_D, scale_D = self.norms[str(layer)](features)
-        else:
-            width = features.mean_BD.shape[-1]
-            shift_D, scale_D = features.mean_BD.new_zeros(width), features.mean_BD.new_ones(width)
         groups = [probes[i : i + self.per_head] for i in range(0, len(probes), self.per_head)]
-        heads = [[probe.head for probe in group] for group in groups]
-        pooled = pool_together(heads, features, shift_D, scale_D)
+        pooled = self._pool([[probe.head for probe in group] for group in groups], features, layer)
         return torch.cat(
             [_classify(group, x_PBD) for group, x_PBD in zip(groups, pooled, strict=True)]
         )
+
+    def _pool(self, groups: list[list[Head]], features: LayerFeatures, layer: int) -> list[Tensor]:
+        """What the classifiers of each group read, `PBD`, normalised where its head asks for it."""
+        width = features.mean_BD.shape[-1]
+        identity = features.mean_BD.new_zeros(width), features.mean_BD.new_ones(width)
+        if not self.config.batch_norm:
+            return pool_together(groups, features, *identity)
+        pooled: dict[int, Tensor] = {}
+        kinds = [head.normalises for head in self.config.heads]
+        if on_tokens := [index for index, kind in enumerate(kinds) if kind == "tokens"]:
+            token_map = self._token_map(features, layer)
+            found = pool_together([groups[index] for index in on_tokens], features, *token_map)
+            pooled |= zip(on_tokens, found, strict=True)
+        if on_pooled := [index for index, kind in enumerate(kinds) if kind == "pooled"]:
+            found = pool_together([groups[index] for index in on_pooled], features, *identity)
+            for index, x_PBD in zip(on_pooled, found, strict=True):
+                pooled[index] = _normalised(x_PBD, self.pooled_norms[f"{layer}_{index}"])
+        return [pooled[index] for index in range(len(groups))]
+
+    def _token_map(self, features: LayerFeatures, layer: int) -> tuple[Tensor, Tensor]:
+        """`shift_D` and `scale_D` of the norm over all tokens of a batch."""
+        mean_BD = features.mean_BD
+        var_D = features.var_BD.mean(0) + mean_BD.var(0, correction=0)
+        count = len(mean_BD) * features.length
+        shift_D, scale_D = self.token_norms[str(layer)](mean_BD.mean(0), var_D, count)
+        return shift_D, scale_D
+
+
+def _normalised(pooled_PBD: Tensor, norm: nn.Module) -> Tensor:
+    """Normalise pooled features over the samples of the batch, those of each head on their own."""
+    assert isinstance(norm, FrozenNorm)
+    some_PBD = pooled_PBD[: len(norm.mean)]
+    var_P1D, mean_P1D = torch.var_mean(some_PBD, dim=1, correction=0, keepdim=True)
+    shift_P1D, scale_P1D = norm(mean_P1D, var_P1D, pooled_PBD.shape[1])
+    normed_PBD: Tensor = (some_PBD - shift_P1D) * scale_P1D
+    return normed_PBD.expand_as(pooled_PBD)
 
 
 def pool_together(

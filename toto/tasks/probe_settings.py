@@ -15,7 +15,10 @@ from pydantic import (
 
 from toto.tasks.config import ProbeBankConfig
 
-__all__ = ["ProbeSettings"]
+__all__ = ["FREE_SETTINGS", "ProbeSettings"]
+
+FREE_SETTINGS = {"read_batch", "cache", "cache_gb"}
+"""How the work is done: no figure depends on them."""
 
 
 class ProbeSettings(ProbeBankConfig):

@@ -41,6 +41,10 @@ def check_head(config: HeadConfig, *, width: int = 32) -> list[str]:
     head = config.build(width)
     expect(isinstance(head, Head), f"build() returned {described(head)} instead of a Head")
     count = check_count(head, config.num_params(width), f"num_params({width})")
+    expect(
+        config.normalises in ("tokens", "pooled"),
+        f"normalises is {config.normalises!r} instead of 'tokens' or 'pooled'",
+    )
     features_BLD = torch.randn(2, 10, width, generator=generator(), requires_grad=True)
     pooled_BD = head(features_BLD)
     expect(

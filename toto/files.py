@@ -22,6 +22,7 @@ __all__ = [
     "claimant",
     "disk_errors",
     "locked",
+    "no_empty_folder",
     "replacing",
     "sync",
     "write_atomic",
@@ -48,6 +49,25 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error}. Make room or mend the permissions, and run the "
             "command again; a training run goes on with --resume"
         ) from error
+
+
+@contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Remove a folder and its parents at the end of the block where they are new and still empty.
+
+    A command that is refused after it made its folder leaves nothing behind then.
+
+    Args:
+        path: of the folder, which may not be there yet.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from toto.data.addresses import is_remote
 from toto.data.config import CacheConfig
 from toto.data.fetch import Remote
 from toto.errors import CheckpointError, DataError, UserError
-from toto.files import disk_errors
+from toto.files import disk_errors, no_empty_folder
 from toto.jobs.console import progress_bar, say
 from toto.jobs.convert import save_converted
 from toto.registry import unknown_name
@@ -28,7 +28,7 @@ from toto.tokenizers.official import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from toto.tokenizers.config import TokenizerConfig
     from toto.tokenizers.convert import Converted
@@ -61,6 +61,12 @@ def get_weights(name: str, *, source: str | None) -> None:
         say(f"{path} is here already. To make it anew, remove it, or give --from")
         return
     before = read_record(name)
+    with no_empty_folder(path.parent):
+        _bring_all(name, source, path, before)
+
+
+def _bring_all(name: str, source: str | None, path: Path, before: Mapping[str, Received]) -> None:
+    """Bring the files of published weights and convert them into `path`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = TemporaryDirectory(prefix=".fetching-", dir=path.parent)

@@ -46,4 +46,3 @@ def test_weights_that_are_not_brought_leave_no_folder(
     monkeypatch.setenv("TOTO_HOME", str(tmp_path / "cache"))
     toto("weights", "get", "dvae", "--from", "nowhere", cwd=tmp_path, code=2)
     assert list(tmp_path.rglob("*")) == []
-

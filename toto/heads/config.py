@@ -57,7 +57,7 @@ class AverageConfig(HeadConfig):
 class AttentionConfig(HeadConfig):
     """One learned query attends to all tokens through learned W_k and W_v (paper §3.5, Table 5)."""
 
-    num_heads: PositiveInt = 1
+    num_heads: PositiveInt = Field(1, description="attention heads; they divide the width")
 
     def num_params(self, width: int) -> int:
         """W_k, W_v and the query."""
@@ -74,7 +74,7 @@ class AttentionConfig(HeadConfig):
 class CrossAttentionConfig(HeadConfig):
     """One learned query, cross-attention and an MLP, both residual (paper §A.7, Table 16)."""
 
-    num_heads: PositiveInt = 1
+    num_heads: PositiveInt = Field(1, description="attention heads; they divide the width")
     mlp_ratio: PositiveInt = Field(4, description="hidden values of the MLP, over the width")
 
     def num_params(self, width: int) -> int:

@@ -140,7 +140,7 @@ class CodebookConfig(TokenizerConfig):
     """Base of the tokenizers that have a codebook and weights."""
 
     weights: WeightsSource = None
-    num_codes: PositiveInt
+    num_codes: PositiveInt = Field(description="size of the codebook")
 
     @property
     def codebook_size(self) -> int:
@@ -180,11 +180,11 @@ class DvaeConfig(CodebookConfig):
     decoder, 8192 codes.
     """
 
-    num_codes: PositiveInt = 8192
+    num_codes: PositiveInt = Field(8192, description="size of the codebook")
     width: PositiveInt = Field(
         256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
     )
-    blocks_per_group: PositiveInt = 2
+    blocks_per_group: PositiveInt = Field(2, description="residual blocks of each of four groups")
     decoder_stem: PositiveInt = Field(128, description="channels after the one-hot 1×1 conv")
 
     def grid(self, resolution: int) -> tuple[int, int]:
@@ -214,14 +214,16 @@ class VqganConfig(CodebookConfig):
     42.4 M in the decoder. The published one of 1024 codes differs in `num_codes` alone.
     """
 
-    num_codes: PositiveInt = 16384
+    num_codes: PositiveInt = Field(16384, description="size of the codebook")
     code_dim: PositiveInt = Field(256, description="values of a code vector")
     latent_dim: PositiveInt = Field(256, description="channels between encoder and quantizer")
     width: PositiveInt = Field(128, description="channels, times `width_multipliers` by level")
     width_multipliers: tuple[PositiveInt, ...] = Field(
         (1, 1, 2, 2, 4), min_length=1, description="one a level; each level halves the resolution"
     )
-    blocks_per_level: PositiveInt = 2
+    blocks_per_level: PositiveInt = Field(
+        2, description="residual blocks of each level of the encoder; the decoder has one more"
+    )
     attention_levels: tuple[NonNegativeInt, ...] = Field(
         (4,), description="levels whose blocks have attention, counted from 0"
     )

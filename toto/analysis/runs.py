@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -157,6 +157,7 @@ def read_run(folder: Path) -> RunRecord:
         DataError: a record that is not as toto writes it, with file and line.
     """
     train, evals = read_metrics(folder, TRAIN_POINT, EVALUATION)
+    evals = [_without_a_copy_of_nothing(one) for one in evals]
     probes = read_probes(folder / PROBE_FOLDER)
     return RunRecord(
         folder,
@@ -166,6 +167,17 @@ def read_run(folder: Path) -> RunRecord:
         _read_probed(folder / PROBED),
         _read_generated(folder / GENERATED),
     )
+
+
+def _without_a_copy_of_nothing(one: Evaluation) -> Evaluation:
+    """Drop the copying baseline of single frames, which older runs recorded: it is the unigram."""
+    sources = {
+        name: replace(loss, copy=None, frame_copy=None)
+        if loss.frame_loss is not None and len(loss.frame_loss) == 1
+        else loss
+        for name, loss in one.sources.items()
+    }
+    return replace(one, sources=sources)
 
 
 def read_probes(folder: Path) -> list[ProbeRow]:

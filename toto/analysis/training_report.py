@@ -20,10 +20,11 @@ from toto.analysis.report import (
 from toto.analysis.summary import age, probe_table, summary, validation_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from toto.analysis.findings import Finding
-    from toto.analysis.runs import Generated, RunRecord
+    from toto.analysis.runs import Generated, RunRecord, SourceLoss
 
 __all__ = ["TrainingReport", "write_training_report"]
 
@@ -84,15 +85,10 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
     if record.train and len(record.train[-1].source_loss) > 1:
         training.append(plots.source_losses(record.train, unit))
     validation = [plots.validation_loss(record.evals, source, unit) for source in last]
-    baselines = (
-        ": the curve of the model should fall below both lines. Copying predicts each token from "
-        "the same place of the frame before, the unigram from the token's frequency alone"
-    )
-    compared = any(loss.unigram is not None for loss in last.values())
     return [
         Section(
             "Loss against tokens",
-            f"Lower is better{baselines if compared else ''}.",
+            f"Lower is better{_baselines(last.values())}.",
             training + validation,
             content.command,
         ),
@@ -107,13 +103,30 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
     ]
 
 
+def _baselines(losses: Iterable[SourceLoss]) -> str:
+    """Return what the caption says of the baselines that were measured."""
+    losses = list(losses)
+    if all(loss.unigram is None for loss in losses):
+        return ""
+    unigram = "the unigram predicts each token from its frequency alone"
+    if all(loss.copy is None for loss in losses):
+        return f": the model's curve should fall below the line. {unigram.capitalize()}"
+    return (
+        ": the model's curve should fall below both lines. Copying predicts each token from the "
+        f"same place of the frame before, {unigram}"
+    )
+
+
 def _frame_sections(content: TrainingReport) -> list[Section]:
-    """None of a model that tells classes: it was evaluated, and has no loss of frames."""
+    """Return no section for a model that was evaluated without frames to compare.
+
+    It predicts classes, or its sequences are single frames.
+    """
     evals = content.record.evals
     panels = [
         plots.loss_by_frame(loss, source, content.loss_unit)
         for source, loss in (evals[-1].sources if evals else {}).items()
-        if loss.frame_loss is not None
+        if loss.frame_loss is not None and len(loss.frame_loss) > 1
     ]
     if evals and not panels:
         return []

@@ -173,7 +173,12 @@ def test_classes_are_learned_through_the_whole_model(trained):
         done = toto(*words, cwd=trained, code=2)
         assert "learned to tell classes apart, and no longer predicts tokens" in done.stderr
     toto("report", "runs/tiny-classify", cwd=trained)
-    assert "of classes are right" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "of classes are right" not in page, "all held-out samples are scored: one accuracy"
+    assert "on all held-out samples: average: best at layer 1" in page
+    assert "this model learned classes, and no longer predicts tokens" in page
+    assert "toto generate" not in page
+    assert "No video has been generated" not in page
 
 
 def test_tokens_cannot_be_mixed(trained, tiny_datasets, tmp_path):

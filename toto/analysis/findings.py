@@ -12,12 +12,13 @@ from toto.analysis.records import Number, json_object, parse
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Finding", "read_findings"]
+__all__ = ["CLASSES", "Finding", "read_findings"]
 
 PROBE_CAPTION = (
     "The best layer of each pooling on the validation samples, and accuracy over depth: the band "
     "is the 95% interval that the number of samples leaves, bars that of the mean over seeds."
 )
+CLASSES = "Classes through the whole model"
 CLASSES_CAPTION = "One pooling head and a linear classifier, trained through the whole model."
 POSITIONS_CAPTION = (
     "The loss at each position of the sequence, frame after frame. The baselines are fitted on "
@@ -93,8 +94,7 @@ def read_findings(run: Path) -> list[Finding]:
         for path in sorted((run / "probe").glob("*/summary.json"))
     ]
     if (run / "classify" / "summary.json").is_file():
-        title = "Classes through the whole model"
-        found.append(_summed_up(run / "classify", title, CLASSES_CAPTION))
+        found.append(_summed_up(run / "classify", CLASSES, CLASSES_CAPTION))
     if (run / "token_loss" / "token_loss.json").is_file():
         found.append(_positions(run / "token_loss"))
     if (run / "track" / "summary.json").is_file():

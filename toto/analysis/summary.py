@@ -14,30 +14,53 @@ __all__ = ["age", "probe_table", "summary", "validation_table"]
 NO_VALUE = "–"
 
 
-def summary(record: RunRecord, unit: str) -> list[str]:
-    """What came out, in one sentence for each validation source, the probes and the videos."""
+def summary(
+    record: RunRecord, unit: str, scored: bool = False, *, can_generate: bool = True
+) -> list[str]:
+    """Return what came out, in one sentence for each validation source, the probes and the videos.
+
+    Args:
+        record: of the run.
+        unit: of its loss.
+        scored: whether the page shows the accuracy on all held-out samples; that of the last
+            evaluation, on some of them, is left out then.
+        can_generate: whether the model could make videos.
+    """
     return [
-        *_validation_sentences(record, unit),
+        *_validation_sentences(record, unit, scored),
         _probe_sentence(record),
-        _generation_sentence(record),
+        *([_generation_sentence(record)] if can_generate else []),
     ]
 
 
 def validation_table(record: RunRecord) -> list[list[str]]:
-    """Source, model, copying, unigram, and how far below each the model is; the last evaluation."""
+    """Return the losses of the last evaluation: a head, then a row for each source.
+
+    Columns are the model and each baseline that was measured, and the model less each of these.
+    """
     if not record.evals:
         return []
-    return [
+    losses = record.evals[-1].sources
+    baselines = {
+        "copy last frame": {name: loss.copy for name, loss in losses.items()},
+        "unigram": {name: loss.unigram for name, loss in losses.items()},
+    }
+    measured = {
+        what: values
+        for what, values in baselines.items()
+        if any(value is not None for value in values.values())
+    }
+    head = ["source", "model", *measured, *(f"model − {what.split()[0]}" for what in measured)]
+    rows = [
         [
-            source,
+            name,
             f"{loss.loss:.3f}",
-            _number(loss.copy),
-            _number(loss.unigram),
-            _gap(loss.loss, loss.copy),
-            _gap(loss.loss, loss.unigram),
+            *(_number(values[name]) for values in measured.values()),
+            *(_gap(loss.loss, values[name]) for values in measured.values()),
         ]
-        for source, loss in record.evals[-1].sources.items()
+        for name, loss in losses.items()
     ]
+    return [head, *rows]
 
 
 def probe_table(record: RunRecord) -> list[list[str]]:
@@ -57,9 +80,9 @@ def probe_table(record: RunRecord) -> list[list[str]]:
     ]
 
 
-def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
+def _validation_sentences(record: RunRecord, unit: str, scored: bool) -> list[str]:
     if not record.evals:
-        return ["No evaluation stands yet."]
+        return ["The run has not been evaluated yet."]
     last = record.evals[-1]
     opening = f"After {last.tokens:,} visual tokens ({last.step:,} steps), the validation loss"
     sentences = []
@@ -71,7 +94,9 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
             if value is not None
         ]
         comparison = f", {' and '.join(against)}" if against else ""
-        classes = "" if loss.accuracy is None else f"; {loss.accuracy:.1%} of classes are right"
+        classes = ""
+        if loss.accuracy is not None and not scored:
+            classes = f"; {loss.accuracy:.1%} of classes are right"
         sentences.append(f"{opening} on {source} is {loss.loss:.2f} {unit}{comparison}{classes}.")
         opening = "The validation loss"
     return sentences

@@ -9,6 +9,7 @@ from PIL import Image
 
 from toto.analysis import plots
 from toto.analysis.figures import DPI
+from toto.analysis.findings import CLASSES
 from toto.analysis.page import data_uri, write_page
 from toto.analysis.report import (
     COURSE_CAPTION,
@@ -45,14 +46,14 @@ class TrainingReport(ReportContent):
         findings: what other commands left in the run, a section each.
         reconstructions: or why there are none.
         loss_unit: "nats/token", or what the loss of the run is measured in.
-        samples_video: whether the model's predictions can be drawn and taken in again.
+        no_generation: why the model generates nothing; None where it can.
     """
 
     record: RunRecord
     findings: list[Finding]
     reconstructions: Reconstructions | str
     loss_unit: str = "nats/token"
-    samples_video: bool = True
+    no_generation: str | None = None
 
 
 def write_training_report(out: Path, content: TrainingReport) -> None:
@@ -64,7 +65,19 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
         {
             "content": content,
             "run": record.folder,
-            "summary": summary(record, content.loss_unit),
+            "summary": [
+                *summary(
+                    record,
+                    content.loss_unit,
+                    _scored(content),
+                    can_generate=not content.no_generation,
+                ),
+                *(
+                    f"{one.title}, on all held-out samples: {one.lines[0]}."
+                    for one in content.findings
+                    if one.title == CLASSES
+                ),
+            ],
             "validation": validation_table(record),
             "probes": probe_table(record),
             "loss_sections": _loss_sections(content),
@@ -76,6 +89,14 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
             "samples": _samples(record.generated, record.generated_folder),
         },
     )
+
+
+def _scored(content: TrainingReport) -> bool:
+    """Return whether the page shows the accuracy on all held-out samples.
+
+    The evaluations' own, on `training.eval_sequences` of them, would contradict it.
+    """
+    return bool(content.record.probes) or any(one.title == CLASSES for one in content.findings)
 
 
 def _loss_sections(content: TrainingReport) -> list[Section]:

@@ -186,4 +186,6 @@ def _say_frames(measured: _Measured, unit: str) -> None:
     say(f"{unit}, mean of {measured.model.sequences:,} sequences:")
     say_table(["frame", *columns, "its first token"], rows)
     if measured.baselines:
-        say(f"{' and '.join(measured.baselines)}: fitted on these very sequences, which favours them")
+        say(
+            f"{' and '.join(measured.baselines)}: fitted on these very sequences, which favours them"
+        )

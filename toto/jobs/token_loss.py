@@ -187,5 +187,6 @@ def _say_frames(measured: _Measured, unit: str) -> None:
     say_table(["frame", *columns, "its first token"], rows)
     if measured.baselines:
         say(
-            f"{' and '.join(measured.baselines)}: fitted on these very sequences, which favours them"
+            f"{' and '.join(measured.baselines)}: fitted on these very sequences, "
+            "which favours them"
         )

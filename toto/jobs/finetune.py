@@ -202,7 +202,8 @@ def _stored_side(source: Source) -> int | None:
         frames_THWC = decode_frames(source.train.kind, payload, frame, 1, 1)
     except UndecodableError:
         return None
-    return min(frames_THWC.shape[1:3])
+    height, width = frames_THWC.shape[1:3]
+    return int(min(height, width))
 
 
 def finetune_recipe(

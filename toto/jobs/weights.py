@@ -28,7 +28,7 @@ from toto.tokenizers.official import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from toto.tokenizers.config import TokenizerConfig
     from toto.tokenizers.convert import Converted
@@ -65,7 +65,7 @@ def get_weights(name: str, *, source: str | None) -> None:
         _bring_all(name, source, path, before)
 
 
-def _bring_all(name: str, source: str | None, path: Path, before: Mapping[str, Received]) -> None:
+def _bring_all(name: str, source: str | None, path: Path, before: dict[str, Received]) -> None:
     """Bring the files of published weights and convert them into `path`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

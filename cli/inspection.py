@@ -47,11 +47,31 @@ def list_(family: Annotated[Family, typer.Argument()], imports: ImportOption = N
     list_family(family.value, imports=imports or [])
 
 
-def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Print the resolved recipe and the numbers that follow from it."""
-    from toto.jobs.inspect import show_recipe
+def show(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|SECTION",
+            help="a YAML file, or the name of a shipped recipe; with --describe a section or "
+            "setting, such as training or training.steps",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    describe: Annotated[
+        bool,
+        typer.Option("--describe", help="list the settings: type, default and meaning of each"),
+    ] = False,
+    imports: ImportOption = None,
+) -> None:
+    """Print the resolved recipe and the numbers that follow from it, or what can be set in one."""
+    from toto.jobs.inspect import describe_settings, show_recipe
 
-    show_recipe(recipe, overrides or [])
+    if describe:
+        describe_settings(recipe, imports=imports or [])
+    elif recipe is None:
+        raise typer.BadParameter("name a recipe, or give --describe", param_hint="RECIPE")
+    else:
+        show_recipe(recipe, overrides or [], imports=imports or [])
 
 
 def plan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from toto.errors import RunError
-from toto.files import disk_errors, replacing, write_atomic
+from toto.files import disk_errors, no_empty_folder, replacing, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,3 +52,20 @@ def test_files_of_other_libraries_get_the_permissions_of_the_umask(tmp_path: Pat
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, umask=0o027, check=True)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_new_folders_that_stay_empty_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+
+    def refused(path: Path, file: str | None) -> None:
+        with no_empty_folder(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if file:
+                (path / file).touch()
+            raise RunError("refused")
+
+    for path, file in (("old/a/b", None), ("old", None), ("kept/a", "x")):
+        with pytest.raises(RunError):
+            refused(tmp_path / path, file)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["kept", "kept/a", "kept/a/x", "old"], "old was there before"

@@ -24,6 +24,7 @@ __all__ = [
     "claimant",
     "disk_errors",
     "locked",
+    "no_empty_folder",
     "replacing",
     "require_writable",
     "sync",
@@ -73,6 +74,25 @@ def require_writable(path: Path, fix: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. {fix}") from error
+
+
+@contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Remove a folder and its parents at the end of the block where they are new and still empty.
+
+    A command that is refused after it made its folder leaves nothing behind then.
+
+    Args:
+        path: of the folder, which may not be there yet.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 @contextmanager

@@ -310,7 +310,7 @@ def import_plugin(reference: str, folder: Path) -> None:
 
     Args:
         reference: a module name, or the path of a .py file, relative to `folder`.
-        folder: where the recipe stands.
+        folder: where a relative path starts.
 
     Raises:
         UserError: there is no such module or file. What its code raises passes through.
@@ -341,7 +341,7 @@ def _import_file(path: Path) -> None:
     if name in sys.modules:
         return
     if not path.is_file():
-        raise UserError(f"imports: no file {path}. Write its path relative to the recipe")
+        raise UserError(f"imports: no file {path}. Correct the path")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -13,6 +13,7 @@ from toto.analysis.comparison import (
     differing_settings,
     read_losses,
     results,
+    validation_losses,
     write_comparison,
 )
 from toto.errors import UserError
@@ -77,9 +78,10 @@ def test_the_numbers_are_the_last_ones_of_each_run(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", 1, steps=50, parameters=None)
     last_two = (4.01 + 4.0) / 2
     assert results([a, b]) == [
-        ["a", "1.50 M", "100 of 200", "100,000", f"{last_two:.4f}", "2,000", "20.0%", "4.0000"],
-        ["b", "–", "50 of 200", "50,000", "5.5000", "2,000", "20.0%", "5.0000"],
+        ["a", "1.50 M", "100 of 200", "100,000", f"{last_two:.4f}", "2,000", "20.0%"],
+        ["b", "–", "50 of 200", "50,000", "5.5000", "2,000", "20.0%"],
     ]
+    assert validation_losses([a, b]) == [["a", "4.0000"], ["b", "5.0000"]]
 
 
 def test_a_run_that_has_logged_nothing_and_one_of_before_utilisation(tmp_path: Path) -> None:
@@ -117,11 +119,14 @@ def test_settings_that_one_run_lacks_differ(tmp_path: Path) -> None:
     assert "None: these are runs of the same settings." in same.text
 
 
-def test_losses_of_other_targets_are_not_drawn_together_without_a_word(tmp_path: Path) -> None:
+def test_losses_of_other_targets_have_figures_of_their_own(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", 1, target="vqgan at 64 px")
     page = render(tmp_path, a, b)
     assert "These runs do not predict the same" in page.text
     assert "Of one kind are: a; b." in page.text
+    assert page.tags.count("svg") == 2 + 2, "a panel for each target, though the unit is the same"
+    assert "Training loss: a" in page.text
+    assert "Validation loss on videos: b" in page.text
     patches = make_run(tmp_path / "c", 2, unit="squared error", target="patch")
     page = render(tmp_path, a, patches)
     assert page.tags.count("svg") == 2 + 2, "a panel for each unit"

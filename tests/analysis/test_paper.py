@@ -224,11 +224,11 @@ def test_an_unfinished_run_reproduces_nothing(tmp_path):
     assert "trained 10 of 1,000,000 steps" in entry.tables[0].rows[0][4]
 
 
-def test_a_picture_of_some_run_is_drawn_not_reproduced(tmp_path):
+def test_a_figure_of_some_run_is_ours_at_another_scale(tmp_path):
     (tmp_path / "quickstart/eval/probe-digits-0a1b2c3d").mkdir(parents=True)
     (tmp_path / "quickstart/eval/probe-digits-0a1b2c3d/curve.png").write_bytes(b"an image")
     entry = gather(named("Figure 4"), tmp_path)
-    assert entry.state == "drawn"
+    assert entry.state == "ours, at another scale"
     write_paper_page(tmp_path / "paper.html", [entry], tmp_path)
     assert "Not run:" not in (tmp_path / "paper.html").read_text()
 
@@ -270,9 +270,10 @@ def test_the_page_shows_what_there_is_and_says_what_there_is_not(tmp_path):
     write_run(tmp_path / "arch_llama_small", 0.075)
     entries = [gather(entry, tmp_path) for entry in paper()]
     states = {entry.name: entry.state for entry in entries}
-    assert states["Table 1"] == states["Table 15"] == "reproduced"
+    assert states["Table 1"] == states["Table 15"] == "counted, not trained"
+    assert states["Table 4"] == "not run", "its compute is known, nothing was trained"
     assert states["Table 3"] == states["Table 5"] == "in part"
-    assert states["Table 6"] == "small only"
+    assert states["Table 6"] == "ours, at another scale"
     assert states["Table 16"] == "not run"
     assert states["Figure 6"] == "not in toto"
     write_paper_page(tmp_path / "paper.html", entries, tmp_path)

@@ -159,18 +159,21 @@ def test_a_run_of_patches_is_in_its_unit_and_names_no_baseline_that_it_lacks(
     tmp_path: Path,
 ) -> None:
     write_run(tmp_path)
-    losses = {"digits": {"loss": 0.5, "frame_loss": [0.5]}}
+    losses = {"digits": {"loss": 0.5, "frame_loss": [0.5, 0.5]}}
     write_lines(tmp_path / "metrics.jsonl", [train_line(1), eval_line(1, losses)])
     shutil.rmtree(tmp_path / "generated")
     patches = dataclasses.replace(
-        content(tmp_path), loss_unit="squared error", samples_video=False, reconstructions="pixels"
+        content(tmp_path),
+        loss_unit="squared error",
+        no_generation="patches",
+        reconstructions="pixels",
     )
     page = render(patches, tmp_path)
     assert "on digits is 0.50 squared error." in page.text
     assert page.text.count("loss (squared error)") == 3, "training, validation and by frame"
     assert "nats" not in page.text
     assert "unigram from" not in page.text
-    assert "Patch inputs cannot be generated" in page.text
+    assert "Not possible: patches." in page.text
     assert "toto generate" not in page.text
 
 
@@ -179,7 +182,7 @@ def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
     page = render(content(tmp_path), tmp_path)
     assert page.tags.count("svg") == 1 + 4
     assert "Utilisation" not in page.text
-    assert "No evaluation stands yet." in page.text
+    assert "The run has not been evaluated yet." in page.text
 
 
 def test_a_watched_run_shows_its_sources_and_its_utilisation(tmp_path: Path) -> None:
@@ -259,7 +262,10 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         "of step 100; the run has gone on to step 110.",
         "of step 100; the run has gone on to step 110.",
     ]
-    assert validation_table(record) == [["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"]]
+    assert validation_table(record) == [
+        ["source", "model", "copy last frame", "unigram", "model − copy", "model − unigram"],
+        ["digits", "2.750", "3.000", "5.000", "−0.250", "−2.250"],
+    ]
     assert [row[:5] for row in probe_table(record.probings[0])] == [
         ["attention", "2", "0.001", "0", "39.9%"],
         ["average", "2", "0.001", "0", "29.9%"],
@@ -267,11 +273,14 @@ def test_summary_and_tables(tmp_path: Path) -> None:
 
 
 def test_a_model_above_its_baseline_is_called_so(tmp_path: Path) -> None:
-    worse = {"loss": 3.2, "copy": 3.0, "frame_loss": [3.2]}
+    worse = {"loss": 3.2, "copy": 3.0, "frame_loss": [3.2, 3.2]}
     write_lines(tmp_path / "metrics.jsonl", [eval_line(1, {"clips": worse})])
     record = read_run(tmp_path)
     assert (
         "3.20 nats/token, 0.20 above copying the last frame (3.00)."
         in summary(record, "nats/token")[0]
     )
-    assert validation_table(record) == [["clips", "3.200", "3.000", "–", "+0.200", "–"]]
+    assert validation_table(record) == [
+        ["source", "model", "copy last frame", "model − copy"],
+        ["clips", "3.200", "3.000", "+0.200"],
+    ]

@@ -83,6 +83,35 @@ def test_labels_are_probed_at_every_layer(trained, probed):
     assert "chance 50.0%" in probed.stdout
 
 
+def test_what_another_grid_makes_of_sequences_is_said(trained, probed):
+    said = " ".join(probed.stdout.split())
+    assert "a sequence: 1 frame × 8 × 8 tokens = 64; trained were 4 frames × 4 × 4 = 64" in said
+    assert "videos become single frames (videos)" in said
+    assert "a frame: 64 × 64 px instead of 32 × 32" in said
+    for source in ("videos", "pictures"):
+        assert f"images of {source} are enlarged 2 times, from 32 px" in said
+    plain = toto("finetune", "runs/tiny", "--steps", "1", "--output", "runs/same", cwd=trained)
+    assert "enlarged" not in plain.stdout
+    assert "single frames" not in plain.stdout
+    shutil.rmtree(trained / "runs/same")
+
+
+def test_single_frames_are_not_compared_with_copying(trained, probed):
+    run = trained / "runs/tiny-finetune"
+    evaluation = lines(run, "eval")[-1]["sources"]["videos"]
+    assert {"unigram", "frame_unigram"} <= evaluation.keys()
+    assert not {"copy", "frame_copy"} & evaluation.keys()
+    toto("report", "runs/tiny-finetune", cwd=trained)
+    page = (run / "report.html").read_text()
+    assert "Loss by frame" not in page
+    assert not any(word in page for word in ("copy last frame", "opying", "− copy"))
+    assert "model − unigram" in page
+    toto("report", "runs/tiny", cwd=trained)
+    page = (trained / "runs/tiny/report.html").read_text()
+    assert "Loss by frame" in page
+    assert "copying the last frame" in page
+
+
 def test_a_resumed_run_with_probes_repeats_the_unbroken_one(trained, probed):
     run = trained / "runs/tiny-finetune"
     again = trained / "runs/again"
@@ -150,7 +179,12 @@ def test_classes_are_learned_through_the_whole_model(trained):
         done = toto(*words, cwd=trained, code=2)
         assert "learned to tell classes apart, and no longer predicts tokens" in done.stderr
     toto("report", "runs/tiny-classify", cwd=trained)
-    assert "of classes are right" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "of classes are right" not in page, "all held-out samples are scored: one accuracy"
+    assert "on all held-out samples: average: best at layer 1" in page
+    assert "this model learned classes, and no longer predicts tokens" in page
+    assert "toto generate" not in page
+    assert "No video has been generated" not in page
 
 
 def test_tokens_cannot_be_mixed(trained, tiny_datasets, tmp_path):

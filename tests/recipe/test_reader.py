@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -346,35 +347,135 @@ def test_the_sources_of_a_recipe_replace_those_of_its_base(tmp_path):
     assert list(untouched.data.sources) == list(GOOD["data"]["sources"])
 
 
-def test_a_base_of_a_base_is_refused(tmp_path):
+def test_bases_form_a_chain(tmp_path):
     write(tmp_path / "a.yaml", GOOD)
-    write(tmp_path / "b.yaml", {"base": "a.yaml"})
-    path = write(tmp_path / "c.yaml", {"base": "b.yaml"})
-    with pytest.raises(RecipeError, match="One level"):
-        read_recipe(path)
+    write(tmp_path / "b.yaml", {"base": "a.yaml", "training": {"steps": 5}, "seed": 3})
+    recipe = read_recipe(write(tmp_path / "c.yaml", {"base": "b", "training": {"steps": 6}}))
+    assert (recipe.name, recipe.training.steps, recipe.seed) == ("good", 6, 3)
 
 
-@pytest.mark.parametrize("base", ["recipes/quickstart.yaml", "quickstart.yaml"])
-def test_a_base_may_be_a_shipped_recipe(tmp_path, base):
+def test_a_cycle_of_bases_is_named(tmp_path):
+    for name, base in (("start", "a"), ("a", "b"), ("b", "a")):
+        write(tmp_path / f"{name}.yaml", {"base": base})
+    with pytest.raises(RecipeError, match=r"\S*/a\.yaml → \S*/b\.yaml → \S*/a\.yaml") as caught:
+        read_recipe(str(tmp_path / "start.yaml"))
+    assert "start.yaml →" not in str(caught.value), "the first file is not part of the cycle"
+    with pytest.raises(RecipeError, match=r"own\.yaml → \S*own\.yaml"):
+        read_recipe(write(tmp_path / "own.yaml", {"base": "own"}))
+
+
+@pytest.mark.parametrize("base", ["recipes/quickstart.yaml", "quickstart.yaml", "quickstart"])
+def test_a_base_may_be_a_shipped_recipe(tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "mine.yaml", {"base": base, "training": {"steps": 77}})
     assert read_recipe(path).training.steps == 77
     assert read_recipe(path).data.make == "samples"
-    (tmp_path / base).parent.mkdir(exist_ok=True)
-    write(tmp_path / base, GOOD)
+    own = tmp_path / (base if base.endswith(".yaml") else f"{base}.yaml")
+    own.parent.mkdir(exist_ok=True)
+    write(own, GOOD)
     assert read_recipe(path).data.make is None, "a file of that name goes first"
 
 
+def test_a_shipped_recipe_builds_on_a_shipped_one_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "ablation_dvae16.yaml", GOOD)
+    assert read_recipe("arch_gpt2").tokenizer.weights == "official:dvae"
+
+
 @pytest.mark.parametrize("base", ["quickstrat.yaml", "elsewhere/quickstart.yaml"])
-def test_a_base_that_is_nowhere_is_refused(tmp_path, base):
-    path = write(tmp_path / "mine.yaml", {"base": base})
-    with pytest.raises(RecipeError, match=rf"no file \S*{base}.*the file of a shipped recipe"):
+def test_a_base_that_is_nowhere_is_refused(tmp_path, monkeypatch, base):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    path = write(tmp_path / "there" / "mine.yaml", {"base": base})
+    with pytest.raises(RecipeError, match=rf"no file {base}.*Did you mean quickstart\?") as caught:
         read_recipe(path)
+    assert str(tmp_path / "here") in str(caught.value)
+    assert str(tmp_path / "there") in str(caught.value)
 
 
-def test_a_base_named_as_the_list_names_it_is_told_its_file(tmp_path):
-    path = write(tmp_path / "mine.yaml", {"base": "quickstart"})
-    with pytest.raises(RecipeError, match=r"Write quickstart\.yaml, a shipped recipe"):
+def with_paths(base=None):
+    raw = wrong(
+        tokenizer={"weights": "small.safetensors"},
+        data={"root": "packed", "sources": {"digits": {"path": "a"}}},
+        init_from="parent",
+    )
+    return raw | {"imports": ["plug.py"]} | ({"base": base} if base else {})
+
+
+def make_what_paths_name(folder):
+    folder.mkdir(exist_ok=True)
+    for name in ("small.safetensors", "plug.py"):
+        (folder / name).write_text("")
+    for name in ("packed", "parent"):
+        (folder / name).mkdir()
+
+
+def paths_of(recipe):
+    return (recipe.imports, recipe.data.root, recipe.tokenizer.weights, recipe.init_from)
+
+
+def test_paths_start_at_the_working_directory(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    make_what_paths_name(here)
+    there.mkdir()
+    monkeypatch.chdir(here)
+    recipe = read_recipe(write(there / "r.yaml", with_paths()))
+    found = ((str(here / "plug.py"),), "packed", "small.safetensors", "parent")
+    assert paths_of(recipe) == found
+
+
+def test_paths_are_found_in_the_folder_of_the_file_that_names_them(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    make_what_paths_name(there)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write(there / "r.yaml", with_paths())
+    found = ((str(there / "plug.py"),), "../there/packed", "../there/small.safetensors")
+    assert paths_of(read_recipe("../there/r.yaml")) == (*found, "../there/parent")
+    # A recipe in a third folder that builds on it means the same files.
+    (tmp_path / "third").mkdir()
+    write(tmp_path / "third" / "s.yaml", {"base": "../there/r.yaml", "init_from": "hf:parent"})
+    recipe = read_recipe("../third/s.yaml")
+    assert [os.path.realpath(path) for path in paths_of(recipe)[1:3]] == [
+        str(there / "packed"),
+        str(there / "small.safetensors"),
+    ]
+    assert recipe.init_from == "hf:parent", "found nowhere: as written"
+
+
+@pytest.mark.parametrize("key", ["imports", "data.root", "tokenizer.weights", "init_from"])
+def test_a_path_that_is_in_both_folders_is_refused(tmp_path, monkeypatch, key):
+    here, there = tmp_path / "here", tmp_path / "there"
+    make_what_paths_name(here)
+    make_what_paths_name(there)
+    monkeypatch.chdir(here)
+    raw = with_paths()
+    keep = {"imports": ["plug.py"]} if key == "imports" else {"imports": []}
+    raw |= keep
+    if key != "data.root":
+        del raw["data"]["root"]
+    if key != "tokenizer.weights":
+        raw["tokenizer"]["weights"] = "random:0"
+    if key != "init_from":
+        del raw["init_from"]
+    path = write(there / "r.yaml", raw)
+    with pytest.raises(RecipeError, match=rf"{key}: \S+ is in the working directory") as caught:
         read_recipe(path)
+    assert str(here) in str(caught.value)
+    assert str(there) in str(caught.value)
+    monkeypatch.chdir(there)
+    read_recipe(path)  # one folder, one file
+
+
+def test_a_plug_in_that_is_nowhere_names_both_folders(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "there" / "r.yaml", GOOD | {"imports": ["mine.py"]})
+    with pytest.raises(RecipeError, match=r"imports: no file mine\.py") as caught:
+        read_recipe(path)
+    for folder in (tmp_path, tmp_path / "there"):
+        assert f"({folder})" in str(caught.value)
 
 
 def test_overrides_are_yaml_and_checked_like_the_file(tmp_path):

@@ -28,6 +28,7 @@ __all__ = [
     "differing_settings",
     "read_losses",
     "results",
+    "validation_losses",
     "write_comparison",
 ]
 
@@ -112,7 +113,6 @@ def read_losses(folder: Path) -> tuple[list[TrainPoint], list[LossEvaluation]]:
 def write_comparison(out: Path, comparison: Comparison) -> None:
     """Write the page to `out`; an older one is replaced only when the new one is complete."""
     runs = comparison.runs
-    sources = _sources(runs)
     write_page(
         out,
         "comparison.html",
@@ -121,7 +121,9 @@ def write_comparison(out: Path, comparison: Comparison) -> None:
             "comparison": comparison,
             "caution": _caution(runs),
             "results": results(runs),
-            "results_head": [*RESULTS_HEAD, *(f"validation, {source}" for source in sources)],
+            "results_head": RESULTS_HEAD,
+            "validation": validation_losses(runs),
+            "validation_head": ["validation loss", *_sources(runs)],
             "sections": _sections(comparison),
             "settings": differing_settings(runs),
             "settings_head": ["setting", *(run.label for run in runs)],
@@ -139,7 +141,6 @@ def results(runs: Sequence[ComparedRun]) -> list[list[str]]:
 
     The training loss is the mean over the last 2 % of the logged steps.
     """
-    sources = _sources(runs)
     return [
         [
             run.label,
@@ -149,10 +150,17 @@ def results(runs: Sequence[ComparedRun]) -> list[list[str]]:
             _mean_of_last(run.train),
             _median([point.tokens_per_s for point in run.train], "{:,.0f}"),
             _median([point.utilisation for point in run.train], "{:.1%}"),
-            *(_last_loss(run.evals, source) for source in sources),
         ]
         for run in runs
     ]
+
+
+def validation_losses(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Return a row for each run: its label, then its last loss on each source; none without."""
+    sources = _sources(runs)
+    if not sources:
+        return []
+    return [[run.label, *(_last_loss(run.evals, source) for source in sources)] for run in runs]
 
 
 def differing_settings(runs: Sequence[ComparedRun]) -> list[list[str]]:
@@ -171,10 +179,8 @@ def _sections(comparison: Comparison) -> list[Section]:
             "As the paper's Figure 2, lower is better: smoothed, the logged values pale behind. "
             "What lies above the loss after the first 3% of a run's tokens is cut off.",
             [
-                plots.training_loss(
-                    [run for run in trained if run.unit == unit], unit, f"Training loss, {unit}"
-                )
-                for unit in dict.fromkeys(run.unit for run in trained)
+                plots.training_loss(of_kind, of_kind[0].unit, f"Training loss{kind}")
+                for kind, of_kind in _kinds(trained).items()
             ],
             comparison.command,
         ),
@@ -189,15 +195,29 @@ def _sections(comparison: Comparison) -> list[Section]:
 
 
 def _validation_panels(runs: Sequence[ComparedRun]) -> list[Panel]:
-    units = dict.fromkeys(run.unit for run in runs)
+    kinds = _kinds(runs)
     panels = []
     for source in _sources(runs):
-        for unit in units:
-            evaluated = [run for run in runs if run.unit == unit and source in _evaluated(run)]
+        for kind, of_kind in kinds.items():
+            evaluated = [run for run in of_kind if source in _evaluated(run)]
             if evaluated:
-                title = f"Validation loss, {source}" + (f", {unit}" if len(units) > 1 else "")
-                panels.append(plots.validation_loss(evaluated, source, unit, title))
+                title = f"Validation loss on {source}{kind}"
+                panels.append(plots.validation_loss(evaluated, source, evaluated[0].unit, title))
     return panels
+
+
+def _kinds(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
+    """Group the runs whose losses compare: the same target in the same unit.
+
+    Returns:
+        What the titles of a group's figures end with → its runs; one empty ending for one group.
+    """
+    groups: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.unit, run.target), []).append(run)
+    if len(groups) == 1:
+        return {"": list(runs)}
+    return {f": {_name(group)}": group for group in groups.values()}
 
 
 def _caution(runs: Sequence[ComparedRun]) -> str | None:
@@ -208,9 +228,8 @@ def _caution(runs: Sequence[ComparedRun]) -> str | None:
     groups = [", ".join(run.label for run in runs if run.target == target) for target in targets]
     return (
         "These runs do not predict the same: a loss in codes of one tokenizer, or at one "
-        "resolution, says nothing beside that of another. Of one kind are: "
-        + "; ".join(groups)
-        + "."
+        "resolution, cannot be compared with that of another, and each kind has figures of its "
+        "own. Of one kind are: " + "; ".join(groups) + "."
     )
 
 

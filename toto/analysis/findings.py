@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "read_findings"]
 
 POSITIONS_CAPTION = (
-    "The loss at each position of the sequence, frame after frame. Copying and the unigram are "
-    "fitted on these very sequences, which favours them."
+    "The loss at each position of the sequence, frame after frame. The baselines are fitted on "
+    "these very sequences, which favours them."
 )
 TRACKING_CAPTION = (
     "Masks carried through videos by the features of each layer, beside copying the first mask: "

@@ -11,17 +11,24 @@ from toto.analysis.reproduced import SMALL_NOTE, filled, table_cells
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toto.analysis.paper import Entry
+    from toto.analysis.paper import Entry, Measure
     from toto.analysis.reproduced import Filled
 
 __all__ = ["PaperEntry", "gather", "write_paper_page"]
 
-State = Literal["reproduced", "in part", "small only", "drawn", "not run", "not in toto"]
+State = Literal[
+    "reproduced", "in part", "ours, at another scale", "counted, not trained", "not run",
+    "not in toto",
+]  # fmt: skip
+COUNTED: set[Measure] = {"parameters", "compute"}
 MAX_PICTURES = 3
 LEAD = (
     "An Empirical Study of Autoregressive Pre-training from Videos (arXiv 2501.05453). Ours are "
     "the numbers of the runs under {runs}; what was not run says by which command it would be. The "
-    "gap is ours less the paper's."
+    "gap is ours less the paper's. Reproduced: every number of ours is of a run of the paper's "
+    "recipe. Counted, not trained: parameters and arithmetic of the architecture, which need no "
+    "run. Ours, at another scale: tables of small runs, and figures of whichever runs there are; "
+    "they cannot be compared with the paper's numbers."
 )
 
 
@@ -65,7 +72,7 @@ def write_paper_page(out: Path, entries: list[PaperEntry], runs: Path) -> None:
         out,
         "paper_report.html",
         {
-            "content": {"name": "Toto, reproduced", "facts": {}},
+            "content": {"name": "The paper and ours", "facts": {}},
             "lead": LEAD.format(runs=f"{runs}/"),
             "summary_head": ["", "here", "what"],
             "summary": [[one.name, one.state, one.title] for one in entries],
@@ -100,16 +107,27 @@ def gather(entry: Entry, runs: Path) -> PaperEntry:
 def _state(entry: Entry, rows: list[Filled], small: list[Filled], pictures: list[Picture]) -> State:
     if entry.why_not:
         return "not in toto"
+    if entry.measures and set(entry.measures) <= COUNTED:
+        return "counted, not trained"
     wanted = [one for one in rows if one.row.is_ours]
     whole = [one for one in wanted if None not in one.ours and not one.departures]
     if wanted and len(whole) == len(wanted):
         return "reproduced"
-    if any(ours is not None for one in wanted for ours in one.ours):
+    if _has_trained(entry, wanted):
         return "in part"
-    if any(ours is not None for one in small for ours in one.ours):
-        return "small only"
-    # Of whichever run: nobody compares a picture with the paper's.
-    return "drawn" if pictures else "not run"
+    if _has_trained(entry, small):
+        return "ours, at another scale"
+    return "ours, at another scale" if pictures else "not run"
+
+
+def _has_trained(entry: Entry, rows: list[Filled]) -> bool:
+    """Return whether a number of ours comes from a run, rather than from the architecture."""
+    return any(
+        ours is not None
+        for one in rows
+        for measure, ours in zip(entry.measures, one.ours)  # noqa: B905  none without measures
+        if measure not in COUNTED
+    )
 
 
 def _pictures(entry: Entry, runs: Path) -> list[Picture]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
@@ -146,6 +146,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     train, evals = read_metrics(folder, TRAIN_POINT, EVALUATION)
     records = results_of_kind(folder, "generate")
+    evals = [_without_a_copy_of_nothing(one) for one in evals]
     return RunRecord(
         folder,
         train,
@@ -155,6 +156,17 @@ def read_run(folder: Path) -> RunRecord:
         records[0].parent if records else folder,
         [path.parent for path in records[1:]],
     )
+
+
+def _without_a_copy_of_nothing(one: Evaluation) -> Evaluation:
+    """Drop the copying baseline of single frames, which older runs recorded: it is the unigram."""
+    sources = {
+        name: replace(loss, copy=None, frame_copy=None)
+        if loss.frame_loss is not None and len(loss.frame_loss) == 1
+        else loss
+        for name, loss in one.sources.items()
+    }
+    return replace(one, sources=sources)
 
 
 def peaks(rows: Sequence[ProbeRow]) -> list[ProbeScore]:

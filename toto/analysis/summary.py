@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from toto.analysis.evaluations import CLASSES, FINETUNED
 from toto.analysis.runs import peaks
 from toto.wording import number_of
 
@@ -16,30 +17,49 @@ __all__ = ["age", "probe_table", "summary", "validation_table"]
 NO_VALUE = "–"
 
 
-def summary(record: RunRecord, unit: str) -> list[str]:
-    """What came out, in one sentence for each validation source, the probes and the videos."""
+def summary(record: RunRecord, unit: str, *, can_generate: bool = True) -> list[str]:
+    """Return what came out, in one sentence for each validation source, the probes and the videos.
+
+    Args:
+        record: of the run.
+        unit: of its loss.
+        can_generate: whether the model could make videos.
+    """
     return [
         *_validation_sentences(record, unit),
         *_probe_sentences(record),
-        _generation_sentence(record),
+        *([_generation_sentence(record)] if can_generate else []),
     ]
 
 
 def validation_table(record: RunRecord) -> list[list[str]]:
-    """Source, model, copying, unigram, and how far below each the model is; the last evaluation."""
+    """Return the losses of the last evaluation: a head, then a row for each source.
+
+    Columns are the model and each baseline that was measured, and the model less each of these.
+    """
     if not record.evals:
         return []
-    return [
+    losses = record.evals[-1].sources
+    baselines = {
+        "copy last frame": {name: loss.copy for name, loss in losses.items()},
+        "unigram": {name: loss.unigram for name, loss in losses.items()},
+    }
+    measured = {
+        what: values
+        for what, values in baselines.items()
+        if any(value is not None for value in values.values())
+    }
+    head = ["source", "model", *measured, *(f"model − {what.split()[0]}" for what in measured)]
+    rows = [
         [
-            source,
+            name,
             f"{loss.loss:.3f}",
-            _number(loss.copy),
-            _number(loss.unigram),
-            _gap(loss.loss, loss.copy),
-            _gap(loss.loss, loss.unigram),
+            *(_number(values[name]) for values in measured.values()),
+            *(_gap(loss.loss, values[name]) for values in measured.values()),
         ]
-        for source, loss in record.evals[-1].sources.items()
+        for name, loss in losses.items()
     ]
+    return [head, *rows]
 
 
 def probe_table(probing: Probing) -> list[list[str]]:
@@ -61,8 +81,11 @@ def probe_table(probing: Probing) -> list[list[str]]:
 
 def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
     if not record.evals:
-        return ["No evaluation stands yet."]
+        return ["The run has not been evaluated yet."]
     last = record.evals[-1]
+    # The accuracy on all held-out samples is shown too: that of an evaluation, on
+    # `training.eval_sequences` of them, would contradict it.
+    scored = {one.source for one in record.probings if one.name in (CLASSES, FINETUNED)}
     opening = (
         f"After {last.tokens:,} visual tokens ({number_of(last.step, 'step')}), the validation loss"
     )
@@ -75,7 +98,9 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
             if value is not None
         ]
         comparison = f", {' and '.join(against)}" if against else ""
-        classes = "" if loss.accuracy is None else f"; {loss.accuracy:.1%} of classes are right"
+        classes = ""
+        if loss.accuracy is not None and source not in scored:
+            classes = f"; {loss.accuracy:.1%} of classes are right"
         sentences.append(f"{opening} on {source} is {loss.loss:.2f} {unit}{comparison}{classes}.")
         opening = "The validation loss"
     return sentences
@@ -94,9 +119,14 @@ def _probe_sentences(record: RunRecord) -> list[str]:
 
 def _probe_sentence(record: RunRecord, probing: Probing) -> str:
     best = peaks(probing.rows)[0]
+    reader = (
+        f"The model tells the classes of all held-out samples of {probing.source}"
+        if probing.name == CLASSES
+        else f"The best probe on {probing.source} reads the label from layer {best.layer} with "
+        f"{best.head} pooling"
+    )
     sentence = (
-        f"The best probe on {probing.source} reads the label from layer {best.layer} with "
-        f"{best.head} pooling: {best.accuracy:.1%} correct (95% interval {best.low:.1%} to "
+        f"{reader}: {best.accuracy:.1%} correct (95% interval {best.low:.1%} to "
         f"{best.high:.1%}), {best.accuracy / best.chance:.1f} times chance ({best.chance:.1%})."
         f"{age(record, probing.step)}"
     )

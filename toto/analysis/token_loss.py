@@ -76,17 +76,19 @@ def mean_by_position(batches: Iterable[Tensor]) -> PositionLosses:
 def baseline_positions(
     codes: list[Tensor], codebook_size: int
 ) -> tuple[TokenBaselines, dict[str, PositionLosses]]:
-    """Unigram and copy-the-last-frame on the very codes they are fitted on, which favours them.
+    """Fit unigram and copy-the-last-frame to the very codes they are measured on.
+
+    This favours them. Sequences of one frame have no copy.
 
     Args:
-        codes: batches of `codes_BTHW`, of any integer type.
+        codes: at least one batch of `codes_BTHW`, of any integer type.
         codebook_size: of their tokenizer.
 
     Returns:
         What was fitted, and "copy" and "unigram".
     """
     fitted = TokenBaselines.fit((batch.long() for batch in codes), codebook_size)
-    names = ("copy", "unigram")
+    names = sorted(fitted.token_losses(codes[0].long()))
     return fitted, {
         name: mean_by_position(fitted.token_losses(batch.long())[name] for batch in codes)
         for name in names

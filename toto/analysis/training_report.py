@@ -21,11 +21,12 @@ from toto.analysis.report import (
 from toto.analysis.summary import age, probe_table, summary, validation_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from toto.analysis.evaluations import Probing
     from toto.analysis.findings import Finding
-    from toto.analysis.runs import Generated, RunRecord
+    from toto.analysis.runs import Generated, RunRecord, SourceLoss
 
 __all__ = ["TrainingReport", "write_training_report"]
 
@@ -60,14 +61,14 @@ class TrainingReport(ReportContent):
         findings: what other commands left in the run, a section each.
         reconstructions: or why there are none.
         loss_unit: "nats/token", or what the loss of the run is measured in.
-        samples_video: whether the model's predictions can be drawn and taken in again.
+        no_generation: why the model generates nothing; None where it can.
     """
 
     record: RunRecord
     findings: list[Finding]
     reconstructions: Reconstructions | str
     loss_unit: str = "nats/token"
-    samples_video: bool = True
+    no_generation: str | None = None
 
 
 def write_training_report(out: Path, content: TrainingReport) -> None:
@@ -79,7 +80,7 @@ def write_training_report(out: Path, content: TrainingReport) -> None:
         {
             "content": content,
             "run": record.folder,
-            "summary": summary(record, content.loss_unit),
+            "summary": summary(record, content.loss_unit, can_generate=not content.no_generation),
             "validation": validation_table(record),
             "loss_sections": _loss_sections(content),
             "probe_sections": [_probe_section(record, one) for one in record.probings],
@@ -102,15 +103,10 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
     if record.train and len(record.train[-1].source_loss) > 1:
         training.append(plots.source_losses(record.train, unit))
     validation = [plots.validation_loss(record.evals, source, unit) for source in last]
-    baselines = (
-        ": the curve of the model should fall below both lines. Copying predicts each token from "
-        "the same place of the frame before, the unigram from the token's frequency alone"
-    )
-    compared = any(loss.unigram is not None for loss in last.values())
     return [
         Section(
             "Loss against tokens",
-            f"Lower is better{baselines if compared else ''}.",
+            f"Lower is better{_baselines(last.values())}.",
             training + validation,
             content.command,
         ),
@@ -125,13 +121,30 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
     ]
 
 
+def _baselines(losses: Iterable[SourceLoss]) -> str:
+    """Return what the caption says of the baselines that were measured."""
+    losses = list(losses)
+    if all(loss.unigram is None for loss in losses):
+        return ""
+    unigram = "the unigram predicts each token from its frequency alone"
+    if all(loss.copy is None for loss in losses):
+        return f": the model's curve should fall below the line. {unigram.capitalize()}"
+    return (
+        ": the model's curve should fall below both lines. Copying predicts each token from the "
+        f"same place of the frame before, {unigram}"
+    )
+
+
 def _frame_sections(content: TrainingReport) -> list[Section]:
-    """None of a model that tells classes: it was evaluated, and has no loss of frames."""
+    """Return no section for a model that was evaluated without frames to compare.
+
+    It predicts classes, or its sequences are single frames.
+    """
     evals = content.record.evals
     panels = [
         plots.loss_by_frame(loss, source, content.loss_unit)
         for source, loss in (evals[-1].sources if evals else {}).items()
-        if loss.frame_loss is not None
+        if loss.frame_loss is not None and len(loss.frame_loss) > 1
     ]
     if evals and not panels:
         return []

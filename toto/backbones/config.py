@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -47,7 +48,7 @@ class MaskConfig(Config):
 
     identity_fields: ClassVar[frozenset[str]] = frozenset({"name", "frames"})
 
-    name: MaskName = "causal"
+    name: MaskName = Field("causal", description="which mask")
     frames: PositiveInt | None = Field(None, description="of the prefix")
 
     @model_validator(mode="after")
@@ -103,6 +104,9 @@ class BackboneConfig(Component, ABC):
 
     All others decide what the weights compute, whether they show in shapes or not.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, int | bool]]] = {}
+    """Published sizes by the name that `preset` gives them in a recipe."""
 
     @property
     def width_ratio(self) -> float:
@@ -183,6 +187,7 @@ class LlamaConfig(BackboneConfig):
     scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
     identity_fields: ClassVar[frozenset[str]] = frozenset({"rope_base", "norm_eps"})
     changed_by_finetuning: ClassVar[frozenset[str]] = frozenset({"rope_base"})
+    presets: ClassVar[Mapping[str, Mapping[str, int | bool]]] = LLAMA_PRESETS
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     num_kv_heads: PositiveInt = Field(
@@ -192,7 +197,7 @@ class LlamaConfig(BackboneConfig):
     rope_base: PositiveFloat = Field(
         10_000.0, description="10,000 in pre-training, 50,000 for 32×32"
     )
-    norm_eps: PositiveFloat = 1e-5
+    norm_eps: PositiveFloat = Field(1e-5, description="added to the variance in every norm")
 
     @model_validator(mode="before")
     @classmethod
@@ -266,6 +271,7 @@ class Gpt2Config(BackboneConfig):
     masks: ClassVar[tuple[MaskName, ...]] = ("causal", "prefix", "full", "per_image")
     scale_with_width: ClassVar[tuple[str, ...]] = ("ffn_dim",)
     identity_fields: ClassVar[frozenset[str]] = frozenset({"position_scale", "norm_eps"})
+    presets: ClassVar[Mapping[str, Mapping[str, int | bool]]] = GPT2_PRESETS
 
     num_heads: PositiveInt = Field(description="N attention heads; width / num_heads is K")
     ffn_dim: PositiveInt = Field(description="hidden size of the MLP")
@@ -274,7 +280,7 @@ class Gpt2Config(BackboneConfig):
         description="amplitude of the positions that are added to the embedding, whose deviation "
         "is 0.02 too: at 1 they drown it (docs/records/table6_small.md)",
     )
-    norm_eps: PositiveFloat = 1e-5
+    norm_eps: PositiveFloat = Field(1e-5, description="added to the variance in every norm")
 
     @model_validator(mode="before")
     @classmethod
@@ -335,13 +341,15 @@ class MambaConfig(BackboneConfig):
         {"state_size", "conv_kernel", "expand", "norm_eps"}
     )
 
+    presets: ClassVar[Mapping[str, Mapping[str, int | bool]]] = MAMBA_PRESETS
+
     state_size: PositiveInt = Field(16, description="S, the states of each channel")
     conv_kernel: PositiveInt = Field(4, description="positions that the convolution reads")
     expand: PositiveInt = Field(2, description="channels of the scan, over width")
     dt_rank: PositiveInt = Field(
         description="R, of the matrix that makes step sizes; width / 16 rounded up unless given"
     )
-    norm_eps: PositiveFloat = 1e-5
+    norm_eps: PositiveFloat = Field(1e-5, description="added to the variance in every norm")
 
     @model_validator(mode="before")
     @classmethod

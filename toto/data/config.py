@@ -90,7 +90,9 @@ class DataConfig(Config):
         "in_run",
         description="tokenize pictures in the run, or once before it into token shards under root",
     )
-    sources: dict[str, SourceConfig] = Field(min_length=1)
+    sources: dict[str, SourceConfig] = Field(
+        min_length=1, description="the datasets, each under a name of your choice"
+    )
     cache: CacheConfig = Field(CacheConfig(), description="of remote datasets")
     workers: NonNegativeInt = Field(0, description="loader processes; the order does not depend")
     decoder: Decoder = Field(

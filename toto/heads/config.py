@@ -78,7 +78,7 @@ class AttentionConfig(HeadConfig):
 
     identity_fields: ClassVar[frozenset[str]] = frozenset({"num_heads"})
 
-    num_heads: PositiveInt = 1
+    num_heads: PositiveInt = Field(1, description="attention heads; they divide the width")
 
     def num_params(self, width: int) -> int:
         """W_k, W_v and the query."""
@@ -97,7 +97,7 @@ class CrossAttentionConfig(HeadConfig):
 
     identity_fields: ClassVar[frozenset[str]] = frozenset({"num_heads", "mlp_ratio"})
 
-    num_heads: PositiveInt = 1
+    num_heads: PositiveInt = Field(1, description="attention heads; they divide the width")
     mlp_ratio: PositiveInt = Field(4, description="hidden values of the MLP, over the width")
 
     def num_params(self, width: int) -> int:

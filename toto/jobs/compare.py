@@ -19,6 +19,7 @@ from toto.recipe.derived import derived_numbers
 from toto.recipe.reader import check_recorded
 from toto.recipe.schemas import TrainRecipe
 from toto.recipe.yaml_reader import read_yaml
+from toto.tasks.config import ClassifyConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,5 +93,7 @@ def _unit(recipe: Recipe) -> str:
 def _target(recipe: Recipe) -> str:
     """What the loss is a loss of."""
     if not isinstance(recipe, TrainRecipe):
-        return repr(recipe.task)
+        return f"{recipe.task!r} of {recipe.tokenizer!r} at {recipe.clip.resolution} px"
+    if isinstance(recipe.task, ClassifyConfig):
+        return f"classes of {', '.join(str(one.path) for one in recipe.data.sources.values())}"
     return f"{recipe.target!r} at {recipe.target_resolution} px"

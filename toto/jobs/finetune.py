@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from toto.data.clips import FrameList
+from toto.data.decode import UndecodableError, decode_sample
 from toto.errors import DataError, UserError, raised_by_all
 from toto.jobs.console import say
 from toto.jobs.history import Asked
@@ -27,7 +29,6 @@ from toto.recipe.schemas import TrainRecipe
 from toto.sequence import SequenceLayout
 from toto.tasks.config import ClassifyConfig, NextTokenConfig, NextTokenProbesConfig
 from toto.training.launch import find_launch
-from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,15 +82,14 @@ def start_finetuning(request: FinetuneRequest) -> None:
     if request.task != "classify" and not _learns_by_itself(trained.recipe):
         require_next_tokens(trained)
     checkpoint = str(trained.checkpoint)
-    labelled = _labelled_sources(trained.recipe, checkpoint, request)
+    sources = _opened_sources(trained.recipe, checkpoint, request)
+    labelled = _labelled_sources(sources, checkpoint, request)
     recipe = finetune_recipe(trained.recipe, checkpoint, request, labelled)
     _say(f"fine-tuning {trained.checkpoint}, step {trained.meta.step}")
     _say(_what_is_learned(recipe, labelled))
-    layout = recipe.layout
-    _say(
-        f"{number_of(layout.frames, 'frame')} × {layout.height} × {layout.width} tokens = "
-        f"{layout.num_visual:,} a sequence, where {trained.recipe.layout.num_visual:,} were trained"
-    )
+    if find_launch(os.environ).rank == 0:
+        for line in _what_sequences_become(trained.recipe, recipe, sources):
+            say(line)
     asked = Asked(checkpoint, request.overrides)
     run_training(recipe, resume=request.resume, asked=asked)
 
@@ -114,13 +114,13 @@ def _say(text: str) -> None:
         say(text)
 
 
-def _labelled_sources(
+def _opened_sources(
     trained: TrainRecipe, checkpoint: str, request: FinetuneRequest
 ) -> list[Source]:
-    """Those of the run, or of what `--set data...` puts in their place, whose labels go together.
+    """Open the sources of the run, or of what `--set data...` puts in their place.
 
     Raises:
-        DataError: there are none, and classes are to be learned; or a dataset is missing.
+        DataError: a dataset is missing.
     """
     of_data = tuple(text for text in request.overrides if re.match(r"data[.=]", text))
     plain = replace(request, overrides=of_data, task="next_token_probes")
@@ -128,7 +128,17 @@ def _labelled_sources(
     if find_launch(os.environ).world == 1:  # several would make them side by side
         make_missing(recipe)
     with root_explained(recipe.data.root, Path(checkpoint).parent.parent):
-        sources = named_sources(recipe)
+        return named_sources(recipe)
+
+
+def _labelled_sources(
+    sources: Sequence[Source], checkpoint: str, request: FinetuneRequest
+) -> list[Source]:
+    """Return the sources whose labels go together.
+
+    Raises:
+        DataError: there are none, and classes are to be learned.
+    """
     labelled, notes = labelled_together(sources)
     for note in notes:
         _say(note)
@@ -154,6 +164,57 @@ def _what_is_learned(recipe: TrainRecipe, labelled: Sequence[Source]) -> str:
         return f"next-token loss, and probes at every layer on the labels of {names}"
     reason = "" if labelled else "no labels: "
     return f"{reason}next-token loss only, no probes"
+
+
+def _what_sequences_become(
+    trained: TrainRecipe, recipe: TrainRecipe, sources: Sequence[Source]
+) -> list[str]:
+    """Say how long sequences are, and what the new grid makes of videos and of small images."""
+    old, new = trained.layout, recipe.layout
+    lines = [
+        f"a sequence: {_size(new)} tokens = {new.num_visual:,}; trained were {_size(old)} = "
+        f"{old.num_visual:,}"
+    ]
+    videos = [source.name for source in sources if source.train.kind == "videos"]
+    if videos and new.frames == 1 < old.frames:
+        lines.append(
+            f"videos become single frames ({', '.join(videos)}): {old.num_visual:,} tokens, the "
+            f"context that was trained, hold one frame of {new.height} × {new.width}. --frames N "
+            "takes more of them, in a longer context"
+        )
+    side, before = recipe.clip.resolution, trained.clip.resolution
+    if side == before:
+        return lines
+    lines.append(f"a frame: {side} × {side} px instead of {before} × {before}")
+    for source in sources:
+        stored = _stored_side(source)
+        if stored is not None and stored < side:
+            lines.append(
+                f"images of {source.name} are enlarged {side / stored:.3g} times, from {stored} px "
+                f"(the shorter side of one of them) to {side} px: no detail is added"
+            )
+    return lines
+
+
+def _size(layout: SequenceLayout) -> str:
+    frames = "1 frame" if layout.frames == 1 else f"{layout.frames} frames"
+    return f"{frames} × {layout.height} × {layout.width}"
+
+
+def _stored_side(source: Source) -> int | None:
+    """Return the shorter side in pixels of a sample of a source; None if it has none.
+
+    Token shards hold no pixels, and what cannot be decoded is counted by the training.
+    """
+    if source.train.form == "tokens":
+        return None
+    try:
+        sample, frame = next(FrameList(source.train).spread(1))
+        frames_THWC = decode_sample(source.train, sample, frame, 1, 1)
+    except UndecodableError:
+        return None
+    height, width = frames_THWC.shape[1:3]
+    return int(min(height, width))
 
 
 def finetune_recipe(

@@ -17,6 +17,7 @@ from toto.recipe.reader import (
     read_recipe,
     recipe_verb,
 )
+from toto.recipe.settings import all_sections, sections_of
 from toto.recipe.yaml_reader import dump_yaml
 from toto.registry import Registry, import_plugin
 from toto.tasks.config import FEATURE_NETWORKS, TASKS
@@ -27,7 +28,7 @@ from toto.training.deepspeed_settings import deepspeed_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["REGISTRIES", "list_family", "list_weights", "show_recipe"]
+__all__ = ["REGISTRIES", "describe_settings", "list_family", "list_weights", "show_recipe"]
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "tokenizers": TOKENIZERS,
@@ -36,6 +37,9 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "tasks": TASKS,
     "feature-networks": FEATURE_NETWORKS,
 }
+
+
+NO_MEANING = "(no description: its class gives none, with pydantic's Field(description=...))"
 
 
 def list_family(family: str, *, imports: Sequence[str]) -> None:
@@ -57,14 +61,21 @@ def list_family(family: str, *, imports: Sequence[str]) -> None:
         say(f"{name:<{width}}  {verb + '  ' if verb else ''}{text}".rstrip())
 
 
-def show_recipe(name: str, overrides: Sequence[str]) -> None:
+def show_recipe(name: str, overrides: Sequence[str], *, imports: Sequence[str] = ()) -> None:
     """Print the resolved recipe as YAML, then as comments the numbers and settings derived of it.
 
     A protocol of probes has none.
 
+    Args:
+        name: of the recipe.
+        overrides: `a.b=value`.
+        imports: plug-ins to import first, besides those that the recipe names.
+
     Raises:
         RecipeError: every mistake of the recipe.
     """
+    for reference in imports:
+        import_plugin(reference, Path.cwd())
     if recipe_verb(name) == PROBE_VERB:
         protocol = read_probe_recipe(name, overrides)
         say(dump_yaml(protocol.model_dump(mode="json")).rstrip())
@@ -76,6 +87,32 @@ def show_recipe(name: str, overrides: Sequence[str]) -> None:
     if recipe.training.engine != "local":
         settings = deepspeed_settings(recipe.training, recipe.optimizer)
         say(f"# given to DeepSpeed: {json.dumps(settings)}")
+
+
+def describe_settings(path: str | None, *, imports: Sequence[str]) -> None:
+    """Print every setting of a recipe with its type, its default and its meaning.
+
+    Args:
+        path: a section or a setting, such as `training` or `training.steps`; None for all.
+        imports: plug-ins to import first, whose components are listed too.
+
+    Raises:
+        UserError: there is no such section or setting.
+    """
+    for reference in imports:
+        import_plugin(reference, Path.cwd())
+    sections = all_sections() if path is None else sections_of(path)
+    for number, section in enumerate(sections):
+        if number:
+            say("")
+        say(f"{section.title}{f': {section.about}' if section.about else ''}")
+        rows = section.settings
+        names = max((len(one.name) for one in rows), default=0)
+        kinds = max((len(one.kind) for one in rows), default=0)
+        for one in rows:
+            default = one.default if one.default == "required" else f"default: {one.default}"
+            say(f"  {one.name:<{names}}  {one.kind:<{kinds}}  {default}")
+            say(f"  {'':<{names}}  {one.meaning or NO_MEANING}")
 
 
 def list_weights() -> None:

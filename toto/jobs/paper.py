@@ -30,4 +30,4 @@ def report_paper(out: Path | None) -> None:
     write_paper_page(page, entries, RUNS)
     states = [entry.state for entry in entries]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    say(f"{page}: {len(entries)} tables and figures: {', '.join(counts)}")
+    say(f"{page}: {len(entries)} tables and figures: {'; '.join(counts)}")

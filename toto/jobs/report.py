@@ -30,7 +30,7 @@ from toto.jobs.trained import (
 )
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
-from toto.tasks.config import TokenizerTaskConfig
+from toto.tasks.config import ClassifyConfig, TokenizerTaskConfig
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from toto.data.index import Dataset
     from toto.jobs.trained import FoundCheckpoint, FoundTokenizerRun
-    from toto.recipe.schemas import Recipe
+    from toto.recipe.schemas import Recipe, TrainRecipe
     from toto.tokenizers.base import Tokenizer
 
 __all__ = ["COMMANDS", "start_report"]
@@ -89,7 +89,7 @@ def _report_training(found: FoundRun, out: Path) -> None:
         sources=_data_sources(found),
         reconstructions=_reconstructions(found),
         loss_unit=recipe.loss_unit,
-        samples_video=recipe.tokenizer.output == "codes",
+        no_generation=_no_generation(recipe),
         facts={
             "parameters": f"{parameters / 1e6:.2f} M",
             "sequence": f"{recipe.layout.frames} × {recipe.layout.height} × {recipe.layout.width} "
@@ -107,6 +107,15 @@ def _report_training(found: FoundRun, out: Path) -> None:
         },
     )
     write_training_report(out, content)
+
+
+def _no_generation(recipe: TrainRecipe) -> str | None:
+    """Return why a model of this recipe generates nothing; None where it can."""
+    if isinstance(recipe.task, ClassifyConfig):
+        return "this model learned classes, and no longer predicts tokens"
+    if recipe.tokenizer.output == "patches":
+        return "a prediction from patches is a mean, or a code that the model does not take in"
+    return None
 
 
 def _report_tokenizer(found: FoundTokenizerRun, out: Path) -> None:

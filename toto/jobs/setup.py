@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from toto.errors import Problem, RecipeError, UserError
+from toto.files import no_empty_folder
 from toto.jobs import history
 from toto.jobs.commits import commit_of, commit_of_toto
 from toto.jobs.console import say
@@ -142,6 +143,7 @@ def _facts(recipe: Recipe) -> dict[str, str]:
 def _opened(recipe: Recipe, held: ExitStack, notes: list[str], *, resume: bool) -> RunDirectory:
     """The run directory, which no other process opens until `held` is closed."""
     path = Path(recipe.output)
+    held.enter_context(no_empty_folder(path))  # closed last, after the lock file is gone
     if not path.is_dir():
         open_run(path, resume=resume, command=_command())
     if not held.enter_context(hold_run(path, _command())):

@@ -90,6 +90,7 @@ def named_sources(recipe: Recipe) -> list[Source]:
 
 
 def _sources(recipe: Recipe, opened: Callable[[Paths], Dataset]) -> list[Source]:
+    _require_root(recipe)
     return [
         Source(
             name=name,
@@ -101,6 +102,25 @@ def _sources(recipe: Recipe, opened: Callable[[Paths], Dataset]) -> list[Source]
         )
         for name, config in recipe.data.sources.items()
     ]
+
+
+def _require_root(recipe: Recipe) -> None:
+    """Refuse a relative `data.root` that is not there, before a dataset in it is called missing.
+
+    Raises:
+        DataError: there is no such folder, and every source is to be found in it.
+    """
+    root = recipe.data.root
+    paths = [path for source in recipe.data.sources.values() for path in listed(source.path)]
+    elsewhere = any(is_remote(path) or Path(path).is_absolute() for path in paths)
+    if is_remote(root) or Path(root).is_absolute() or Path(root).is_dir() or elsewhere:
+        return
+    raise DataError(
+        f"data.root: no folder {root} in the working directory ({Path.cwd()}). A relative path "
+        "in a recipe starts there or, where that has nothing of the name, at the recipe's folder. "
+        f"Start toto in the folder that has {root}, pack datasets into it "
+        f"(toto pack SRC {Path(root) / paths[0]}), or give --set data.root=FOLDER"
+    )
 
 
 def open_dataset(paths: Paths, *, root: str = ".", cache: CacheConfig | None = None) -> Dataset:

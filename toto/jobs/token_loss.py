@@ -220,4 +220,7 @@ def _say_frames(measured: _Measured, unit: str) -> None:
     say(f"{unit}, mean of {number_of(measured.model.sequences, 'sequence')}:")
     say_table(["frame", *columns, "its first token"], rows)
     if measured.baselines:
-        say("copy and unigram are fitted on these very sequences, which favours them")
+        say(
+            f"{' and '.join(measured.baselines)}: fitted on these very sequences, "
+            "which favours them"
+        )

@@ -11,7 +11,7 @@ from toto.data.addresses import is_remote
 from toto.data.config import CacheConfig
 from toto.data.fetch import Remote, TooLongError
 from toto.errors import CheckpointError, DataError, UserError
-from toto.files import disk_errors
+from toto.files import disk_errors, no_empty_folder
 from toto.jobs.console import progress_bar, say
 from toto.jobs.convert import save_converted
 from toto.registry import unknown_name
@@ -63,6 +63,12 @@ def get_weights(name: str, *, source: str | None) -> None:
         say(f"{path} is here already. To make it anew, remove it, or give --from")
         return
     before = read_record(name)
+    with no_empty_folder(path.parent):
+        _bring_all(name, source, path, before)
+
+
+def _bring_all(name: str, source: str | None, path: Path, before: dict[str, Received]) -> None:
+    """Bring the files of published weights and convert them into `path`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = TemporaryDirectory(prefix=".fetching-", dir=path.parent)

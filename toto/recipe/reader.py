@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from toto.errors import Problem, RecipeError, UserError
 from toto.recipe.messages import explain
 from toto.recipe.overrides import apply_override
+from toto.recipe.paths import both_folders, find_path, located
 from toto.recipe.rules import broken_rules
 from toto.recipe.schemas import SCHEMAS, ProbeRecipe, Recipe
 from toto.recipe.yaml_reader import read_yaml
@@ -157,8 +158,9 @@ def _read_named(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], st
     for override in overrides:
         apply_override(raw, override, str(path))
     raw.setdefault("name", path.stem)
+    # Those of files are absolute already; the command line's start at the working directory.
     raw["imports"] = [
-        str((path.parent / entry).resolve()) if entry.endswith(".py") else entry
+        str(Path(entry).resolve()) if entry.endswith(".py") else entry
         for entry in _imports(raw, str(path))
     ]
     return raw, str(path)
@@ -256,28 +258,42 @@ def _imports(raw: dict[str, Any], where: str) -> list[str]:
     return listed
 
 
-def _read_with_base(path: Path) -> dict[str, Any]:
-    raw = read_yaml(path)
+def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a recipe's mapping merged onto that of its `base`, and so on down.
+
+    Args:
+        path: the file.
+        above: the files whose base, directly or not, this one is.
+
+    Raises:
+        RecipeError: unreadable YAML, a base that is not there, or bases that form a cycle.
+    """
+    chain = (*above, path)
+    raw = located(read_yaml(path), path)
     if "base" not in raw:
         return raw
-    named = Path(str(raw.pop("base")))
-    found = [place for place in (path.parent / named, *_shipped(named)) if place.is_file()]
-    if not found:
-        file = f"{named}.yaml"
-        mend = (
-            f"Write {file}, a shipped recipe"
-            if any(place.is_file() for place in _shipped(Path(file)))
-            else "Write its path relative to the recipe, or the file of a shipped recipe"
-        )
-        raise RecipeError(str(path), [Problem("base", f"no file {path.parent / named}", mend)])
-    base_path = found[0]
-    base = read_yaml(base_path)
-    if "base" in base:
-        problem = Problem(
-            "base", f"{base_path.name} has a base itself", "One level is all there is"
-        )
-        raise RecipeError(str(path), [problem])
-    return merge(base, raw)
+    base = _base_file(str(raw.pop("base")), path)
+    again = next((file for file in chain if file.samefile(base)), None)
+    if again is not None:
+        cycle = " → ".join(str(file) for file in (*chain[chain.index(again) :], base))
+        problem = Problem("base", f"recipes that build on each other: {cycle}", "Remove one `base`")
+        raise RecipeError(str(chain[0]), [problem])
+    return merge(_read_with_base(base, chain), raw)
+
+
+def _base_file(named: str, recipe: Path) -> Path:
+    """Return the file that `base: named` means: the user's own first, then the shipped one."""
+    file = Path(named) if named.endswith((".yaml", ".yml")) else Path(f"{named}.yaml")
+    # A shipped recipe means its neighbour, whatever files the working directory has.
+    is_shipped = recipe.parent.resolve() == shipped_recipes().resolve()
+    own = None if is_shipped else find_path(str(file), "base", recipe)
+    found = [place for place in (own, *_shipped(file)) if place is not None and place.is_file()]
+    if found:
+        return found[0]
+    guess = nearest(file.stem, [listed.stem for listed in shipped_recipes().glob("*.yaml")])
+    hint = f"Did you mean {guess}?" if guess else "`toto list recipes` shows the shipped ones"
+    what = f"no file {file} {both_folders(recipe)}, and no shipped recipe of that name"
+    raise RecipeError(str(recipe), [Problem("base", what, hint)])
 
 
 def _without_unknown_keys(raw: dict[str, Any], error: ValidationError) -> dict[str, Any]:

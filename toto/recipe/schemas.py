@@ -24,19 +24,25 @@ __all__ = ["SCHEMAS", "ProbeRecipe", "Recipe", "TokenizerRecipe", "TrainRecipe"]
 class Recipe(Config):
     """What every recipe that trains something has."""
 
-    verb: str
+    verb: str = Field(description="what the recipe is for")
     name: str = Field(description="of the run; the file's name unless it is given")
     title: str = Field("", description="one line for `toto list recipes`")
     output: str = Field(description="the run directory; runs/NAME unless it is given")
     imports: tuple[str, ...] = Field((), description="modules or .py files that register plug-ins")
-    seed: NonNegativeInt = Field(0, lt=2**63)
-    tokenizer: Annotated[TokenizerConfig, TOKENIZERS]
-    task: Annotated[TaskConfig, TASKS]
-    clip: ClipConfig = ClipConfig()
-    data: DataConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    training: TrainingConfig
+    seed: NonNegativeInt = Field(
+        0, lt=2**63, description="of the initial weights, the order of the data and augmentation"
+    )
+    tokenizer: Annotated[TokenizerConfig, TOKENIZERS] = Field(
+        description="what turns frames into tokens: a name, or a mapping with `name`"
+    )
+    task: Annotated[TaskConfig, TASKS] = Field(description="what is learned")
+    clip: ClipConfig = Field(ClipConfig(), description="how a sequence is cut out of a source")
+    data: DataConfig = Field(description="the mixture and how it is read")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
+    schedule: ScheduleConfig = Field(
+        ScheduleConfig(), description="how the learning rate changes over the run"
+    )
+    training: TrainingConfig = Field(description="length, batch and machine of the run")
 
     @property
     def layout(self) -> SequenceLayout:
@@ -52,13 +58,17 @@ class Recipe(Config):
 class TrainRecipe(Recipe):
     """`toto train`: a backbone on the tokens of pictures and videos."""
 
-    verb: Literal["train"] = "train"
-    backbone: Annotated[BackboneConfig, BACKBONES]
+    verb: Literal["train"] = Field("train", description="`toto train` takes it")
+    backbone: Annotated[BackboneConfig, BACKBONES] = Field(
+        description="the network between embedding and readout: a name, or a mapping with `name`"
+    )
     target_tokenizer: Annotated[TokenizerConfig | None, TOKENIZERS] = Field(
         None, description="whose codes patch inputs predict; none: the next token of `tokenizer`"
     )
-    mask: MaskConfig = Field(MaskConfig(), description="who reads whom in a sequence")
-    task: Annotated[TaskConfig, TASKS] = NextTokenConfig()
+    mask: MaskConfig = Field(
+        MaskConfig(), description="the attention mask: which positions each position reads"
+    )
+    task: Annotated[TaskConfig, TASKS] = Field(NextTokenConfig(), description="what is learned")
     init_from: str | None = Field(
         None,
         description="run or checkpoint whose weights the training starts from, or hf:FOLDER of "
@@ -98,19 +108,23 @@ class TrainRecipe(Recipe):
 class TokenizerRecipe(Recipe):
     """`toto tokenizer train`: a tokenizer on pictures and frames."""
 
-    verb: Literal["tokenizer"] = "tokenizer"
-    task: Annotated[TaskConfig, TASKS] = DvaeTaskConfig()
+    verb: Literal["tokenizer"] = Field("tokenizer", description="`toto tokenizer train` takes it")
+    task: Annotated[TaskConfig, TASKS] = Field(
+        DvaeTaskConfig(), description="the losses that the tokenizer is trained with"
+    )
 
 
 class ProbeRecipe(Config):
     """`toto probe RUN --recipe`: a protocol, which holds for any run that was trained."""
 
-    verb: Literal["probe"] = "probe"
+    verb: Literal["probe"] = Field("probe", description="`toto probe RUN --recipe` takes it")
     name: str = Field(description="of the protocol; the file's name unless it is given")
     title: str = Field("", description="one line for `toto list recipes`")
     imports: tuple[str, ...] = Field((), description="modules or .py files that register plug-ins")
     data: DataConfig | None = Field(None, description="labelled; none: the run's own")
-    probes: ProbeSettings = ProbeSettings()
+    probes: ProbeSettings = Field(
+        ProbeSettings(), description="which probes there are, and how they are trained"
+    )
 
 
 SCHEMAS: dict[str, type[Recipe]] = {"train": TrainRecipe, "tokenizer": TokenizerRecipe}

@@ -59,15 +59,21 @@ class TokenBaselines:
 
         Returns:
             "unigram" and "copy", scalars; "frame_unigram" and "frame_copy", one entry per frame.
+            Without the copy where a sequence is one frame.
         """
-        by_token = self.token_losses(codes_BTHW)
-        return _means("unigram", by_token["unigram"], skip_frames) | _means(
-            "copy", by_token["copy"], skip_frames
-        )
+        means: dict[str, Mean] = {}
+        for name, losses_BTHW in self.token_losses(codes_BTHW).items():
+            means |= _means(name, losses_BTHW, skip_frames)
+        return means
 
     def token_losses(self, codes_BTHW: Tensor) -> dict[str, Tensor]:
-        """The loss of every token, float64 `BTHW`, by name: "unigram" and "copy"."""
+        """Return the loss of every token, float64 `BTHW`, by name: "unigram" and "copy".
+
+        In sequences of one frame there is nothing to copy, and the unigram is alone.
+        """
         log_unigram = self.log_unigram_V.to(codes_BTHW.device)[codes_BTHW]
+        if codes_BTHW.shape[1] == 1:
+            return {"unigram": -log_unigram}
         log_copy = log_unigram.clone()
         repeats = (codes_BTHW[:, 1:] == codes_BTHW[:, :-1]).double()
         a = self.copy_probability

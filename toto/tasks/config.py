@@ -373,12 +373,14 @@ class VqganTaskConfig(TokenizerTaskConfig):
     perceptual: Annotated[FeatureNetworkConfig, FEATURE_NETWORKS] | None = Field(
         None, description="the network whose features are compared; none: L1 alone"
     )
-    perceptual_weight: NonNegativeFloat = 1.0
+    perceptual_weight: NonNegativeFloat = Field(1.0, description="of the distance of features")
     discriminator_start: NonNegativeInt = Field(250_001, description="its first step")
     discriminator_weight: NonNegativeFloat = Field(
         0.8, description="of the generator's loss, times the adaptive weight"
     )
-    discriminator_width: PositiveInt = 64
+    discriminator_width: PositiveInt = Field(
+        64, description="channels after the first of its convolutions, then 2, 4, 8 times"
+    )
     discriminator_layers: PositiveInt = Field(3, description="halvings of the resolution")
     restart_after: PositiveInt | None = Field(
         None, description="micro-batches without use until a code is placed anew; none: never"

@@ -153,7 +153,7 @@ class CodebookConfig(TokenizerConfig):
     identity_fields: ClassVar[frozenset[str]] = frozenset({"num_codes"})
 
     weights: WeightsSource = None
-    num_codes: PositiveInt
+    num_codes: PositiveInt = Field(description="size of the codebook")
 
     @property
     def codebook_size(self) -> int:
@@ -197,11 +197,11 @@ class DvaeConfig(CodebookConfig):
         {"width", "blocks_per_group", "decoder_stem"}
     )
 
-    num_codes: PositiveInt = 8192
+    num_codes: PositiveInt = Field(8192, description="size of the codebook")
     width: PositiveInt = Field(
         256, multiple_of=4, description="channels of the first group, then 2, 4, 8 times"
     )
-    blocks_per_group: PositiveInt = 2
+    blocks_per_group: PositiveInt = Field(2, description="residual blocks of each of four groups")
     decoder_stem: PositiveInt = Field(128, description="channels after the one-hot 1×1 conv")
 
     def grid(self, resolution: int) -> tuple[int, int]:
@@ -243,14 +243,16 @@ class VqganConfig(CodebookConfig):
         }
     )
 
-    num_codes: PositiveInt = 16384
+    num_codes: PositiveInt = Field(16384, description="size of the codebook")
     code_dim: PositiveInt = Field(256, description="values of a code vector")
     latent_dim: PositiveInt = Field(256, description="channels between encoder and quantizer")
     width: PositiveInt = Field(128, description="channels, times `width_multipliers` by level")
     width_multipliers: tuple[PositiveInt, ...] = Field(
         (1, 1, 2, 2, 4), min_length=1, description="one a level; each level halves the resolution"
     )
-    blocks_per_level: PositiveInt = 2
+    blocks_per_level: PositiveInt = Field(
+        2, description="residual blocks of each level of the encoder; the decoder has one more"
+    )
     attention_levels: tuple[NonNegativeInt, ...] = Field(
         (4,), description="levels whose blocks have attention, counted from 0"
     )

@@ -211,7 +211,8 @@ def _find(source: str) -> Path:
     path = Path(source)
     if not path.is_file():
         raise CheckpointError(
-            f"no weights at {path.absolute()}. A relative path starts at the working directory; "
+            f"no weights at {path.absolute()}. A relative path starts at the working directory, or "
+            "at a recipe's own folder where that has the file; "
             f"toto ships {', '.join(SHIPPED + name for name in shipped_weights()) or 'none'}"
         )
     return path

@@ -17,9 +17,13 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2017); no decay on norms, biases and embeddings."""
 
     lr: PositiveFloat = Field(3e-4, description="peak learning rate")
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.95), description="decay rates of the running means of gradient and squared gradient"
+    )
+    eps: PositiveFloat = Field(1e-8, description="added to the root of the squared gradient's mean")
+    weight_decay: NonNegativeFloat = Field(
+        0.1, description="decoupled, times the learning rate; on matrices alone"
+    )
     grad_clip: PositiveFloat = Field(
         1.0,
         description="largest norm of the whole gradient; a VQGAN's discriminator has its own",
@@ -36,8 +40,10 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """Linear warm-up, then cosine down to `final_fraction` of the peak."""
 
-    warmup_steps: NonNegativeInt = 2_000
-    final_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    warmup_steps: NonNegativeInt = Field(2_000, description="steps of the linear rise from 0")
+    final_fraction: float = Field(
+        0.1, ge=0.0, le=1.0, description="learning rate at the last step over its peak"
+    )
 
 
 class DeepSpeedConfig(Config):
@@ -90,20 +96,24 @@ class TrainingConfig(Config):
         description="keep only what goes into each block, and compute the rest again in the "
         "backward pass: less memory for more time",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU where there is one; settled before the run"
+    )
     engine: Literal["auto", "local", "deepspeed"] = Field(
         "auto", description="auto: local on one rank, deepspeed on several; settled before the run"
     )
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    log_every: PositiveInt = 10
-    eval_every: PositiveInt = 500
+    deepspeed: DeepSpeedConfig = Field(
+        DeepSpeedConfig(), description="read by `engine: deepspeed` alone"
+    )
+    log_every: PositiveInt = Field(10, description="steps between two lines of metrics.jsonl")
+    eval_every: PositiveInt = Field(500, description="steps between two evaluations")
     eval_sequences: PositiveInt = Field(64, description="validation sequences of each source")
     baselines: bool = Field(
         True,
         description="count training tokens before the first step, so that each evaluation of a "
         "model that predicts codes shows what the unigram and copying the last frame lose",
     )
-    save_every: PositiveInt = 500
+    save_every: PositiveInt = Field(500, description="steps between two checkpoints")
     keep: PositiveInt = Field(2, description="checkpoints kept, the newest")
     keep_every: PositiveInt | None = Field(
         None, description="checkpoints of every so many steps are kept for good, besides"

@@ -120,7 +120,7 @@ def test_every_parameter_has_a_role_and_a_gradient(tokenizer, tied):
     model = make(tokenizer, tie_embeddings=tied)
     roles = model.param_roles()
     assert set(roles) == {name for name, _ in model.named_parameters()}
-    assert roles["interface.embedding.weight"] == "embed"
+    assert roles["interface.embedding.weight"] == ("filter" if tokenizer is PATCHES else "embed")
     assert roles["backbone.norm.weight"] == "norm"
     assert roles["backbone.blocks.0.mlp.down.weight"] == "hidden"
     assert ("readout" in roles.values()) == (not tied or tokenizer is PATCHES)

@@ -96,7 +96,7 @@ def test_every_parameter_has_a_role_and_a_gradient(kind):
     assert set(roles) == {name for name, _ in model.named_parameters()}
     ends = {name: role for name, role in roles.items() if name.startswith("interface.")}
     assert ends == {
-        "interface.embedding.weight": "embed",
+        "interface.embedding.weight": "filter",
         "interface.starts.weight": "embed",
         "interface.readout.weight": "readout",
         **({"interface.hidden.weight": "hidden"} if kind == "to-patches-mlp" else {}),
@@ -106,10 +106,7 @@ def test_every_parameter_has_a_role_and_a_gradient(kind):
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     decayed, plain = parameter_groups(model, roles, weight_decay=0.1)
     kept = {name for name, _ in plain["params"]}
-    assert {name for name in kept if name.startswith("interface.")} == {
-        "interface.embedding.weight",
-        "interface.starts.weight",
-    }
+    assert {name for name in kept if name.startswith("interface.")} == {"interface.starts.weight"}
     assert decayed["weight_decay"] == 0.1
 
 

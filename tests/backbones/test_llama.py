@@ -82,11 +82,11 @@ def test_model_size_equals_the_real_model(tokenizer, tied):
     with torch.device("meta"):
         model = AutoregressiveModel(tokenizer, config)
     roles = model.param_roles()
-    counts = {"embed": 0, "hidden": 0, "norm": 0, "readout": 0}
+    counts = {"embed": 0, "filter": 0, "hidden": 0, "norm": 0, "readout": 0}
     for name, parameter in model.named_parameters():
         counts[roles[name]] += parameter.numel()
     size = ModelSize.of(tokenizer, config)
-    assert counts["embed"] == size.embedding
+    assert counts["embed"] + counts["filter"] == size.embedding
     assert counts["readout"] == size.readout
     assert counts["hidden"] + counts["norm"] == size.backbone
 

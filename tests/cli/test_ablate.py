@@ -19,10 +19,10 @@ def steps(monkeypatch):
 
     class Finished:
         def __init__(self, words, **_):
-            commands.append(words[3:])
-            name = words[4]
+            commands.append(words[4:])
+            name = words[5]
             self.code = 130 if name in stopped else 0
-            if words[3] == "train" and name not in stopped:
+            if words[4] == "train" and name not in stopped:
                 done.add(name)
 
         def wait(self):

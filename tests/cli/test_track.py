@@ -246,7 +246,7 @@ def test_a_file_that_was_repaired_is_tracked_again(home, tmp_path, monkeypatch):
     assert "2 of 2 sequences are done" in done.stdout
     with monkeypatch.context() as patched:
         patched.setattr(job, "_write_overlays", fails)
-        toto(*command, cwd=home, code=1)
+        toto(*command, "--overwrite", cwd=home, code=1)
     path = tmp_path / "davis" / ANNOTATIONS / "two/00000.png"
     write_mask(path, np.roll(read_mask(path), 8, axis=1))
-    assert "sequences are done" not in toto(*command, cwd=home).stdout
+    assert "sequences are done" not in toto(*command, "--overwrite", cwd=home).stdout

@@ -17,8 +17,10 @@ MODULES = ("typer", "rich", "yaml", "queue", "toto")
 
 
 @pytest.fixture
-def strange(tmp_path):
+def strange(tmp_path, monkeypatch):
     """A folder with files that are named like libraries; each leaves a trace when it is run."""
+    # Set by any command that ran in this process before.
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     for name in MODULES:
         trace = f"open({str(tmp_path / 'RUN')!r}, 'a').write({name!r})\n"
         (tmp_path / f"{name}.py").write_text(trace)
@@ -56,7 +58,6 @@ def test_steps_of_ablate_import_nothing_from_the_working_directory(strange, monk
 
 def test_workers_of_a_command_import_nothing_from_the_working_directory(strange, monkeypatch):
     """They start as `python -c`, which looks into the working directory first."""
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setattr(sys, "argv", ["toto", "list", "heads"])
     with mock.patch.dict(os.environ):
         with pytest.raises(SystemExit) as stop:

@@ -71,6 +71,7 @@ def shapes(dataset):
 
 def test_packing_counts_what_is_turned_and_readers_turn_it(tmp_path, videos, images, capsys):
     options = {"layout": "folder", "split": None, "workers": 0, "skip_broken": False}
+    options |= {"kind": None, "class_list": None}
     for source, name, shape in (
         (videos, "phone.mp4", (64, 32)),
         (images, "phone.jpg", (40, 24)),

@@ -120,6 +120,41 @@ def test_images_above_the_pixel_limit_are_named_as_such(rows, recwarn):
             read(payload)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_image_above_the_limit_of_whole_ones_is_reduced(monkeypatch, form):
+    smooth = Image.fromarray(random_picture(1, 4, 4)).resize((96, 64), Image.Resampling.BICUBIC)
+    payload = with_orientation(np.asarray(smooth), 6, form)
+    whole = decode_image(payload)
+    monkeypatch.setattr(decode_module, "MAX_WHOLE_PIXELS", 96 * 64)
+    assert np.array_equal(decode_image(payload), whole)
+    for limit, factor in ((96 * 64 - 1, 2), (96 * 64 // 4 - 1, 4)):
+        monkeypatch.setattr(decode_module, "MAX_WHOLE_PIXELS", limit)
+        reduced = decode_image(payload)
+        height, width = 96 // factor, 64 // factor
+        assert reduced.shape == (height, width, 3)
+        means = whole.reshape(height, factor, width, factor, 3).mean((1, 3))
+        assert np.abs(reduced - means).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16", "CMYK"])
+def test_images_of_all_modes_can_be_reduced(monkeypatch, mode):
+    image = Image.new("L", (32, 32), 255).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((32, 32), 0xFF00, np.uint16))
+    file = io.BytesIO()
+    image.save(file, "JPEG" if mode == "CMYK" else "PNG")
+    monkeypatch.setattr(decode_module, "MAX_WHOLE_PIXELS", 300)
+    assert np.array_equal(decode_image(file.getvalue()), np.full((16, 16, 3), 255))
+
+
+def test_decoding_an_image_ends_at_its_time_limit(monkeypatch):
+    payload = png(random_picture(1))
+    check_image(payload)
+    monkeypatch.setattr(decode_module, "decode_seconds", lambda size: 0.0)
+    with pytest.raises(UndecodableError, match="takes more than 0 s of processor time"):
+        check_image(payload)
+
+
 def test_images_above_the_limit_of_pillow_are_read(monkeypatch):
     # The image of 200 million pixels would take seconds: the limits are those that are in force.
     assert Image.MAX_IMAGE_PIXELS == MAX_IMAGE_PIXELS > 178_956_970

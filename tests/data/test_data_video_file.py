@@ -5,6 +5,8 @@ import socket
 import struct
 import subprocess
 import sys
+import tracemalloc
+from functools import partial
 
 import av
 import numpy as np
@@ -16,8 +18,9 @@ import toto.data.video as video_module
 import toto.data.video_file as video_file_module
 from toto.data.decode import UndecodableError, decode_clip, inspect_media, iterate_video
 from toto.data.encode import encode_h264
-from toto.data.video import _seek_clip, decode_clip_plainly, decode_seconds
-from toto.data.video_file import MAX_FRAME_PIXELS, MemoryFile
+from toto.data.transforms import square, square_cut
+from toto.data.video import _seek_clip, decode_clip_plainly
+from toto.data.video_file import MAX_FRAME_PIXELS, ClipBuilder, MemoryFile, decode_seconds
 
 FRAMES = 30
 SHOW_FRAME = 0x10
@@ -92,7 +95,9 @@ VIDEOS = {
     "h264, B-frames, avi": by("avi", "libx264", g=8, bf=2),
     "h264, mp4 remuxed to mkv": lambda: remux(by("mp4", "libx264", g=8)(), "matroska"),
     "hevc, mp4": by("mp4", "libx265", preset="ultrafast", x265_params="log-level=none:pools=1"),
-    "hevc, mkv": by("matroska", "libx265", preset="ultrafast", x265_params="log-level=none"),
+    "hevc, mkv": by(
+        "matroska", "libx265", preset="ultrafast", x265_params="log-level=none:pools=1"
+    ),
     "vp9, webm": by("webm", "libvpx-vp9", g=12, auto_alt_ref=1, lag_in_frames=12, cpu_used=8),
     "vp9, mp4": by("mp4", "libvpx-vp9", g=12, auto_alt_ref=1, lag_in_frames=12, cpu_used=8),
     "mpeg4, avi": by("avi", "mpeg4", g=8, bf=2),
@@ -129,14 +134,48 @@ def test_seeking_is_not_used_where_packets_are_not_frames(name):
     payload = VIDEOS[name]()
     total = inspect_media("videos", payload).frames
     assert count_packets(payload) > total
-    assert _seek_clip(payload, range(4, 9, 4), total) == []
+    assert _seek_clip(payload, range(4, 9, 4), total) is None
 
 
 def test_seeking_is_used_where_it_can_be():
     for name in ("h264, B-frames, mp4", "vp9, webm", "h264, fragments", "h264, edit list"):
         payload = VIDEOS[name]()
         total = inspect_media("videos", payload).frames
-        assert len(_seek_clip(payload, range(12, 17, 4), total)) == 2, name
+        assert _seek_clip(payload, range(12, 17, 4), total) is not None, name
+
+
+def flag_as_keyframes(payload, container):
+    """Every packet of the video is called a keyframe, as faulty writers of AVI do."""
+
+    def flag(packet):
+        packet.is_keyframe = True
+
+    return remux(payload, container, change=flag)
+
+
+def test_a_clip_is_exact_where_the_index_is_wrong_about_keyframes():
+    for container, codec in (("avi", "msmpeg4"), ("matroska", "msmpeg4"), ("mp4", "libvpx-vp9")):
+        payload = flag_as_keyframes(by(container, codec, g=9)(), container)
+        whole = list(iterate_video(payload))
+        assert inspect_media("videos", payload).frames == len(whole) == FRAMES
+        for start in range(2, FRAMES - 5, 5):
+            clip = decode_clip(payload, start, 2, 4, total=len(whole))
+            assert np.array_equal(clip, np.stack(whole[start : start + 5 : 4])), (codec, start)
+
+
+def test_a_clip_is_exact_where_a_keyframe_is_damaged():
+    def damage(packet):
+        if packet.is_keyframe and packet.pts:
+            payload = bytearray(bytes(packet))
+            payload[len(payload) // 2] ^= 255
+            packet.update(bytes(payload))
+
+    payload = remux(by("avi", "msmpeg4", g=9)(), "avi", change=damage)
+    whole = list(iterate_video(payload))
+    assert inspect_media("videos", payload).frames == len(whole)
+    for start in range(7, 24):
+        clip = decode_clip(payload, start, 2, 3, total=len(whole))
+        assert np.array_equal(clip, np.stack(whole[start : start + 4 : 3])), start
 
 
 def test_times_that_contradict_the_order_of_frames_are_refused():
@@ -195,6 +234,10 @@ def test_sound_with_a_cover_is_refused():
     payload = encode_with_cover("mp4", video=False)
     with pytest.raises(UndecodableError, match="without a video stream other than a cover image"):
         inspect_media("videos", payload)
+    for container in ("mp4", "matroska"):
+        payload = encode_with_cover(container, video=False, flagged=False)
+        with pytest.raises(UndecodableError, match="sound with a single image"):
+            inspect_media("videos", payload)
 
 
 # --- orientation ---------------------------------------------------------------------------------
@@ -381,6 +424,40 @@ def test_frames_above_the_limit_are_refused_before_they_are_decoded():
     message, grown = done.stdout.decode().splitlines()
     assert f"{MAX_FRAME_PIXELS:,} pixels, toto's limit" in message
     assert int(grown) < 40_000  # kB; a frame takes 50 MB as YUV, 100 MB as RGB
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_clip_needs_the_memory_of_one_large_frame(monkeypatch, plain):
+    count, (height, width) = 12, (512, 768)
+    payload = encode_h264(moving_frames(count, height, width), fps=25)
+    cut = square_cut(32, crop_y=0.3, crop_x=0.6)
+    decode = decode_clip_plainly if plain else partial(decode_clip, total=count)
+    whole = decode(payload, 0, count, 1)
+    expected = square(whole, 32, crop_y=0.3, crop_x=0.6)
+    assert np.array_equal(decode(payload, 0, count, 1, cut=cut), expected)
+    monkeypatch.setattr(video_file_module, "MAX_FRAME_PIXELS", height * width)
+    tracemalloc.start()
+    assert np.array_equal(decode(payload, 0, count, 1, cut=cut), expected)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The frame, its square, and room; NumPy's memory, which is where frames are.
+    assert peak < 2.5 * height * width * 3
+
+
+def test_frames_are_cut_together_up_to_the_limit(monkeypatch):
+    monkeypatch.setattr(video_file_module, "MAX_FRAME_PIXELS", 7 * 32 * 48)
+    sizes = []
+
+    def cut(frames_THWC):
+        sizes.append(len(frames_THWC))
+        return frames_THWC[:, :8, :8]
+
+    clip = ClipBuilder(cut)
+    frames = moving_frames(16)
+    for frame in frames:
+        clip.add(frame)
+    assert np.array_equal(clip.build(), np.stack(frames)[:, :8, :8])
+    assert sizes == [7, 7, 2]
 
 
 def test_decoding_ends_at_its_time_limit(monkeypatch):

@@ -14,7 +14,7 @@ from toto.data.decode import (
     inspect_media,
 )
 from toto.data.order import CENTRE
-from toto.data.transforms import square
+from toto.data.transforms import square, square_cut
 from toto.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,10 +71,11 @@ def read_video_file(path: Path, clip: ClipConfig) -> Frames:
     try:
         total = inspect_media("videos", payload).frames
         available = (total - 1) // clip.stride + 1
-        frames = decode_clip(payload, 0, min(clip.frames, available), clip.stride, total=total)
+        count = min(clip.frames, available)
+        cut = square_cut(clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
+        return decode_clip(payload, 0, count, clip.stride, total=total, cut=cut)
     except UndecodableError as error:
         raise _undecodable(path, error) from error
-    return square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
 
 
 def _read(path: Path) -> bytes:

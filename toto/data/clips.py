@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from toto.data.batch import Batch
     from toto.data.config import ClipConfig
+    from toto.data.decode import Frames
     from toto.data.index import Dataset
 
 __all__ = ["FrameList", "LabelledDataset", "read_clip"]
@@ -56,14 +57,17 @@ def read_clip(
     """
     if dataset.form == "tokens":
         return dataset.read_codes(sample, start, clip.frames, clip.stride)
+
+    def cut(frames_THWC: Frames) -> Frames:
+        return views.cut(frames_THWC, clip.resolution, sample, draw)
+
     try:
-        frames = decode_sample(dataset, sample, start, clip.frames, clip.stride)
+        return decode_sample(dataset, sample, start, clip.frames, clip.stride, cut=cut)
     except UndecodableError as error:
         raise DataError(
             f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
             "the file and pack its folder again"
         ) from error
-    return views.cut(frames, clip.resolution, sample, draw)
 
 
 class FrameList:

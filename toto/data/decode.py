@@ -8,20 +8,24 @@ frame rate.
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from toto.data.video import decode_clip, inspect_video, iterate_video
 from toto.data.video_file import (
+    Cut,
     Frame,
     Frames,
     MediaInfo,
+    MemoryFile,
     Payload,
     Turn,
     UndecodableError,
+    decode_seconds,
 )
 from toto.data.video_torchcodec import decode_clip_by_torchcodec, require_torchcodec
 from toto.errors import DataError
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_EXTENSIONS",
     "MAX_IMAGE_PIXELS",
+    "MAX_WHOLE_PIXELS",
     "VIDEO_EXTENSIONS",
     "ClipDecoder",
+    "Cut",
     "Frame",
     "Frames",
     "MediaInfo",
@@ -58,11 +64,15 @@ VIDEO_EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi"})
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 2**28
 """Pixels of an image: 0.8 GB as RGB."""
+MAX_WHOLE_PIXELS = 2**26
+"""Pixels of an image that is decoded at its full size: 0.2 GB as RGB."""
 MAX_METADATA_BYTES = 2**26
 """Of one text or colour profile of a PNG, unpacked; Pillow's 1 MB is less than sound files hold."""
 
 # Pillow has these limits as variables of its modules alone.
 Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
+# Above it Pillow only warns, and `open_image` refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA_BYTES
 PngImagePlugin.MAX_TEXT_MEMORY = 2 * MAX_METADATA_BYTES
 
@@ -81,17 +91,34 @@ EXIF_TURNS = {
 def decode_image(payload: Payload, orientation: Orientation = "upright") -> Frame:
     """Decode an image to uint8 `[H, W, 3]`; alpha is dropped, 16 bits become 8.
 
+    An image above MAX_WHOLE_PIXELS is reduced by 2 or 4 in each direction, to below that: a JPEG
+    while it is decoded, which keeps memory small, others by averaging.
+
     Raises:
         UndecodableError: it is not a JPEG, PNG or WebP, is damaged, or exceeds a limit.
     """
     with open_image(payload) as image:
-        if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            pixels = np.repeat(grey[..., None], 3, axis=2)
-        else:
-            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         turn = _read_exif_turn(image) if orientation == "upright" else None
-        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+        factor = _reduction(*image.size)
+        reduced_size = image.width // factor, image.height // factor
+        if factor > 1:
+            image.draft(image.mode, reduced_size)  # of JPEG alone
+        if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
+            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+        if rgb.width * rgb.height > MAX_WHOLE_PIXELS:
+            rgb = rgb.reduce(factor)
+        pixels = np.array(rgb)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _reduction(width: int, height: int) -> int:
+    """Return the power of 2 by which an image is reduced to MAX_WHOLE_PIXELS or less."""
+    factor = 1
+    while width * height > MAX_WHOLE_PIXELS * factor**2:
+        factor *= 2
+    return factor
 
 
 def check_image(payload: Payload) -> MediaInfo:
@@ -101,9 +128,10 @@ def check_image(payload: Payload) -> MediaInfo:
     nothing to find, is spared.
 
     Raises:
-        UndecodableError: it is not a JPEG, PNG or WebP, is damaged, or exceeds a limit.
+        UndecodableError: it is not a JPEG, PNG or WebP, is damaged, or exceeds a limit; also the
+            time limit `decode_seconds`.
     """
-    with open_image(payload) as image:
+    with open_image(payload, seconds=decode_seconds(len(payload))) as image:
         image.draft(image.mode, (1, 1))
         image.load()
         return MediaInfo(frames=1, turned=_read_exif_turn(image) is not None)
@@ -134,18 +162,24 @@ def _read_exif_turn(image: Image.Image) -> Turn | None:
 
 
 @contextmanager
-def open_image(payload: Payload, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
+def open_image(
+    payload: Payload, formats: tuple[str, ...] = IMAGE_FORMATS, seconds: float | None = None
+) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow raises, here or in the body, becomes UndecodableError.
 
     Args:
         payload: the encoded image.
         formats: Pillow's names of those allowed.
+        seconds: processor time that decoding may take, checked where Pillow reads a piece of the
+            file; no limit if None.
 
     Raises:
         UndecodableError: it is of no such format, is damaged, or exceeds a limit.
     """
     try:
-        with Image.open(io.BytesIO(payload), formats=formats) as image:
+        # A MemoryFile is slower to read, and is needed for the limit alone.
+        file = io.BytesIO(payload) if seconds is None else MemoryFile(payload, seconds)
+        with Image.open(cast("IO[bytes]", file), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise _too_large(f"{width} × {height} pixels are")
@@ -184,6 +218,7 @@ class ClipDecoder(Protocol):
         *,
         total: int,
         orientation: Orientation,
+        cut: Cut | None,
     ) -> Frames:
         """Return uint8 `[count, H, W, 3]`."""
 
@@ -207,9 +242,22 @@ def decode_sample(
     count: int,
     stride: int,
     *,
+    cut: Cut | None = None,
     decode: ClipDecoder = decode_clip,
 ) -> Frames:
     """Decode frames of a sample of raw shards, turned as the dataset says; an image has one.
+
+    Args:
+        dataset: raw shards.
+        sample: its number.
+        start: number of the first frame.
+        count: T, frames of the clip.
+        stride: distance between frames of the clip.
+        cut: what is kept of the frames; all of them if None.
+        decode: the decoder of videos.
+
+    Returns:
+        uint8 `[T, H, W, 3]`; H and W are those of `cut`.
 
     Raises:
         DataError: the shard is missing or changed.
@@ -217,9 +265,10 @@ def decode_sample(
     """
     payload, orientation = dataset.read(sample), dataset.orientation(sample)
     if dataset.kind == "images":
-        return decode_image(payload, orientation)[None]
+        frame_1HWC = decode_image(payload, orientation)[None]
+        return frame_1HWC if cut is None else cut(frame_1HWC)
     total = dataset.frames(sample)
-    return decode(payload, start, count, stride, total=total, orientation=orientation)
+    return decode(payload, start, count, stride, total=total, orientation=orientation, cut=cut)
 
 
 def inspect_media(kind: Kind, payload: Payload) -> MediaInfo:

@@ -19,7 +19,7 @@ from toto.data.decode import (
 from toto.data.index import NO_LABEL
 from toto.data.order import CENTRE
 from toto.data.stream import DrawnSequence
-from toto.data.transforms import square
+from toto.data.transforms import square_cut
 from toto.data.walk import walk
 from toto.errors import DataError
 
@@ -169,10 +169,11 @@ class FileMiddles(Middles):
             total = inspect_media(kind, payload).frames
             clip = self._place(total)
             start = (total - clip.span) // 2
+            cut = square_cut(clip.resolution, crop_y=CENTRE, crop_x=CENTRE)
             frames = (
-                decode_image(payload)[None]
+                cut(decode_image(payload)[None])
                 if kind == "images"
-                else decode_clip(payload, start, clip.frames, clip.stride, total=total)
+                else decode_clip(payload, start, clip.frames, clip.stride, total=total, cut=cut)
             )
         except (OSError, UndecodableError) as error:
             raise DataError(
@@ -180,7 +181,7 @@ class FileMiddles(Middles):
                 "finished files are kept"
             ) from error
         return DrawnSequence(
-            frames=square(frames, clip.resolution, crop_y=CENTRE, crop_x=CENTRE),
+            frames=frames,
             is_image=kind == "images",
             source=0,
             position=number,

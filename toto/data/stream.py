@@ -18,7 +18,7 @@ import numpy.typing as npt
 from toto.data.decode import UndecodableError, clip_decoder, decode_sample
 from toto.data.mixture import Mixture
 from toto.data.order import InOrder, Sampler, Shuffled
-from toto.data.transforms import square
+from toto.data.transforms import square_cut
 from toto.data.units import Units
 from toto.errors import DataError
 
@@ -250,14 +250,13 @@ class SourceStream:
         start = int(drawn.start_N[place])
         if self.dataset.form == "tokens":
             return self.dataset.read_codes(sample, start, count, self._clip.stride)
-        frames = decode_sample(
-            self.dataset, sample, start, count, self._clip.stride, decode=self._decode_clip
-        )
-        return square(
-            frames,
+        cut = square_cut(
             self._clip.resolution,
             crop_y=float(drawn.crop_y_N[place]),
             crop_x=float(drawn.crop_x_N[place]),
+        )
+        return decode_sample(
+            self.dataset, sample, start, count, self._clip.stride, cut=cut, decode=self._decode_clip
         )
 
 

@@ -7,6 +7,7 @@ that is cut away is never resized.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import Image
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from toto.data.decode import Frames
+    from toto.data.decode import Cut, Frames
 
-__all__ = ["square", "square_plainly", "squeeze"]
+__all__ = ["square", "square_cut", "square_plainly", "squeeze"]
 
 
 def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float) -> Frames:
@@ -33,6 +34,11 @@ def square(frames_THWC: Frames, resolution: int, *, crop_y: float, crop_x: float
         uint8 `[T, resolution, resolution, 3]`.
     """
     return squeeze(_crop(frames_THWC, crop_y, crop_x), resolution)
+
+
+def square_cut(resolution: int, *, crop_y: float, crop_x: float) -> Cut:
+    """Return `square` with its place and resolution, for decoders; see there."""
+    return partial(square, resolution=resolution, crop_y=crop_y, crop_x=crop_x)
 
 
 def squeeze(frames_THWC: Frames, resolution: int) -> Frames:

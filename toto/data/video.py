@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
+from av.video.frame import PictureType
 
 from toto.data.video_file import (
+    ClipBuilder,
+    Cut,
     Frame,
     FrameConverter,
     Frames,
@@ -21,6 +23,7 @@ from toto.data.video_file import (
     MemoryFile,
     Payload,
     UndecodableError,
+    decode_seconds,
     open_video,
     read_turn,
 )
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = [
     "decode_clip",
     "decode_clip_plainly",
-    "decode_seconds",
     "inspect_video",
     "iterate_video",
     "read_timeline",
@@ -48,13 +50,10 @@ __all__ = [
 # Here FFmpeg can leave out, exactly, frames that no other frame is predicted from. (HEVC's notion
 # of such frames is that of one temporal layer.)
 SKIPPABLE = frozenset({"h264"})
+# Types of frames that need earlier ones.
+PREDICTED = frozenset({PictureType.P, PictureType.B})
 # The demuxer whose index lists every frame as soon as the file is open.
 INDEXED = "mov"
-
-
-BASE_SECONDS = 120.0
-SECONDS_PER_MEGABYTE = 10.0
-"""Videos decode at more than 2 MB, or 1,000 small frames, a second; see `decode_seconds`."""
 
 
 def decode_clip(
@@ -65,6 +64,7 @@ def decode_clip(
     *,
     total: int,
     orientation: Orientation = "upright",
+    cut: Cut | None = None,
 ) -> Frames:
     """Return frames start, start+stride, … of a video, equal to those of a decode of all frames.
 
@@ -79,18 +79,24 @@ def decode_clip(
         stride: distance between frames of the clip.
         total: frames of the whole video, as `inspect_video` counts them.
         orientation: whether display matrices are applied.
+        cut: what is kept of the frames; see `ClipBuilder` for the memory. All of them if None.
 
     Returns:
-        uint8 `[T, H, W, 3]`.
+        uint8 `[T, H, W, 3]`; H and W are those of `cut`.
 
     Raises:
         UndecodableError: the video is damaged or has no such frames.
     """
     wanted = range(start, start + (count - 1) * stride + 1, stride)
-    frames = _seek_clip(payload, wanted, total, orientation)
-    if len(frames) < count:
-        return decode_clip_plainly(payload, start, count, stride, orientation=orientation)
-    return np.stack(frames)
+    try:
+        clip = _seek_clip(payload, wanted, total, orientation, cut)
+    except UndecodableError:
+        # What cannot be decoded from the middle may well be decoded from the start, as packing did:
+        # an index may be wrong about keyframes. If not, the plain path says why.
+        clip = None
+    if clip is None:
+        return decode_clip_plainly(payload, start, count, stride, orientation=orientation, cut=cut)
+    return clip
 
 
 def decode_clip_plainly(
@@ -100,6 +106,7 @@ def decode_clip_plainly(
     stride: int,
     *,
     orientation: Orientation = "upright",
+    cut: Cut | None = None,
 ) -> Frames:
     """Return what `decode_clip` returns, by decoding all frames from the first on.
 
@@ -108,16 +115,16 @@ def decode_clip_plainly(
     """
     wanted = range(start, start + (count - 1) * stride + 1, stride)
     to_rgb = FrameConverter(orientation)
-    frames: list[Frame] = []
+    clip = ClipBuilder(cut)
     with open_video(MemoryFile(payload)) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             to_rgb.check(frame)
             if number in wanted:
-                frames.append(to_rgb(frame))
-            if len(frames) == count:
-                return np.stack(frames)
+                clip.add(to_rgb(frame))
+            if len(clip) == count:
+                return clip.build()
     raise UndecodableError(
-        f"{len(frames)} of the {count} frames from {start} on, every {stride}, can be decoded"
+        f"{len(clip)} of the {count} frames from {start} on, every {stride}, can be decoded"
     )
 
 
@@ -163,6 +170,8 @@ def inspect_video(payload: Payload) -> MediaInfo:
                     turned = read_turn(frame) is not None
                 to_rgb.check(frame)
                 shown.append(frame.pts)
+        if len(shown) == 1 and container.streams.audio:
+            raise UndecodableError("a sound with a single image and no video: a cover. Remove it")
         listed = sum(entry.size > 0 for entry in stream.index_entries)
         if INDEXED in container.format.name.split(",") and packets < listed:
             raise UndecodableError(
@@ -178,15 +187,6 @@ def inspect_video(payload: Payload) -> MediaInfo:
             "the times in the file contradict the order of its frames. Encode it again"
         )
     return MediaInfo(len(shown), turned)
-
-
-def decode_seconds(size: int) -> float:
-    """Return the processor time that decoding a file of `size` bytes may take, in seconds.
-
-    It is about ten times what a long video takes on a slow core; only files that are made to waste
-    time need more.
-    """
-    return BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 1e6
 
 
 @dataclass(frozen=True)
@@ -210,21 +210,24 @@ def _seek_clip(
     wanted: range,
     total: int,
     orientation: Orientation = "upright",
+    cut: Cut | None = None,
     *,
     by_index: bool = True,
-) -> list[Frame]:
+) -> Frames | None:
     """Return the frames of those numbers, decoded from the last keyframe shown before them.
 
-    Empty or incomplete where the file's times do not lead to them. Where the index does not, or is
-    not asked, all packets are read for their times.
+    None where the file's times do not lead to them. Where the index does not, or is not asked, all
+    packets are read for their times.
     """
     with open_video(MemoryFile(payload)) as (container, stream):
         by_index = by_index and INDEXED in container.format.name.split(",")
         make_plan = _plan_by_index if by_index else _plan_by_timeline
         plan = make_plan(container, stream, wanted, total)
         if plan is not None:
-            return _decode_due(stream, plan, FrameConverter(orientation))
-    return _seek_clip(payload, wanted, total, orientation, by_index=False) if by_index else []
+            return _decode_due(stream, plan, FrameConverter(orientation), ClipBuilder(cut))
+    if not by_index:
+        return None
+    return _seek_clip(payload, wanted, total, orientation, cut, by_index=False)
 
 
 def _plan_by_index(
@@ -329,32 +332,47 @@ def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline | 
     return Timeline(sorted(pts), keyframes)
 
 
-def _decode_due(stream: VideoStream, plan: _Plan, to_rgb: FrameConverter) -> list[Frame]:
-    """Return the frames of those times in their order, as far as the packets hold them.
+def _decode_due(
+    stream: VideoStream, plan: _Plan, to_rgb: FrameConverter, clip: ClipBuilder
+) -> Frames | None:
+    """Return the frames of those times in their order.
 
-    Empty where the decoder gives frames in another order than that of their times: its order is the
-    one that counts.
+    None where the packets do not hold all of them, and where a decode from the start would give
+    other frames: where the decoder gives frames in another order than that of their times, where
+    decoding began at a frame that is predicted from earlier ones (an index may call any packet a
+    keyframe), and where the decoder concealed an error.
     """
     context = stream.codec_context
-    found: dict[int, Frame] = {}
     unread = set(plan.due)
-    shown: list[int] = []
+    first: int | None = None
+    last: int | None = None
 
-    def collect(frames: list[VideoFrame]) -> None:
+    def collect(frames: list[VideoFrame]) -> bool:
+        nonlocal last
         for frame in frames:
-            if frame.pts is not None:
-                shown.append(frame.pts)
+            if frame.is_corrupt or (frame.pts == first and frame.pict_type in PREDICTED):
+                return False
+            if frame.pts is None:
+                continue
+            if last is not None and frame.pts <= last:
+                return False
+            last = frame.pts
             if frame.pts in plan.due:
-                found[frame.pts] = to_rgb(frame)
+                clip.add(to_rgb(frame))
+        return True
 
     for packet in plan.packets:
+        first = packet.pts if first is None else first
         if context.name in SKIPPABLE:
             context.skip_frame = "DEFAULT" if packet.pts in plan.due else "NONREF"
-        collect(stream.decode(packet))
+        if not collect(stream.decode(packet)):
+            return None
         unread -= {packet.pts}
         if not unread:
-            collect(stream.decode(None))  # those that wait for their turn to be shown
-            break
-    if any(after <= before for before, after in pairwise(shown)):
-        return []
-    return [found[pts] for pts in sorted(found)]
+            # Those that wait for their turn to be shown.
+            return (
+                clip.build()
+                if collect(stream.decode(None)) and len(clip) == len(plan.due)
+                else None
+            )
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FRAME_PIXELS",
+    "ClipBuilder",
+    "Cut",
     "Frame",
     "FrameConverter",
     "Frames",
@@ -40,6 +43,7 @@ __all__ = [
     "Payload",
     "Turn",
     "UndecodableError",
+    "decode_seconds",
     "open_video",
     "read_turn",
     "require_frame_size",
@@ -50,9 +54,15 @@ Frame = npt.NDArray[np.uint8]
 Frames = npt.NDArray[np.uint8]
 """`[T, H, W, 3]` RGB."""
 Payload = bytes | memoryview
+Cut = Callable[[Frames], Frames]
+"""Takes the part of frames that is wanted and resizes it, frame by frame alike."""
 
 MAX_FRAME_PIXELS = 2**25
 """Pixels of a video frame: 8K (7680 × 4320) is just below."""
+
+BASE_SECONDS = 120.0
+SECONDS_PER_MEGABYTE = 10.0
+"""Videos decode at more than 2 MB, or 1,000 small frames, a second; see `decode_seconds`."""
 
 # FFmpeg's names of the demuxers for mp4, m4v, mov; mkv, webm; avi. They open no other file, and
 # know all streams once they are open: PyAV reads past its memory where more appear later, as in
@@ -90,6 +100,15 @@ class MediaInfo:
 
     frames: int
     turned: bool = False
+
+
+def decode_seconds(size: int) -> float:
+    """Return the processor time that decoding a file of `size` bytes may take, in seconds.
+
+    It is about ten times what a long video takes on a slow core; only files that are made to waste
+    time need more.
+    """
+    return BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 1e6
 
 
 class MemoryFile(io.RawIOBase):
@@ -246,6 +265,51 @@ def _choose_stream(container: InputContainer) -> VideoStream:
         if best is not None and stream.index == best.index:
             return stream
     return max(streams, key=lambda stream: stream.width * stream.height)
+
+
+class ClipBuilder:
+    """Collects the frames of a clip and cuts them, so that few whole ones are in memory.
+
+    Frames are cut together, which is faster, as soon as MAX_FRAME_PIXELS are waiting: one frame of
+    the largest size, or 16 of 1080p.
+
+    Args:
+        cut: what is kept of the frames; all of them if None.
+    """
+
+    def __init__(self, cut: Cut | None = None) -> None:
+        self._cut = cut
+        self._waiting: list[Frame] = []
+        self._finished: list[Frames] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, frame_HWC: Frame) -> None:
+        """Append a frame, of the size of those before it."""
+        self._waiting.append(frame_HWC)
+        self._count += 1
+        height, width, _ = frame_HWC.shape
+        if (len(self._waiting) + 1) * height * width > MAX_FRAME_PIXELS:
+            self._finish()
+
+    def build(self) -> Frames:
+        """Return the clip, `[T, H, W, 3]`, of one frame or more."""
+        self._finish()
+        return self._finished[0] if len(self._finished) == 1 else np.concatenate(self._finished)
+
+    def _finish(self) -> None:
+        if not self._waiting:
+            return
+        # `np.stack` would copy a large frame that is alone.
+        single = len(self._waiting) == 1
+        frames_THWC = self._waiting[0][None] if single else np.stack(self._waiting)
+        self._waiting = []
+        # A view would keep the whole frames in memory.
+        self._finished.append(
+            frames_THWC if self._cut is None else np.array(self._cut(frames_THWC))
+        )
 
 
 class FrameConverter:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from toto.data.video import decode_clip, read_timeline
 from toto.data.video_file import (
+    MAX_FRAME_PIXELS,
+    ClipBuilder,
+    Cut,
     Frames,
     MemoryFile,
     Payload,
@@ -60,6 +61,7 @@ def decode_clip_by_torchcodec(
     *,
     total: int,
     orientation: Orientation = "upright",
+    cut: Cut | None = None,
 ) -> Frames:
     """Return frames start, start+stride, … of a video, as `decode_clip` does.
 
@@ -74,10 +76,12 @@ def decode_clip_by_torchcodec(
     """
     video_decoder = require_torchcodec()
     by_pyav = partial(
-        decode_clip, payload, start, count, stride, total=total, orientation=orientation
+        decode_clip, payload, start, count, stride, total=total, orientation=orientation, cut=cut
     )
     with open_video(MemoryFile(payload)) as (container, stream):
         index = stream.index
+        # It gives all frames that it is asked for at once, as large as they are in the file.
+        at_once = max(MAX_FRAME_PIXELS // max(stream.width * stream.height, 1), 1)
         if not _is_plain(container, stream, total):
             return by_pyav()
     try:
@@ -89,7 +93,11 @@ def decode_clip_by_torchcodec(
             seek_mode="exact",
         )
         numbers = list(range(start, start + (count - 1) * stride + 1, stride))
-        return np.asarray(video.get_frames_at(numbers).data.numpy(), dtype=np.uint8)
+        clip = ClipBuilder(cut)
+        for first in range(0, count, at_once):
+            for frame in video.get_frames_at(numbers[first : first + at_once]).data.numpy():
+                clip.add(frame)
+        return clip.build()
     except DataError:
         raise
     except Exception as error:

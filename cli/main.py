@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 from toto.cli import analysis, data, inspection, models, tokenizers, tracking, weights
@@ -51,6 +52,10 @@ def main() -> None:
         except KeyboardInterrupt:
             sys.exit(130)
         except SystemExit as ended:
+            if not _is_of_typer(ended):
+                # A plug-in, or a library: whatever code it chose, the command has not been done.
+                report_unexpected(ended)
+                sys.exit(1)
             hidden = _hidden_by_typer(ended)
             if hidden is not None:
                 report_unexpected(hidden)
@@ -58,6 +63,13 @@ def main() -> None:
         except Exception as error:
             report_unexpected(error)
             sys.exit(1)
+
+
+def _is_of_typer(ended: SystemExit) -> bool:
+    """Return whether typer exits, as it does at the end of every command."""
+    frames = [frame for frame, _ in traceback.walk_tb(ended.__traceback__)]
+    module: str = frames[-1].f_globals.get("__name__", "")
+    return module.partition(".")[0] in ("typer", "click")
 
 
 def _hidden_by_typer(ended: SystemExit) -> BaseException | None:

@@ -112,6 +112,22 @@ def test_every_probing_of_a_run_is_shown_and_none_in_the_place_of_another(tmp_pa
     assert "39.9%" in opening[1]
 
 
+def test_a_probing_does_not_replace_what_the_model_itself_tells(tmp_path: Path) -> None:
+    """A run that learned classes and was probed afterwards, on the same source."""
+    lines = [train_line(100), eval_line(100, {"digits": {"loss": 0.7, "accuracy": 0.25}})]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    for age, (kind, best) in enumerate([("classify", 0.9), ("probe", 0.6)], 1):
+        folder = tmp_path / f"eval/{kind}-digits-0a1b2c3d"
+        write_probing(
+            folder, [probe_row(1, "average", 0.01, best)], evaluation=kind, step=100,
+            source="digits", conditions={"batch_norm_on": {}},
+        )  # fmt: skip
+        os.utime(folder / "results.jsonl", (age, age))
+    _, own, probe = summary(read_run(tmp_path), "nats", can_generate=False)
+    assert own.startswith("The model tells the classes of all held-out samples of digits: 90.0%")
+    assert probe.startswith("The best probe on digits")
+
+
 def test_average_probes_of_the_old_norm_say_so(tmp_path: Path) -> None:
     write_run(tmp_path)
     rows = [probe_row(layer, "average", 0.01, 0.3) for layer in (0, 1)]

@@ -106,6 +106,17 @@ def test_whatever_ends_a_run_saves_the_last_step_and_leaves_no_process(
     assert f"the steps before it are saved in runs/tiny/checkpoints/step-{step:08d}" in stderr
 
 
+@pytest.mark.parametrize("code", ["0", "'\\x1b[31mred'"])
+def test_a_plug_in_that_exits_is_no_success(tmp_path, tiny_datasets, code):
+    """`train && probe` would go on without a run, and nothing would say why."""
+    (tmp_path / "script.py").write_text(f"import sys\nsys.exit({code})\n")
+    raw = tiny_recipe(tiny_datasets) | {"imports": ["script.py"]}
+    ended = toto("train", write_recipe(tmp_path, raw), cwd=tmp_path, code=1)
+    assert 'script.py", line 2' in ended.stderr
+    assert "SystemExit: " in ended.stderr
+    assert "\x1b" not in ended.stderr
+
+
 def test_a_pipe_and_a_terminal_that_close_do_not_end_training(tmp_path, tiny_datasets):
     """`toto train ... | head -1`, and a dead ssh connection; files have the modes of the umask."""
     recipe = write_recipe(tmp_path, tiny_recipe(tiny_datasets, steps=40, save_every=20))

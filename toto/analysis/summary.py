@@ -107,14 +107,18 @@ def _validation_sentences(record: RunRecord, unit: str) -> list[str]:
 
 
 def _probe_sentences(record: RunRecord) -> list[str]:
-    """One for each source, of its newest probing; all are shown further down."""
-    newest: dict[str, Probing] = {}
+    """Return one for each source, of its newest probing, and one for what the model itself tells.
+
+    A probing does not replace the accuracy of the model's own classes. All are shown further down.
+    """
+    newest: dict[tuple[str, bool], Probing] = {}
     for probing in record.probings:
         if probing.rows:
-            newest.setdefault(probing.source, probing)
+            newest.setdefault((probing.source, probing.name == CLASSES), probing)
     if not newest:
         return ["The features have not been probed."]
-    return [_probe_sentence(record, probing) for probing in newest.values()]
+    own_classes_first = sorted(newest.items(), key=lambda item: not item[0][1])
+    return [_probe_sentence(record, probing) for _, probing in own_classes_first]
 
 
 def _probe_sentence(record: RunRecord, probing: Probing) -> str:
@@ -138,7 +142,7 @@ def _generation_sentence(record: RunRecord) -> str:
     if generated is None:
         return "No video has been generated."
     count = len(generated.samples)
-    shape = f"{_counted(count, 'sequence')} of {_counted(generated.frames, 'frame')}"
+    shape = f"{number_of(count, 'sequence')} of {number_of(generated.frames, 'frame')}"
     origin = {
         "held-out": f"after the first frames of held-out videos of {generated.source}",
         "files": "after prompts from files",
@@ -148,10 +152,6 @@ def _generation_sentence(record: RunRecord) -> str:
         f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."
         + age(record, generated.step)
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def age(record: RunRecord, step: int | None) -> str:

@@ -165,8 +165,9 @@ class LoadedModel:
 
         Raises:
             UserError: patch inputs, a run that learned classes, pixels of another shape or range,
-                or a prompt with more frames than the context holds (`recipe.context_frames`; none
-                where the model carries a state, as Mamba does).
+                a prompt with more frames than the context holds (`recipe.context_frames`; none
+                where the model carries a state, as Mamba does), or a context of one frame, which
+                the frame to be generated fills.
         """
         if self.recipe.tokenizer.output != "codes":
             raise UserError(
@@ -176,6 +177,12 @@ class LoadedModel:
         require_next_tokens(self.trained.found)
         if self.recipe.context_frames is not None:
             self._require_frames(pixels_BTCHW, self.recipe.context_frames)
+        if self.recipe.context_frames == 1:
+            raise UserError(
+                "this model was trained on sequences of one frame, so the frame to be generated "
+                "fills its context and no frame of a prompt would be seen. Load a run of two or "
+                "more frames"
+            )
         codes_BTHW = self.encode(pixels_BTCHW)
         with self.trained.autocast():
             continued_BTHW = continue_video(

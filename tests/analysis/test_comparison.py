@@ -70,7 +70,7 @@ def test_the_page_shows_the_losses_and_what_differs(tmp_path: Path) -> None:
     for shown in ("a, b", "1.50 M", "100 of 200", "toto train b.yaml", COMMAND, "optimizer.lr"):
         assert shown in page.text
     assert "seed" not in page.text, "the same in both"
-    assert "do not predict the same" not in page.text
+    assert "predict different targets" not in page.text
     assert all(load.startswith("#") for load in page.loads)
 
 
@@ -122,8 +122,8 @@ def test_settings_that_one_run_lacks_differ(tmp_path: Path) -> None:
 def test_losses_of_other_targets_have_figures_of_their_own(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", 1, target="vqgan at 64 px")
     page = render(tmp_path, a, b)
-    assert "These runs do not predict the same" in page.text
-    assert "Of one kind are: a; b." in page.text
+    assert "These runs predict different targets" in page.text
+    assert "each such group has its own figures: a; b." in page.text
     assert page.tags.count("svg") == 2 + 2, "a panel for each target, though the unit is the same"
     assert "Training loss: a" in page.text
     assert "Validation loss on videos: b" in page.text

@@ -225,7 +225,8 @@ def test_pictures_are_probed_in_their_sequences_and_classified_one_by_one(traine
     done = toto("finetune", "runs/tiny", "--steps", "2", "--output", "runs/both", "--set", both,
                 cwd=trained)  # fmt: skip
     assert (
-        "labels of other are left out: it lacks a, b; also has down, right, unlike" in done.stdout
+        "labels of other are not used: it has the classes down, right and lacks a, b, unlike "
+        in done.stdout
     )
     assert "at every layer on the labels of mine" in done.stdout
 

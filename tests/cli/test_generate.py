@@ -7,10 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from command_line import newest, toto, write_recipe
 from PIL import Image
 from tiny_runs import tiny_recipe
 
+import toto as toto_package
 from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
@@ -101,7 +103,7 @@ def test_generation_goes_on_beyond_the_context(folder):
     done = toto(
         "generate", "--prompt", "clip.mp4", "--prompt-frames", "6", "--samples", "1", cwd=folder
     )
-    assert "of 6 given, the model sees the last 2" in done.stdout
+    assert "of the 6 frames given, the model sees the last 2" in done.stdout
 
 
 def test_the_start_alone_gives_samples_without_anything_real(folder):
@@ -239,6 +241,24 @@ def test_bad_prompts_are_answered_with_the_mend(folder, options, message):
     done = toto("generate", *options, cwd=folder, code=2)
     assert message in done.stderr
     assert not (folder / "runs/tiny/eval").exists()
+
+
+def test_a_context_of_one_frame_continues_nothing(trained, tmp_path):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    for file in (tmp_path / "runs").rglob("*"):
+        if file.name in ("recipe.yaml", "checkpoint.json"):
+            text = file.read_text()
+            text = text.replace("frames: 4", "frames: 1").replace('"frames": 4', '"frames": 1')
+            file.write_text(text)
+    done = toto("generate", "--samples", "1", cwd=tmp_path, code=2)
+    assert "runs/tiny was trained on sequences of one frame" in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs/tiny/eval").exists()
+    with pytest.raises(UserError, match="no frame of a prompt would be seen"):
+        toto_package.load(tmp_path / "runs/tiny").generate(torch.rand(1, 1, 3, 32, 32), 1)
+    toto("report", "runs/tiny", cwd=tmp_path)
+    page = (tmp_path / "runs/tiny/report.html").read_text()
+    assert "Not possible: this model was trained on sequences of one frame" in page
+    toto("generate", "--prompt-frames", "0", "--frames", "1", "--samples", "1", cwd=tmp_path)
 
 
 def test_without_held_out_videos_the_other_prompts_are_named(tiny_datasets):

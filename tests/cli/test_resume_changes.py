@@ -50,4 +50,5 @@ def test_a_refusal_names_the_reason(tmp_path, tiny_datasets):
     again = ("train", recipe, "--output", "run", "--resume", "--set", "training.steps=2")
     done = toto(*again, "--set", "training.micro_batch=1", cwd=tmp_path, code=2)
     message = " ".join(done.stderr.split())
+    assert "add --set training.micro_batch=2 or start another run with --output" in message
     assert "training.micro_batch: 2 before, 1 now (task.drop_path draws numbers for" in message

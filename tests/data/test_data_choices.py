@@ -204,6 +204,18 @@ def test_splits_are_refused_with_the_commands_to_type(tmp_path, names, commands)
     assert list_source("folder", source, classes=()).classes == ()
 
 
+def test_the_commands_do_not_name_a_split_twice(tmp_path):
+    source = write(tmp_path / "src", "train/a/1.png", "validation/a/1.png")
+    with pytest.raises(DataError) as caught:
+        list_source("folder", source)
+    refused = caught.value.for_output(tmp_path / "my-photos-val")
+    out = tmp_path / "my-photos"
+    assert str(refused).split("\n")[1:-1] == [
+        f"  toto pack {source} {out}-train --split train",
+        f"  toto pack {source} {out}-validation --split validation --classes {out}-train",
+    ]
+
+
 @pytest.mark.parametrize("folder", ["images", "cats"])
 def test_splits_further_down_are_refused(tmp_path, folder):
     source = write(tmp_path / "src", f"{folder}/train/1.png", f"{folder}/val/2.png")
@@ -282,5 +294,5 @@ def test_a_class_list_is_a_text_file_or_a_dataset_with_labels(tmp_path):
 
 
 def test_the_difference_of_two_class_lists_is_named():
-    assert differing_classes(("a", "c"), ("a", "b")) == "lacks b; also has c"
-    assert differing_classes(("b", "a"), ("a", "b")) == "has them in another order"
+    assert differing_classes(("a", "c"), ("a", "b")) == "has the classes c and lacks b"
+    assert differing_classes(("b", "a"), ("a", "b")) == "has the same classes in another order"

@@ -176,8 +176,8 @@ def _sections(comparison: Comparison) -> list[Section]:
     return [
         Section(
             "Training loss against tokens",
-            "As the paper's Figure 2, lower is better: smoothed, the logged values pale behind. "
-            "What lies above the loss after the first 3% of a run's tokens is cut off.",
+            "As in the paper's Figure 2; lower is better. The line is smoothed, the logged values "
+            "are pale. Values above the loss after the first 3% of a run's tokens are cut off.",
             [
                 plots.training_loss(of_kind, of_kind[0].unit, f"Training loss{kind}")
                 for kind, of_kind in _kinds(trained).items()
@@ -186,8 +186,8 @@ def _sections(comparison: Comparison) -> list[Section]:
         ),
         Section(
             "Validation loss against tokens",
-            "On the held-out part of each source that at least one run was evaluated on. A source "
-            "is told by its name in the recipe.",
+            "On the validation data of each source. Sources are matched by their names in the "
+            "recipes.",
             _validation_panels(runs),
             comparison.command,
         ),
@@ -227,9 +227,10 @@ def _caution(runs: Sequence[ComparedRun]) -> str | None:
         return None
     groups = [", ".join(run.label for run in runs if run.target == target) for target in targets]
     return (
-        "These runs do not predict the same: a loss in codes of one tokenizer, or at one "
-        "resolution, cannot be compared with that of another, and each kind has figures of its "
-        "own. Of one kind are: " + "; ".join(groups) + "."
+        "These runs predict different targets. Losses can be compared only between runs with the "
+        "same tokenizer at the same resolution, so each such group has its own figures: "
+        + "; ".join(groups)
+        + "."
     )
 
 

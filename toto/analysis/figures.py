@@ -229,7 +229,7 @@ def draw_tracking(path: Path, results: TrackingResults) -> None:
             ylabel="J, F",
             ylim=(0, 1.1 * max(copied, *(max(values) for values in curves.values()))),
         )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0, ncols=2)
 

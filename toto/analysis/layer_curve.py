@@ -36,7 +36,7 @@ def plot_layer_curve(axes: Axes, rows: Sequence[ProbeRow], colors: Mapping[str, 
     ink = colors.get(INK, INK)
     axes.axhline(chance, color=ink, linestyle=":", linewidth=1.2, label=f"chance {chance:.1%}")
     axes.set(xlabel="layer (0 is the embedding)", ylabel="accuracy", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 

@@ -111,7 +111,7 @@ def loss_by_frame(loss: SourceLoss, source: str, unit: str) -> Panel:
         if loss.frame_unigram is not None:
             axes.plot(frames, loss.frame_unigram, color=UNIGRAM, linestyle="-.", label="unigram")
         axes.set(xlabel="frame of the sequence", ylabel=f"loss ({unit})")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return draw_panel(f"Loss by frame, {source}", draw)
 

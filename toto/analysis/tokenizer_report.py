@@ -95,7 +95,7 @@ def _sections(content: TokenizerReport) -> list[Section]:
             content.command,
         ),
         Section(
-            "The course of the training",
+            "Training curves",
             COURSE_CAPTION,
             plots.training_curves(record) if record.train else [],
             content.command,

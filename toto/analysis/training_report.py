@@ -112,7 +112,7 @@ def _loss_sections(content: TrainingReport) -> list[Section]:
         ),
         *_frame_sections(content),
         Section(
-            "The course of the training",
+            "Training curves",
             COURSE_CAPTION + (UTILISATION if _knows_utilisation(record) else ""),
             plots.training_curves(record.train) if record.train else [],
             content.command,

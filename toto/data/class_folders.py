@@ -47,6 +47,7 @@ class SplitsError(DataError):
         self, folder: Path, splits: tuple[str, ...], *, labelled: bool, out: str = "OUT"
     ) -> None:
         self.folder, self.splits, self.labelled = folder, splits, labelled
+        out = _without_split(out)
         shared = f" --classes {shlex.quote(f'{out}-{splits[0]}')}" if labelled else ""
         commands = [
             shlex.join(["toto", "pack", str(folder), f"{out}-{split}", "--split", split])
@@ -65,6 +66,12 @@ class SplitsError(DataError):
     def for_output(self, out: Path) -> SplitsError:
         """Return the same error with commands that write next to `out`."""
         return SplitsError(self.folder, self.splits, labelled=self.labelled, out=str(out))
+
+
+def _without_split(out: str) -> str:
+    """Return the name of a dataset without the split it ends with: `videos` of `videos-train`."""
+    name, dash, last = out.rpartition("-")
+    return name if dash and last.casefold() in ROLES else out
 
 
 def require_no_splits(source: Path, origins: Iterable[str]) -> None:

@@ -110,12 +110,12 @@ def same_names(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def differing_classes(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """Return in which names two differing lists of classes differ: `lacks dog; also has fox`."""
+    """Return how two class lists differ: `has the classes fox and lacks dog`."""
     lacking = [name for name in wanted if name not in set(found)]
     extra = [name for name in found if name not in set(wanted)]
-    words = [f"lacks {name_some(lacking)}"] if lacking else []
-    words += [f"also has {name_some(extra)}"] if extra else []
-    return "; ".join(words) or "has them in another order"
+    words = [f"has the classes {name_some(extra)}"] if extra else []
+    words += [f"lacks {name_some(lacking)}"] if lacking else []
+    return " and ".join(words) or "has the same classes in another order"
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -65,8 +65,8 @@ def start_generating(request: GenerateRequest) -> None:
 
     Raises:
         UserError: no such run or source, patches, a run that learned classes, options that make no
-            sense together, less context than a prefix mask needs, or a folder that holds other
-            files.
+            sense together, a context of one frame that holds no prompt, less context than a prefix
+            mask needs, or a folder that holds other files.
         DataError: prompts that cannot be read, or are shorter than they should be.
     """
     import_all(request.imports)
@@ -77,6 +77,7 @@ def start_generating(request: GenerateRequest) -> None:
     with root_explained(found.recipe.data.root, found.run):
         found_prompts = find_prompts(request.prompts, found.recipe)
     prompts, frames = found_prompts.prompts, request.prompts.frames
+    _refuse_unseen_prompts(found, prompts)
     _refuse_partial_prefix(found.recipe, prompts, frames)
     trained = load_trained(found)
     folder = free_folder(
@@ -153,6 +154,23 @@ def _refuse_patches(found: FoundRun) -> None:
     )
 
 
+def _refuse_unseen_prompts(found: FoundRun, prompts: list[Prompt]) -> None:
+    """Refuse to continue a prompt of which the model would see nothing.
+
+    Raises:
+        UserError: the context is one frame, which the frame to be generated fills.
+    """
+    if found.recipe.context_frames == 1 and any(prompt.given for prompt in prompts):
+        parent = found.recipe.init_from
+        other = f", for example the one it was fine-tuned from ({parent})" if parent else ""
+        raise UserError(
+            f"{found.run} was trained on sequences of one frame, so the frame to be generated "
+            "fills its context and no frame of a prompt would be seen. Continue prompts with a "
+            f"run of two or more frames{other}, or generate without a prompt: "
+            "--prompt-frames 0 --frames 1"
+        )
+
+
 def _refuse_partial_prefix(recipe: TrainRecipe, prompts: list[Prompt], frames: int) -> None:
     """A model with a prefix mask read the whole of it before it predicted anything.
 
@@ -190,8 +208,8 @@ def _say_plan(found: Prompts, frames: int, context_frames: int | None) -> None:
     unseen = first_context_frame(lengths[-1], context_frames)
     if unseen:
         say(
-            f"the context holds {number_of(context_frames, 'frame')}: of {lengths[-1]} given, the "
-            f"model sees the last {lengths[-1] - unseen}"
+            f"the context holds {number_of(context_frames, 'frame')}: of the {lengths[-1]} frames "
+            f"given, the model sees the last {lengths[-1] - unseen}"
         )
 
 

@@ -68,7 +68,7 @@ def labelled_together(sources: Sequence[Source]) -> tuple[list[Source], list[str
         parts = filter(None, (source.train, source.validation))
         reasons = [reason for part in parts if (reason := _apart(part, first))]
         if reasons:
-            notes.append(f"labels of {source.name} are left out: it {reasons[0]} {first.path}")
+            notes.append(f"labels of {source.name} are not used: it {reasons[0]} {first.path}")
         else:
             chosen.append(source)
     return chosen, notes

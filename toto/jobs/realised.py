@@ -103,7 +103,7 @@ def describe_draws(draws: list[SourceDraws], tokens_per_sequence: int) -> list[s
     """A line for each source; tokens are visual ones."""
     return [
         f"{draw.name}: {number_of(draw.sequences * tokens_per_sequence, 'token')} in "
-        f"{draw.sequences:,} "
-        f"sequences ({draw.share:.1%}), {draw.epochs:.2f} epochs, {draw.failures:,} undecodable"
+        f"{number_of(draw.sequences, 'sequence')} "
+        f"({draw.share:.1%}), {draw.epochs:.2f} epochs, {draw.failures:,} undecodable"
         for draw in draws
     ]

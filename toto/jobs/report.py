@@ -115,6 +115,11 @@ def _no_generation(recipe: TrainRecipe) -> str | None:
         return "this model learned classes, and no longer predicts tokens"
     if recipe.tokenizer.output == "patches":
         return "a prediction from patches is a mean, or a code that the model does not take in"
+    if recipe.context_frames == 1:
+        return (
+            "this model was trained on sequences of one frame, which hold no prompt; "
+            "toto generate --prompt-frames 0 --frames 1 generates single frames"
+        )
     return None
 
 

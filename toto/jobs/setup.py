@@ -21,7 +21,7 @@ from toto.jobs.console import say
 from toto.recipe.derived import describe
 from toto.recipe.reader import check_recorded, read_recipe
 from toto.recipe.schemas import Recipe
-from toto.recipe.yaml_reader import dump_yaml, quote
+from toto.recipe.yaml_reader import dump_yaml, parse_value, quote
 from toto.training.checkpoint import read_meta
 from toto.training.config import DeepSpeedConfig
 from toto.training.distributed import joined_ranks
@@ -239,12 +239,24 @@ def _refuse_changes(recipe: Recipe, before: dict[str, Any], run: RunDirectory) -
             f"  {key}: {then.get(key)!r} before, {now.get(key)!r} now{reasons.get(key, '')}"
             for key in changed
         ]
+        options = "--set KEY=VALUE"
+        if all(key in then for key in changed):
+            options = " ".join(
+                f"--set {shlex.quote(f'{key}={_typed(then[key])}')}" for key in changed
+            )
         raise UserError(
-            f"{run.path} was begun with another recipe, and a resumed run is the same run:\n"
+            f"{run.path} was started with another recipe, and a resumed run keeps its recipe:\n"
             + "\n".join(lines)
-            + "\nResume with the values before (--set KEY=VALUE), or begin another run with "
-            "--output"
+            + f"\nTo resume it with the values before, add\n  {options}\n"
+            "or start another run with --output"
         )
+
+
+def _typed(value: Any) -> str:
+    """Return a value of a recipe as one types it after `--set KEY=`."""
+    if isinstance(value, str) and parse_value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _free_to_change(recipe: Recipe) -> set[str]:

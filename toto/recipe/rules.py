@@ -76,7 +76,7 @@ def _batch_fits(recipe: Recipe) -> Iterator[Problem]:
         layout = recipe.layout
         yield Problem(
             "training.batch_tokens",
-            f"{tokens} is no multiple of the {per_sequence} visual tokens of a sequence "
+            f"{tokens} is not a multiple of the {per_sequence} visual tokens of a sequence "
             f"({layout.frames} × {layout.height} × {layout.width})",
             f"Take {nearest}",
         )

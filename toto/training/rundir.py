@@ -73,8 +73,8 @@ def open_run(path: Path, *, resume: bool, command: str) -> RunDirectory:
     """
     if path.is_dir() and not resume and any(file.name != LOCK_FILE for file in path.iterdir()):
         raise UserError(
-            f"{path} exists already. To go on with that run: `{command} --resume`; "
-            f"to begin another: `{command} --output {path}-2`"
+            f"{path} exists already. To resume that run: `{command} --resume`; "
+            f"to start another: `{command} --output {path}-2`"
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; give another directory: `{command} --output DIRECTORY`")

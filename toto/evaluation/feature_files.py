@@ -21,7 +21,7 @@ from toto.data.index import NO_LABEL
 from toto.data.loader import collate
 from toto.data.progress import Progress, silent
 from toto.errors import DataError, UserError
-from toto.files import PARTIAL, disk_errors, replacing, write_atomic
+from toto.files import PARTIAL, disk_errors, replacing, resumed_folder, write_atomic
 from toto.sequence import SequenceLayout
 from toto.tasks.next_token import to_frames
 
@@ -160,7 +160,7 @@ def _open_partial(partial: Path, plan: Mapping[str, object]) -> None:
     Raises:
         UserError: it was begun with other settings.
     """
-    partial.mkdir(parents=True, exist_ok=True)
+    resumed_folder(partial)
     path, text = partial / PLAN, json.dumps(plan, sort_keys=True)
     if path.is_file():
         before, now = json.loads(path.read_bytes()), json.loads(text)

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,9 @@ from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
 from toto.files import write_atomic
+from toto.folders import new_folder
 from toto.jobs.console import progress_bar, say, say_table
-from toto.jobs.result_folder import free_folder, named_folder, new_folder
+from toto.jobs.result_folder import free_folder, named_folder
 from toto.jobs.sources import open_dataset
 from toto.jobs.trained import (
     build_target_tokenizer,
@@ -45,7 +45,6 @@ __all__ = ["analyze_token_loss"]
 
 EVALUATION = "token_loss"
 RECORD, TABLE, FIGURE = "token_loss.json", "token_loss.csv", "token_loss.png"
-OURS = re.compile("|".join(map(re.escape, (RECORD, TABLE, FIGURE))))
 """The names that the folder holds."""
 BATCH = 8
 
@@ -93,16 +92,18 @@ def analyze_token_loss(
     dataset = open_dataset(data)
     if dataset.form == "tokens":
         require_tokenizer(dataset, trained.tokenizer)
-    folder = free_folder(
+    with free_folder(
         _named_folder(trained, dataset, sequences),
         out,
-        mark=RECORD,
-        ours=OURS,
+        record=RECORD,
         overwrite=overwrite,
         command="toto analyze token-loss",
-    )
-    if folder is None:
-        return
+    ) as folder:
+        if folder is not None:
+            _measure_into(folder, trained, dataset, sequences)
+
+
+def _measure_into(folder: Path, trained: Trained, dataset: Dataset, sequences: int | None) -> None:
     measured = _measure(trained, dataset, sequences)
     unit = trained.found.recipe.loss_unit
     with new_folder(folder) as unfinished:

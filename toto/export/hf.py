@@ -150,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}. It says what the weights next to it compute: the "
             "number of heads, for example, leaves no trace in their shapes. Copy it there"
@@ -208,7 +208,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted({Path(name).name for name in weight_map.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise CheckpointError(f"{index} cannot be read: {error!r}. Copy it again") from error
     elif not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -243,7 +245,7 @@ def read_record(folder: Path) -> ModelRecord | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return ModelRecord(**{field.name: raw[field.name] for field in fields(ModelRecord)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
 

@@ -16,6 +16,7 @@ from toto.analysis.token_loss import PositionLosses, baseline_positions, mean_by
 from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
+from toto.errors import RunError
 from toto.files import write_atomic
 from toto.folders import new_folder
 from toto.jobs.console import progress_bar, say, say_table
@@ -83,7 +84,7 @@ def analyze_token_loss(
     Raises:
         UserError: no such run, one that learned classes, or a folder that is taken.
         DataError: data that are missing, too short, broken, or tokens of another tokenizer.
-        RunError: the disk is full or refuses.
+        RunError: a loss that is not finite, or the disk is full or refuses.
     """
     import_all(imports)
     found = resolve_run(run)
@@ -158,6 +159,10 @@ def _losses(
                 losses_BL = trained.model.losses(frames, batch.is_image_B, wanted)
             visual = frames.shape[1:4]
             losses_BL = losses_BL[:, : visual.numel()]
+            if not bool(losses_BL.isfinite().all()):
+                raise RunError(
+                    f"the loss of {found.checkpoint} is not finite. Name an earlier checkpoint"
+                )
             losses_BL[:, : trained.model.mask.num_given] = math.nan
             if found.recipe.target.output == "codes":
                 codes.append(wanted.to("cpu", torch.int32))

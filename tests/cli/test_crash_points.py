@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 import shutil
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from command_line import toto, write_recipe
 from crash_points import command, fresh, run_in_fork, snapshot
 from tiny_runs import tiny_recipe
+from toy_davis import make_davis
 
-SAMPLED = 3
+from toto.data import moving_digits
+from toto.tokenizers.config import VqganConfig
+from toto.tokenizers.official import OFFICIAL
+
+SAMPLED = 2
 """Points of each command in the default suite; with the slow marker, all of them."""
 TIMES = r".*(history\.jsonl|metrics\.jsonl|checkpoint\.json|\.log)"
 """Files that say when something ran, how fast, and as which process."""
@@ -21,6 +29,9 @@ EVENTS = r".*/events\.out\.tfevents.*"
 """TensorBoard begins a file at each start, named by the time and the process."""
 
 DONE = "exists already"
+
+VQGAN = {"num_codes": 16, "code_dim": 8, "latent_dim": 8, "width": 32, "blocks_per_level": 1}
+VQGAN |= {"width_multipliers": [1, 1, 1, 1], "attention_levels": [3]}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Verb:
     words: str
     again: str | None = None
 
+
+FINETUNE = "finetune runs/tiny --steps 2 --set training.save_every=1 --output runs/tuned"
 
 VERBS = {
     "pack": Verb("pack videos-train packed"),
@@ -46,6 +59,24 @@ VERBS = {
     "token-loss": Verb("analyze token-loss runs/tiny data/videos-val"),
     "ngrams": Verb("analyze ngrams data/tokens --out ngrams"),
     "quality": Verb("tokenizer eval data/pictures quality --tokenizer tiny.yaml"),
+    "finetune": Verb(FINETUNE, again=f"{FINETUNE} --resume"),
+    "tokenizer train": Verb(
+        "tokenizer train dvae.yaml --output runs/new",
+        again="tokenizer train dvae.yaml --output runs/new --resume",
+    ),
+    "tokenizer report": Verb("report runs/tokenizer"),
+    "convert": Verb("tokenizer convert vqgan.ckpt --out new/vqgan.safetensors"),
+    "weights get": Verb("weights get vqgan-1024 --from vqgan.ckpt"),
+    "track": Verb("track runs/tiny --davis davis --resolution 32 --layers 1 --sequences one"),
+    "overwrite": Verb("generate runs/tiny --samples 1 --out earlier --overwrite"),
+    "coordinates": Verb(
+        "analyze coordinates '{name: llama, preset: tiny, num_layers: 1}' --out slopes "
+        "--widths 64,128 --steps 1"
+    ),
+    "view": Verb("view data/videos-val page.html --samples 1 --frames 2 --resolution 32"),
+    "ablate": Verb("ablate architecture --small --show"),
+    "paper": Verb("report --paper"),
+    "samples": Verb("moving digits"),
 }
 
 
@@ -62,7 +93,32 @@ def world(tiny_folders, tiny_datasets, tmp_path_factory):
     shutil.copytree(world / "pictures", world / "twice")
     shutil.copy(world / "twice/0.png", world / "twice/again.png")
     toto("pack", "twice", "data/twice", cwd=world)
+    make_davis(world / "davis", frames=3)
+    toto("generate", "runs/tiny", "--samples", "2", "--out", "earlier", cwd=world)
+    state = VqganConfig(weights="random:0", **VQGAN).build().state_dict()
+    torch.save({"state_dict": OrderedDict(state)}, world / "vqgan.ckpt")
+    recipe = tiny_recipe("data", steps=2, save_every=1, eval_every=2) | {"verb": "tokenizer"}
+    recipe["tokenizer"] |= {"weights": None}
+    del recipe["backbone"]
+    write_recipe(world, recipe, "dvae.yaml")
+    toto("tokenizer", "train", "dvae.yaml", "--output", "runs/tokenizer", cwd=world)
     return world
+
+
+@pytest.fixture(autouse=True)
+def small_publications(tmp_path, monkeypatch):
+    """The published weights, the digits and the home folder are those of this test."""
+    official = OFFICIAL["vqgan-1024"]
+    monkeypatch.setitem(OFFICIAL, "vqgan-1024", replace(official, sizes=VQGAN))
+    monkeypatch.setenv("TOTO_HOME", str(tmp_path / "w" / "home"))
+    monkeypatch.setattr(moving_digits, "VIDEOS", {"train": 2, "val": 1})
+
+
+def work_of(words):
+    """The command; the digits are made by a function of Python."""
+    if words == "moving digits":
+        return lambda: moving_digits.make_moving_digits(Path("digits")) or 0
+    return command(shlex.split(words))
 
 
 def contents(folder):
@@ -75,20 +131,20 @@ def check(verb, world, tmp_path, points):
     torch.set_num_threads(1)
     folder, log = tmp_path / "w", tmp_path / "log"
     fresh(world, folder)
-    code, operations = run_in_fork(command(verb.words.split()), folder, log)
+    code, operations = run_in_fork(work_of(verb.words), folder, log)
     assert code == 0, log.read_text()
     expected = contents(folder)
     assert operations > 0
     faults = []
     for point in points(operations):
         fresh(world, folder)
-        code, _ = run_in_fork(command(verb.words.split()), folder, log, kill_before=point)
+        code, _ = run_in_fork(work_of(verb.words), folder, log, kill_before=point)
         if code == 0:  # a thread did fewer operations this time
             continue
         assert code == -9, log.read_text()
-        code, _ = run_in_fork(command(verb.words.split()), folder, log)
+        code, _ = run_in_fork(work_of(verb.words), folder, log)
         if code and verb.again:
-            code, _ = run_in_fork(command(verb.again.split()), folder, log)
+            code, _ = run_in_fork(work_of(verb.again), folder, log)
         found = contents(folder)
         # Killed after the last rename the result is there, and the command says so.
         if (code and DONE not in log.read_text()) or found != expected:
@@ -105,6 +161,7 @@ def test_killed_before_some_operation_and_given_again(name, world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", VERBS)
 def test_killed_before_each_operation_and_given_again(name, world, tmp_path):
     check(VERBS[name], world, tmp_path, range)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
 from toto.terminal import plain
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["data_uri", "png_uri", "write_page"]
+__all__ = ["data_uri", "embedded", "png_uri", "write_page"]
 
 KINDS = {".gif": "image/gif", ".png": "image/png"}
 
@@ -58,6 +59,23 @@ def png_uri(image_HWC: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     Image.fromarray(image_HWC).save(file, format="PNG", optimize=True)
     return data_uri(file.getvalue(), ".png")
+
+
+def embedded(path: Path, folder: Path) -> str:
+    """Return an image file of `folder` as a data URI.
+
+    A record can name any path, and a link can lead anywhere: a page that is shared must not carry
+    a file that is not of the run.
+
+    Raises:
+        DataError: the file is outside the folder, or is no image of a known kind.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()) or path.suffix not in KINDS:
+        raise DataError(
+            f"{path} is no {' or '.join(KINDS)} file of {folder}, and is not put into the page. "
+            "Remove it, or the record that names it"
+        )
+    return data_uri(path.read_bytes(), path.suffix)
 
 
 def data_uri(data: bytes, suffix: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from toto.analysis.page import data_uri, write_page
+from toto.analysis.page import embedded, write_page
 from toto.analysis.reproduced import SMALL_NOTE, filled, table_cells
 
 if TYPE_CHECKING:
@@ -134,7 +134,4 @@ def _pictures(entry: Entry, runs: Path) -> list[Picture]:
     """The newest ones."""
     found = [path for pattern in entry.picture for path in runs.glob(pattern)]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [
-        Picture(str(path), data_uri(path.read_bytes(), path.suffix))
-        for path in found[:MAX_PICTURES]
-    ]
+    return [Picture(str(path), embedded(path, path.parent)) for path in found[:MAX_PICTURES]]

@@ -10,7 +10,7 @@ from PIL import Image
 from toto.analysis import plots
 from toto.analysis.evaluations import CLASSES, FINETUNED, PROBES
 from toto.analysis.figures import DPI
-from toto.analysis.page import data_uri, write_page
+from toto.analysis.page import embedded, write_page
 from toto.analysis.report import (
     COURSE_CAPTION,
     Reconstructions,
@@ -189,7 +189,7 @@ def _finding(found: Finding, record: RunRecord) -> dict[str, Any]:
         "title": found.title,
         "caption": found.caption,
         "lines": [*lines, last + age(record, found.step)],
-        "picture": None if found.picture is None else _embed(found.picture),
+        "picture": None if found.picture is None else embedded(found.picture, found.picture.parent),
         "width": None if found.picture is None else _shown_width(found.picture),
     }
 
@@ -230,13 +230,9 @@ def _samples(generated: Generated | None, folder: Path) -> list[dict[str, str]]:
         return []
     return [
         {
-            "gif": _embed(folder / one.gif),
-            "sheet": _embed(folder / one.sheet),
+            "gif": embedded(folder / one.gif, folder),
+            "sheet": embedded(folder / one.sheet, folder),
             "title": f"{one.prompt}, seed {one.seed}",
         }
         for one in generated.samples
     ]
-
-
-def _embed(path: Path) -> str:
-    return data_uri(path.read_bytes(), path.suffix)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -173,6 +174,9 @@ class CacheFolder:
         entries = [*self._files(), *self._scratch_files()]
         for entry in entries:
             if not entry.name.endswith(PARTIAL):
+                continue
+            if entry.is_dir(follow_symlinks=False):  # of `write_atomic`, which holds our lock
+                shutil.rmtree(entry.path, ignore_errors=True)
                 continue
             if _is_locked(Path(entry.path)):
                 in_use.append(Path(entry.path))

@@ -204,7 +204,7 @@ def _list_ego4d(source: Path, split: str | None) -> Listing:
 def _ego4d_videos(path: Path) -> set[str]:
     try:
         return {video["video_uid"] for video in json.loads(path.read_bytes())["videos"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not Ego4D's: {error!r}. Download it again") from error
 
 

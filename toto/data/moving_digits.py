@@ -17,6 +17,7 @@ from PIL import Image
 
 from toto.data.encode import encode_h264
 from toto.data.packaged import packaged_file
+from toto.data.parts import is_published
 from toto.data.plan import make_key
 from toto.data.progress import Progress, silent
 from toto.data.shards import DatasetWriter
@@ -62,7 +63,7 @@ def make_moving_digits(root: Path, *, progress: Progress = silent) -> None:
     Raises:
         UserError: scikit-learn is missing, or its digits.
     """
-    missing = [split for split in SPLITS if not (root / f"moving-{split}").exists()]
+    missing = [split for split in SPLITS if not is_published(root / f"moving-{split}")]
     total, done = sum(VIDEOS[split] for split in missing), 0
     images_NHW, labels_N = read_digits()
     for split in missing:

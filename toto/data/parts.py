@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -38,8 +39,16 @@ from toto.data.manifest import (
     TokenInfo,
 )
 from toto.data.tar import TarFileWriter
-from toto.errors import DataError
-from toto.files import PARTIAL, disk_errors, locked, sync, write_atomic
+from toto.errors import DataError, UserError
+from toto.files import (
+    PARTIAL,
+    disk_errors,
+    locked,
+    resumed_folder,
+    sole_writer,
+    sync,
+    write_atomic,
+)
 from toto.registry import Config
 
 if TYPE_CHECKING:
@@ -56,11 +65,13 @@ __all__ = [
     "Parts",
     "Sample",
     "Totals",
+    "is_published",
     "make_working_folder",
     "publish",
 ]
 
 DATASET, PARTS, WORK, PLAN_FILE = "dataset", "parts", "work", "plan.json"
+OURS = (DATASET, PARTS, WORK, PLAN_FILE, f".{PLAN_FILE}")
 ROW = np.dtype(list(COLUMNS.items()))
 
 
@@ -230,7 +241,7 @@ class Parts:
 
     @classmethod
     def open(cls, out: Path, plan: str, count: int, note: Note) -> Parts:
-        """Go on with the parts of this plan beside `out`, or begin.
+        """Resume the parts of this plan next to `out`, or start with none.
 
         Args:
             out: the dataset's folder; must not exist yet.
@@ -240,24 +251,25 @@ class Parts:
 
         Raises:
             DataError: `out` exists.
+            UserError: the working folder is a link or another user's.
             RunError: the disk refuses.
         """
-        folder = out.with_name(f".{out.name}{PARTIAL}")
+        folder = _working_folder(out)
         parts = cls(out, folder, count)
         with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             with locked(_lock_of(out)):
                 if out.exists():
-                    # What a process left that was killed between the publishing and the cleaning.
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _discard(folder)
                     raise DataError(f"{out} exists already. Remove it, or choose another folder")
                 expected = json.dumps({"plan": plan, "parts": count}) + "\n"
                 if folder.exists() and _read_text(folder / PLAN_FILE) != expected:
                     note(
                         f"{folder} is of other files or options, and no longer needed: removing it"
                     )
-                    shutil.rmtree(folder)
+                    _discard(folder)
                 if folder.exists():
+                    resumed_folder(folder)
                     done = count - len(parts.missing())
                     note(f"{folder}: {done:,} of {count:,} shards are finished; going on")
                 else:
@@ -316,6 +328,36 @@ class Parts:
                 return False
             publish(self._folder, self.count, self._out, description)
             return True
+
+
+def is_published(out: Path) -> bool:
+    """Return whether a dataset is there; remove what a kill right after its publishing left.
+
+    Raises:
+        UserError: another process writes it.
+        RunError: the disk refuses.
+    """
+    if not out.exists():
+        return False
+    if os.access(out.parent, os.W_OK):
+        with sole_writer(out), disk_errors(out), locked(_lock_of(out)):
+            _discard(_working_folder(out))
+    return True
+
+
+def _working_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}{PARTIAL}")
+
+
+def _discard(folder: Path) -> None:
+    """Remove a working folder, if toto made it and all that it holds."""
+    if not os.path.lexists(folder):
+        return
+    resumed_folder(folder)
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(OURS)]
+    if others:
+        raise UserError(f"{folder / others[0]} is not of toto. Move it away, or choose another OUT")
+    shutil.rmtree(folder)
 
 
 def make_working_folder(folder: Path) -> None:

@@ -36,6 +36,7 @@ from toto.data.moving_digits import (
     rows_of_split,
 )
 from toto.data.packaged import packaged_file
+from toto.data.parts import is_published
 from toto.data.plan import make_key
 from toto.data.progress import Progress, silent
 from toto.data.shards import DatasetWriter
@@ -114,7 +115,7 @@ def make_samples(root: Path, *, progress: Progress = silent) -> None:
     Raises:
         UserError: a package is missing, or a file that it should hold.
     """
-    missing = [name for name in SAMPLE_DATASETS if not (root / name).exists()]
+    missing = [name for name in SAMPLE_DATASETS if not is_published(root / name)]
     counter = _Counter(progress, sum(_num_samples(name) for name in missing))
     makers = {"photographs": _make_photographs, "clips": _make_clips, "digits": _make_digits}
     for name in missing:

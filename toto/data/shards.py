@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from toto.data.index import NO_LABEL
 from toto.data.parts import Description, PartWriter, Sample, make_working_folder, publish
 from toto.data.tar import tar_size
 from toto.errors import DataError
-from toto.files import PARTIAL, disk_errors
+from toto.files import PARTIAL, disk_errors, resumed_folder, sole_writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ class ShardLimits:
 
 
 class DatasetWriter:
-    """Writes samples into a hidden folder beside `out`, which gets its name when all is well.
+    """Writes samples into a hidden folder next to `out`, which gets its name when all is well.
 
     A context manager: leaving it normally publishes the dataset by one rename, leaving it by an
     exception removes what was written. The same samples in the same order give the same bytes.
@@ -67,6 +67,7 @@ class DatasetWriter:
 
     Raises:
         DataError: `out` exists, or nothing was added.
+        UserError: another process writes `out`.
     """
 
     def __init__(
@@ -85,15 +86,21 @@ class DatasetWriter:
             raise DataError(f"{out} exists already. Remove it, or choose another folder")
         self.num_samples = 0
         self._out = out
-        self._partial = out.parent / f".{out.name}.{os.getpid()}{PARTIAL}"
+        self._partial = out.with_name(f".{out.name}{PARTIAL}")
+        self._held = ExitStack()
         self._description = Description(kind, form, classes, tokens, sources)
         self._limits = ShardLimits(max_shard_bytes, max_shard_samples)
         self._shards = 0
         self._part: PartWriter | None = None
 
     def __enter__(self) -> DatasetWriter:
-        with disk_errors(self._out):
-            make_working_folder(self._partial)
+        with ExitStack() as held:
+            held.enter_context(sole_writer(self._out))
+            with disk_errors(self._out):
+                if resumed_folder(self._partial):  # of a process that was killed
+                    shutil.rmtree(self._partial)
+                make_working_folder(self._partial)
+            self._held = held.pop_all()
         return self
 
     def add(
@@ -135,6 +142,7 @@ class DatasetWriter:
                     publish(self._partial, self._shards, self._out, self._description)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
+            self._held.close()
 
     def _close_shard(self) -> None:
         if self._part is not None:

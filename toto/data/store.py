@@ -272,8 +272,14 @@ def read_origins(path: Path, address: str) -> Iterator[str]:
     if not path.is_file():
         raise DataError(f"{address}: {ORIGINS_FILE} is missing. Pack the dataset again")
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{address}: line {number} of {ORIGINS_FILE} is damaged: {error}. Copy it "
+                    "again, or pack the dataset again"
+                ) from error
 
 
 def excluded_lines(content: bytes) -> list[str]:
@@ -296,7 +302,7 @@ def parse_excluded(content: bytes, path: str, samples: int) -> Ints:
     try:
         samples_of_lines = [json.loads(line)["sample"] for line in excluded_lines(content)]
         excluded = np.unique(np.array(samples_of_lines, np.int64))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged: {error}. Remove {path}, then toto doctor --fix"
         ) from error

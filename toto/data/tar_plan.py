@@ -297,6 +297,8 @@ def _fault(
         return f"{len(media)} {kind} under one key ({names}), and no rule says which one is meant"
     if len(labels) > 1:
         return f"{len(labels)} labels under one key ({names})"
+    if any(member.info.issparse() for member in media + labels):
+        return f"a sparse file in the tar ({names}), whose holes are not stored; make it without -S"
     if not all(member.info.isfile() for member in media + labels):
         return f"a link in the tar instead of a file ({names}); make it with tar --dereference"
     return None

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from toto.data.index import NO_LABEL
 from toto.data.loader import collate
 from toto.data.progress import Progress, silent
-from toto.errors import DataError, UserError
-from toto.files import PARTIAL, disk_errors, replacing, write_atomic
+from toto.errors import DataError, RunError, UserError
+from toto.files import PARTIAL, disk_errors, replacing, resumed_folder, write_atomic
 from toto.sequence import SequenceLayout
 from toto.tasks.next_token import to_frames
 
@@ -128,7 +128,7 @@ def write_features(
         UserError: `out` exists, or was begun with other settings.
         DataError: a sample that cannot be read; the next attempt keeps what was finished, also
             after a sample was removed.
-        RunError: the disk is full or refuses.
+        RunError: features that are not finite, or the disk is full or refuses.
     """
     if out.exists():
         raise UserError(f"{out} exists already. Remove it, or choose another folder")
@@ -160,16 +160,20 @@ def _open_partial(partial: Path, plan: Mapping[str, object]) -> None:
     Raises:
         UserError: it was begun with other settings.
     """
-    partial.mkdir(parents=True, exist_ok=True)
+    resumed_folder(partial)
     path, text = partial / PLAN, json.dumps(plan, sort_keys=True)
     if path.is_file():
-        before, now = json.loads(path.read_bytes()), json.loads(text)
-        if before.get("settings") != now["settings"]:
+        try:
+            before, now = json.loads(path.read_bytes()), json.loads(text)
+            same = before["settings"] == now["settings"]
+            pairs = list(itertools.zip_longest(before["samples"], now["samples"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {error!r}. Remove {partial}") from error
+        if not same:
             raise UserError(
                 f"{partial} was begun with other settings or another model. Remove it, or choose "
                 "another folder"
             )
-        pairs = itertools.zip_longest(before["samples"], now["samples"])
         for number, (old, new) in enumerate(pairs):
             if old != new:
                 (partial / _shard_name(number)).unlink(missing_ok=True)
@@ -226,6 +230,12 @@ def _features(
         layer: layout.visual_to_grid(x_BLD).to(DTYPES[extraction.dtype]).cpu()
         for layer, x_BLD in found.items()
     }
+    for layer, x_BTHWD in kept.items():
+        if not bool(x_BTHWD.isfinite().all()):
+            raise RunError(
+                f"features of layer {layer} are not finite in {extraction.dtype}. Name an earlier "
+                "checkpoint, or write them with --dtype fp32"
+            )
     return [
         {layer: x_BTHWD[row].clone() for layer, x_BTHWD in kept.items()}
         for row in range(len(group))

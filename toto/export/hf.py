@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from toto.errors import CheckpointError, UserError
 from toto.export.layout import changed_settings, family_of, from_theirs, to_theirs
-from toto.files import disk_errors, replacing, write_atomic
+from toto.files import replacing, write_atomic
+from toto.folders import new_folder
 from toto.layers.masks import CAUSAL
 from toto.model import CodeInterface
 from toto.sequence import END_ID, IMAGE_START_ID, NUM_SPECIAL_IDS, PAD_ID, VIDEO_START_ID
@@ -71,7 +72,7 @@ class ModelRecord:
 
 
 def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> None:
-    """Write the directory.
+    """Write the directory, which appears whole.
 
     Raises:
         UserError: the folder holds something or is a file, or transformers has no such model, no
@@ -81,7 +82,7 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
     config = model.backbone.config
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Name a new folder")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"{out} is not empty. Name a new folder")
     if model.mask != CAUSAL:
         raise UserError("transformers' classes are causal, and this model was trained otherwise")
@@ -97,19 +98,17 @@ def write_model(model: AutoregressiveModel, record: ModelRecord, out: Path) -> N
         length=record.frames * height * width + 2,
     )
     tensors = to_theirs(state, family)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with new_folder(out) as unfinished:
         texts = {
             CONFIG: family.config,
             "generation_config.json": {"bos_token_id": VIDEO_START_ID, "do_sample": True},
             RECORD: record.__dict__,
         }
         for name, content in texts.items():
-            write_atomic(out / name, json.dumps(content, indent=2) + "\n")
-        write_atomic(out / "README.md", _card(record, family.config["architectures"][0]))
-        # Last: a directory without weights is seen to be unfinished.
-        with replacing(out / WEIGHTS) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt"})
+            write_atomic(unfinished / name, json.dumps(content, indent=2) + "\n")
+        write_atomic(unfinished / "README.md", _card(record, family.config["architectures"][0]))
+        with replacing(unfinished / WEIGHTS) as weights:
+            save_file(tensors, weights, metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}. It says what the weights next to it compute: the "
             "number of heads, for example, leaves no trace in their shapes. Copy it there"
@@ -209,7 +208,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted({Path(name).name for name in weight_map.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise CheckpointError(f"{index} cannot be read: {error!r}. Copy it again") from error
     elif not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -244,7 +245,7 @@ def read_record(folder: Path) -> ModelRecord | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return ModelRecord(**{field.name: raw[field.name] for field in fields(ModelRecord)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
 

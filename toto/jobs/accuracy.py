@@ -11,10 +11,11 @@ import torch
 from toto.analysis.evaluations import CLASSES, FINETUNED
 from toto.data.clips import LabelledDataset
 from toto.evaluation.results import ProbeResults, ProbeRow, wilson_interval
+from toto.folders import new_folder
 from toto.jobs.console import progress_bar, say
 from toto.jobs.held_out import evaluated
 from toto.jobs.labelled import labelled_samples
-from toto.jobs.result_folder import named_folder, new_folder
+from toto.jobs.result_folder import named_folder
 from toto.training.metrics import metric_values
 
 if TYPE_CHECKING:

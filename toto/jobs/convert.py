@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toto.errors import UserError
-from toto.files import disk_errors
+from toto.files import disk_errors, require_writable, sole_writer
 from toto.jobs.console import say
 from toto.tokenizers.convert import Converted, convert
 from toto.tokenizers.weights import save_checked_weights
@@ -31,7 +31,9 @@ def convert_weights(files: Sequence[Path], out: Path) -> None:
     """
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: recipes name {SUFFIX} files. Write --out {out.stem}{SUFFIX}")
-    save_converted(convert(files), out, weights=str(out))
+    require_writable(out, "Name another file with --out")
+    with sole_writer(out):
+        save_converted(convert(files), out, weights=str(out))
 
 
 def save_converted(converted: Converted, path: Path, *, weights: str) -> None:

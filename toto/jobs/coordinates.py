@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -12,7 +12,8 @@ from toto.analysis.coordinates import Coordinates, check_coordinates, slope
 from toto.analysis.figures import draw_coordinates
 from toto.backbones.config import BACKBONES, BackboneConfig
 from toto.errors import UserError
-from toto.files import disk_errors, write_atomic
+from toto.files import write_atomic
+from toto.folders import held_folder, new_folder
 from toto.jobs.component import parse_component
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.trained import import_all
@@ -44,8 +45,8 @@ def analyze_coordinates(
         imports: plug-ins to import first.
 
     Raises:
-        UserError: an unknown backbone, fewer than two widths, one that does not fit it, or a
-            training that diverges.
+        UserError: an unknown backbone, fewer than two widths, one that does not fit it, a training
+            that diverges, or a folder that holds other files or is being written.
         RunError: the disk is full or refuses.
     """
     import_all(imports)
@@ -53,6 +54,19 @@ def analyze_coordinates(
     widths = sorted(set(widths))
     if len(widths) < 2:
         raise UserError("--widths: two or more are needed to see a slope, for example 64,128,256")
+    with held_folder(out, "toto analyze coordinates") as folder:
+        found = _train_all(config, widths, lr=lr, steps=steps)
+        with new_folder(folder) as unfinished:
+            draw_coordinates(unfinished / "coordinates.png", widths, found)
+            record = json.dumps(_record(config, widths, lr, found), indent=2) + "\n"
+            write_atomic(unfinished / "coordinates.json", record)
+    say(f"{out}: coordinates.json, coordinates.png")
+
+
+def _train_all(
+    config: BackboneConfig, widths: Sequence[int], *, lr: float, steps: int
+) -> dict[str, list[Coordinates]]:
+    """Train at each width with µP and without, and print the slopes."""
     found = {}
     for label, base in (("without µP", None), ("with µP", widths[0])):
         candidate = config.model_copy(update={"mup_base_width": base})
@@ -63,7 +77,14 @@ def analyze_coordinates(
             )
     _require_finite(found, lr)
     _say_slopes(widths, found)
-    record = {
+    return found
+
+
+def _record(
+    config: BackboneConfig, widths: Sequence[int], lr: float, found: dict[str, list[Coordinates]]
+) -> dict[str, Any]:
+    """Return what coordinates.json holds."""
+    return {
         "backbone": config.model_dump(mode="json"),
         "widths": list(widths),
         "lr": lr,
@@ -71,11 +92,6 @@ def analyze_coordinates(
             label: {one.name: one.sizes for one in of_label} for label, of_label in found.items()
         },
     }
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        draw_coordinates(out / "coordinates.png", widths, found)
-        write_atomic(out / "coordinates.json", json.dumps(record, indent=2) + "\n")
-    say(f"{out}: coordinates.json, coordinates.png")
 
 
 def _check_widths(config: BackboneConfig, widths: Sequence[int]) -> None:

@@ -16,7 +16,8 @@ from toto.data.config import ClipConfig
 from toto.errors import DataError, UserError
 from toto.evaluation.reconstruction import DEFINITIONS, measure, reconstruct
 from toto.evaluation.tokenizer_baselines import CELL_MEAN, baselines_of, images_to_fit
-from toto.files import disk_errors, write_atomic
+from toto.files import write_atomic
+from toto.folders import held_folder, is_whole, new_folder
 from toto.generation.media import pixel_scale, sheet, write_png
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.labels import distinct_labels
@@ -91,8 +92,23 @@ def evaluate_tokenizers(
         DataError: token shards, or a sample that cannot be decoded.
     """
     import_all(imports)
-    if out.exists():
-        raise UserError(f"{out} exists. Remove it, or name another folder for the results")
+    with held_folder(out, "toto tokenizer eval") as folder:
+        if is_whole(folder):
+            raise UserError(f"{out} exists already. Remove it, or name another folder")
+        _evaluate(path, folder, texts, resolution=resolution, samples=samples, labels=labels)
+    say(f"{out}: evaluation.json, reconstructions.png")
+
+
+def _evaluate(
+    path: str,
+    out: Path,
+    texts: Sequence[str],
+    *,
+    resolution: int | None,
+    samples: int,
+    labels: Sequence[str],
+) -> None:
+    """Measure the tokenizers and write `out`, a folder that is held."""
     dataset = open_dataset(path)
     if dataset.form == "tokens":
         raise DataError(
@@ -113,14 +129,12 @@ def evaluate_tokenizers(
         for one, quality in zip(baselines, measured, strict=True)
     ]
     record["k_means_fitted_on"] = fitted_on
-    with disk_errors(out):
-        out.mkdir(parents=True)
-        write_png(out / "reconstructions.png", picture_HWC)
-        write_atomic(out / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    with new_folder(out) as unfinished:
+        write_png(unfinished / "reconstructions.png", picture_HWC)
+        write_atomic(unfinished / "evaluation.json", json.dumps(record, indent=2) + "\n")
     _say_results([*candidates, *baselines], everything)
     say(f"k-means is fitted on {fitted_on}")
     _warn_of_worse_than_means(candidates, qualities, baselines, measured)
-    say(f"{out}: evaluation.json, reconstructions.png")
 
 
 def _build(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from toto.errors import UserError
 from toto.export.hf import ModelRecord, write_model
+from toto.folders import held_folder, is_whole, results_in
 from toto.jobs.console import say
 from toto.jobs.trained import (
+    FoundRun,
     import_all,
     load_trained,
     names_beside,
@@ -32,6 +35,15 @@ def export_to_hf(run: str, out: Path, *, imports: Sequence[str]) -> None:
     import_all(imports)
     found = resolve_run(run)
     require_next_tokens(found)
+    with held_folder(out, "toto export hf") as folder:
+        if is_whole(folder):
+            raise UserError(f"{out} exists already. Remove it, or name another folder")
+        _export(found, folder)
+    say(f"{out}: {', '.join(results_in(out))}")
+
+
+def _export(found: FoundRun, out: Path) -> None:
+    """Write a run's model to `out`, a folder that is held."""
     trained = load_trained(found)
     recipe, meta = found.recipe, found.meta
     height, width = recipe.tokenizer.grid(recipe.clip.resolution)
@@ -49,4 +61,3 @@ def export_to_hf(run: str, out: Path, *, imports: Sequence[str]) -> None:
     if beside:
         task = recipe.task.registered_name
         say(f"left out: {number_of(len(beside), 'tensor')} of the task {task} ({beside[0]}, …)")
-    say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -13,10 +13,10 @@ from toto.data.middles import DatasetMiddles, FileMiddles, Middles, media_files
 from toto.data.tokens import require_tokenizer
 from toto.errors import DataError, UserError
 from toto.evaluation.feature_files import Extraction, write_features
-from toto.files import require_writable
+from toto.files import require_writable, sole_writer
 from toto.jobs.console import progress_bar, say
 from toto.jobs.seen_as import Seen, seen_as
-from toto.jobs.trained import Trained, import_all, load_trained, resolve_run
+from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.training.checkpoint import MODEL_FILE, FileRecord
 from toto.wording import number_of
 
@@ -71,9 +71,16 @@ def start_features(request: FeaturesRequest) -> None:
         layers = sorted(set(resolve_layers(list(numbers), depth).values()))
     except ValueError as error:
         raise UserError(f"--layers {request.layers}: {error}. Write all, or 0,3,-1") from error
-    if request.out.exists():
-        raise UserError(f"{request.out} exists already. Remove it, or choose another folder")
-    require_writable(request.out, "Choose another folder")
+    with sole_writer(request.out):
+        if request.out.exists():
+            raise UserError(f"{request.out} exists already. Remove it, or choose another folder")
+        require_writable(request.out, "Choose another folder")
+        _extract(request, found, layers)
+
+
+def _extract(request: FeaturesRequest, found: FoundRun, layers: list[int]) -> None:
+    """Write the features of some layers to OUT, which is held."""
+    recipe = found.recipe
     clip = recipe.clip.model_copy(update={"stride": request.stride or recipe.clip.stride})
     trained = load_trained(found)
     clips, fingerprint = _open(request.data, clip, trained)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from toto.analysis.runs import Generated, GeneratedSample
 from toto.errors import RecipeError, UserError
+from toto.folders import results_in
 from toto.generation.config import SamplingConfig
 from toto.generation.continuation import continue_video, first_context_frame
 from toto.jobs.console import progress_bar, say
-from toto.jobs.generated_folder import OURS, RECORD, Shown, sample_files, write_generated
+from toto.jobs.generated_folder import RECORD, Shown, sample_files, write_generated
 from toto.jobs.prompts import Clip, Prompt, PromptRequest, Prompts, find_prompts
 from toto.jobs.result_folder import free_folder, named_folder
 from toto.jobs.sources import root_explained
@@ -80,16 +81,26 @@ def start_generating(request: GenerateRequest) -> None:
     _refuse_unseen_prompts(found, prompts)
     _refuse_partial_prefix(found.recipe, prompts, frames)
     trained = load_trained(found)
-    folder = free_folder(
+    with free_folder(
         _named_folder(trained, found_prompts, request, sampling),
         request.out,
-        mark=RECORD,
-        ours=OURS,
+        record=RECORD,
         overwrite=request.overwrite,
         command="toto generate",
-    )
-    if folder is None:
-        return
+    ) as folder:
+        if folder is not None:
+            _generate(trained, found_prompts, request, sampling, folder)
+
+
+def _generate(
+    trained: Trained,
+    found_prompts: Prompts,
+    request: GenerateRequest,
+    sampling: SamplingConfig,
+    folder: Path,
+) -> None:
+    """Continue the prompts into a folder that is held."""
+    found, prompts, frames = trained.found, found_prompts.prompts, request.prompts.frames
     _say_plan(found_prompts, frames, found.recipe.context_frames)
     codes = _continue(trained, prompts, frames, request.start, sampling)
     shown = [
@@ -114,7 +125,7 @@ def start_generating(request: GenerateRequest) -> None:
         ],
     )
     write_generated(folder, shown, record)
-    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    say(f"{folder}: {', '.join(results_in(folder))}")
 
 
 def _named_folder(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from toto.folders import new_folder
 from toto.generation.media import (
     continuation_sheet,
     pixel_scale,
@@ -15,7 +15,6 @@ from toto.generation.media import (
     write_mp4,
     write_png,
 )
-from toto.jobs.result_folder import new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +23,9 @@ if TYPE_CHECKING:
     from toto.analysis.runs import Generated
     from toto.generation.media import Pixels
 
-__all__ = ["OURS", "RECORD", "Shown", "sample_files", "write_generated"]
+__all__ = ["RECORD", "Shown", "sample_files", "write_generated"]
 
 RECORD = "generated.json"
-OURS = re.compile(r"generated\.json|sample-\d+\.(gif|mp4|png)")
-"""The names that the folder holds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def sample_files(index: int) -> dict[str, str]:
 
 
 def write_generated(folder: Path, sequences: Sequence[Shown], record: Generated) -> None:
-    """All files into a new folder, which then takes the old one's place.
+    """Write all files, which then take the place of an earlier result.
 
     Raises:
         RunError: the disk is full, or refuses; the old folder is as it was.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from toto.analysis.records import json_object
 from toto.data.loader import evaluation_batches, training_batches
 from toto.data.stream import Stream
 from toto.jobs.console import progress_bar
@@ -103,7 +104,7 @@ class Baselines:
     @classmethod
     def read(cls, path: Path) -> Baselines:
         """Read RUN/baselines.json; a run that has none has none counted."""
-        return cls(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+        return cls(json_object(path.read_bytes(), str(path)) if path.is_file() else {})
 
 
 def baselines_of(

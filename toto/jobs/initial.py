@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toto.errors import CheckpointError
 from toto.export.hf import RECORD, read_model, read_record
-from toto.jobs.trained import load_model_weights, names_beside, resolve_run
+from toto.jobs.trained import load_model_weights, names_beside, require_finite, resolve_run
 from toto.registry import differences
 from toto.training.checkpoint import check_tensors
 from toto.wording import number_of
@@ -86,6 +86,7 @@ def _from_folder(init_from: str, task: ModelTask) -> InitialWeights:
     there = read_model(folder, task.model)
     check_tensors(task.model.state_dict(), there.state, f"weights of {folder}")
     task.model.load_state_dict(there.state)
+    require_finite(task.model, str(folder))
     return InitialWeights(init_from, [*notes, *there.changed])
 
 

@@ -22,7 +22,8 @@ from toto.analysis.ngrams import (
 )
 from toto.data.clips import FrameList
 from toto.errors import DataError
-from toto.files import disk_errors, write_atomic
+from toto.files import write_atomic
+from toto.folders import held_folder, new_folder
 from toto.jobs.component import described_component
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.labels import distinct_labels
@@ -75,25 +76,27 @@ def analyze_ngrams(
     Args:
         paths: of token datasets, or their addresses.
         out: the folder of ngrams.json (statistics), ngrams.csv (the sorted histograms) and
-            ngrams.png (both axes logarithmic).
+            ngrams.png (both axes logarithmic); an earlier result there is replaced.
         images: how many of each dataset, spread over it; None for all.
         labels: of the datasets; none for the names of their folders.
         imports: plug-ins to import first.
 
     Raises:
         DataError: raw shards, images of fewer than three tokens, or codes beyond the codebook.
-        UserError: two datasets of one name, or a tokenizer that is not installed.
+        UserError: two datasets of one name, a tokenizer that is not installed, or a folder that
+            holds other files, cannot be written, or is being written.
     """
     import_all(imports)
     datasets = [open_dataset(path) for path in paths]
     named = zip(datasets, distinct_labels([one.name for one in datasets], labels), strict=True)
     tokens = [_examine(dataset, label, images) for dataset, label in named]
-    results = {one.label: _count(one) for one in tokens}
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        draw_ngrams(out / "ngrams.png", results)
-        write_atomic(out / "ngrams.csv", _histograms(results))
-        write_atomic(out / "ngrams.json", json.dumps(_record(tokens, results), indent=2) + "\n")
+    with held_folder(out, "toto analyze ngrams") as folder:
+        results = {one.label: _count(one) for one in tokens}
+        record = json.dumps(_record(tokens, results), indent=2) + "\n"
+        with new_folder(folder) as unfinished:
+            draw_ngrams(unfinished / "ngrams.png", results)
+            write_atomic(unfinished / "ngrams.csv", _histograms(results))
+            write_atomic(unfinished / "ngrams.json", record)
     _say_results(results)
     say(f"{out}: ngrams.json, ngrams.csv, ngrams.png")
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from toto.data.class_folders import SplitsError
 from toto.data.class_names import name_some, read_class_names
 from toto.data.pack import pack, plan_pack
+from toto.data.parts import is_published
 from toto.data.samples import make_samples
 from toto.data.walk import describe_left
 from toto.data.workers import num_cores
 from toto.errors import DataError
-from toto.files import require_writable
+from toto.files import require_writable, sole_writer
 from toto.jobs.console import progress_bar, say
 from toto.wording import number_of
 
@@ -53,9 +54,36 @@ def pack_source(
         DataError: see `plan_pack` and `pack`.
         UserError: `out` cannot be written.
     """
-    if out.exists():
+    if is_published(out):
         raise DataError(f"{out} exists already. Remove it, or choose another folder")
     require_writable(out, "Choose another folder")
+    with sole_writer(out):
+        report = _pack(
+            source,
+            out,
+            layout=layout,
+            split=split,
+            kind=kind,
+            class_list=class_list,
+            workers=workers,
+            skip_broken=skip_broken,
+            orientation=orientation,
+        )
+    _say_report(out, report)
+
+
+def _pack(
+    source: Path,
+    out: Path,
+    *,
+    layout: str,
+    split: str | None,
+    kind: Kind | None,
+    class_list: str | None,
+    workers: int | None,
+    skip_broken: bool,
+    orientation: Orientation,
+) -> PackReport:
     classes = None if class_list is None else read_class_names(class_list)
     try:
         plan = plan_pack(source, layout, split, kind=kind, classes=classes)
@@ -64,7 +92,7 @@ def pack_source(
     for note in plan.notes:
         say(f"{plan.source}: {note}")
     with progress_bar(f"packing {plan.source}", plan.unit) as progress:
-        report = pack(
+        return pack(
             plan,
             out,
             workers=num_cores() if workers is None else workers,
@@ -73,6 +101,9 @@ def pack_source(
             progress=progress,
             note=say,
         )
+
+
+def _say_report(out: Path, report: PackReport) -> None:
     say(
         f"{out}: {report.num_samples:,} {report.kind}, {number_of(report.num_frames, 'frame')}, "
         f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "

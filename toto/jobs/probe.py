@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from toto.data.views import CentreView, GridViews, RandomViews
 from toto.errors import DataError, RecipeError, UserError
 from toto.evaluation.classification import run_probes
 from toto.evaluation.feature_cache import FeatureStore
+from toto.folders import new_folder
 from toto.jobs.console import progress_bar, say
-from toto.jobs.result_folder import free_folder, named_folder, new_folder
+from toto.jobs.result_folder import free_folder, named_folder
 from toto.jobs.seen_as import Seen, seen_as
 from toto.jobs.sources import Source, open_sources, root_explained
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
@@ -33,6 +33,7 @@ from toto.training.checkpoint import MODEL_FILE, FileRecord
 from toto.wording import number_of
 
 if TYPE_CHECKING:
+    from toto.evaluation.results import ProbeResults
     from toto.tokenizers.base import Tokenizer
 
 __all__ = ["ProbeRequest", "start_probing"]
@@ -40,8 +41,6 @@ __all__ = ["ProbeRequest", "start_probing"]
 DEFAULT = "default"  # the name of what no recipe says
 CURVE = "curve.png"
 FEATURES = "features"
-OURS = re.compile(r"results\.jsonl|summary\.json|curve\.png")
-"""The names that a folder of results holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,44 +98,64 @@ def start_probing(request: ProbeRequest) -> None:
         say(f"other labelled sources, each by --source NAME: {', '.join(others)}")
     origin = _origin(trained, labelled)
     conditions = origin | _conditions(trained, labelled, settings)
-    folder = free_folder(
+    with free_folder(
         _named_folder(found, protocol, labelled, conditions),
         request.out,
-        mark="summary.json",
-        ours=OURS,
+        record="summary.json",
         overwrite=request.overwrite,
         command="toto probe",
-    )
-    if folder is None:
-        return
-    with progress_bar("probing", "samples") as progress:
-        results = run_probes(
-            trained.model,
-            trained.tokenizer,
-            train,
-            validation,
-            settings=settings,
-            num_classes=classes,
-            precision=trained.precision,
-            context=found.recipe.clip.frames if settings.context == "packed" else 1,
-            store=FeatureStore(found.run / EVALUATIONS / FEATURES, origin),
-            progress=progress,
-            say=say,
-        )
-    step = found.meta.step
-    with new_folder(folder) as unfinished:
-        results.write(
-            unfinished,
-            evaluation=PROBES,
-            source=labelled.name,
-            step=step,
-            protocol=protocol.model_dump(mode="json"),
-            conditions=conditions,
-        )
-        title = f"{found.run.name} at step {step:,} on {labelled.name}"
-        draw_layer_curve(unfinished / CURVE, results.rows, title)
+    ) as folder:
+        if folder is None:
+            return
+        probing = _Probing(trained, protocol, labelled, origin, conditions)
+        results = probing.run(train, validation)
+        probing.write(results, folder)
     say(results.summary())
     say(f"{folder}: results.jsonl, summary.json, {CURVE}")
+
+
+@dataclass(frozen=True)
+class _Probing:
+    """One probing: what is probed, how, and what its results depend on."""
+
+    trained: Trained
+    protocol: ProbeRecipe
+    source: Source
+    origin: dict[str, object]
+    conditions: dict[str, object]
+
+    def run(self, train: LabelledDataset, validation: LabelledDataset) -> ProbeResults:
+        """Train and score all probes."""
+        found, settings = self.trained.found, self.protocol.probes
+        with progress_bar("probing", "samples") as progress:
+            return run_probes(
+                self.trained.model,
+                self.trained.tokenizer,
+                train,
+                validation,
+                settings=settings,
+                num_classes=len(self.source.train.classes),
+                precision=self.trained.precision,
+                context=found.recipe.clip.frames if settings.context == "packed" else 1,
+                store=FeatureStore(found.run / EVALUATIONS / FEATURES, self.origin),
+                progress=progress,
+                say=say,
+            )
+
+    def write(self, results: ProbeResults, folder: Path) -> None:
+        """Write the results and their figure into a folder that is held."""
+        found = self.trained.found
+        with new_folder(folder) as unfinished:
+            results.write(
+                unfinished,
+                evaluation=PROBES,
+                source=self.source.name,
+                step=found.meta.step,
+                protocol=self.protocol.model_dump(mode="json"),
+                conditions=self.conditions,
+            )
+            title = f"{found.run.name} at step {found.meta.step:,} on {self.source.name}"
+            draw_layer_curve(unfinished / CURVE, results.rows, title)
 
 
 def _named_folder(

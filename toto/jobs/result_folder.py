@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import shutil
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toto.analysis.evaluations import EVALUATIONS
 from toto.analysis.records import json_object
 from toto.errors import UserError
-from toto.files import disk_errors
+from toto.files import sole_writer
+from toto.folders import MARKER, held_folder, is_whole
 from toto.jobs.console import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-__all__ = ["free_folder", "named_folder", "new_folder"]
+__all__ = ["free_folder", "named_folder"]
 
 NOT_OF_A_NAME = re.compile(r"[^\w.+-]+")
 DIGEST = 8  # hexadecimal digits: 65,000 results of a run before two share a name by chance
@@ -42,76 +43,48 @@ def named_folder(run: Path, evaluation: str, subject: str, settings: Mapping[str
     return run / EVALUATIONS / "-".join([*words, digest])
 
 
+@contextmanager
 def free_folder(
-    named: Path,
-    out: Path | None,
-    *,
-    mark: str,
-    ours: re.Pattern[str],
-    overwrite: bool,
-    command: str,
-) -> Path | None:
-    """Return the folder to write, or None where the very result that is asked for is there.
+    named: Path, out: Path | None, *, record: str, overwrite: bool, command: str
+) -> Iterator[Path | None]:
+    """Hold the folder to write, for the whole of the work; see `held_folder`.
 
     Args:
         named: as `named_folder` calls it.
         out: the folder that the user names instead.
-        mark: a file that every whole result has.
-        ours: the names that a result may hold.
+        record: a file that every whole result has.
         overwrite: whether the user asked to replace an earlier result.
         command: that writes it, for messages.
 
-    Raises:
-        UserError: the place is a file, the current folder, or a folder with other files; or `out`
-            holds an earlier result, and `overwrite` was not asked for.
-    """
-    folder = out or named
-    _require_replaceable(folder, ours, command)
-    if overwrite or not (folder / mark).is_file():
-        return folder
-    if out is not None:
-        raise UserError(
-            f"{out} holds an earlier result of {command}. Name another folder with --out, or "
-            "replace it with --overwrite"
-        )
-    say(
-        f"{folder} has been measured already, with the same checkpoint, data and settings; "
-        "--overwrite measures it again"
-    )
-    text = json_object((folder / mark).read_bytes(), str(folder / mark)).get("text")
-    if text is not None:
-        say(str(text))
-    return None
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder to write to; it takes the place of `folder` once the block has ended well.
+    Yields:
+        The folder, or None where the very result that is asked for is there.
 
     Raises:
-        RunError: the disk is full, or refuses; `folder` is as it was.
+        UserError: as `held_folder`; or `out` holds an earlier result, and `overwrite` was not
+            asked for.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    with disk_errors(folder):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _require_replaceable(folder: Path, ours: re.Pattern[str], command: str) -> None:
-    if folder.resolve() == Path.cwd():
-        raise UserError(f"{folder} is the current folder. Name another one with --out")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file. Name a folder with --out")
-    held = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = [path.name for path in held if not ours.fullmatch(path.name)]
-    if others:
-        raise UserError(
-            f"{folder} holds {others[0]}, which {command} did not write, and the whole folder "
-            "would be replaced. Name another one with --out"
+    if out is None and not overwrite and _is_there(named, record):
+        say(
+            f"{named} has been measured already, with the same checkpoint, data and settings; "
+            "--overwrite measures it again"
         )
+        text = json_object((named / record).read_bytes(), str(named / record)).get("text")
+        if text is not None:
+            say(str(text))
+        if os.access(named.parent, os.W_OK):
+            with sole_writer(named):  # removes the lock that a killed process left
+                pass
+        yield None
+        return
+    with held_folder(out or named, command) as folder:
+        if is_whole(folder) and not overwrite:
+            raise UserError(
+                f"{folder} exists already, with a result of {command}. Name another folder with "
+                "--out, or replace it with --overwrite"
+            )
+        yield folder
+
+
+def _is_there(folder: Path, record: str) -> bool:
+    """Whether a result is whole; those of earlier versions have no marker."""
+    return (folder / record).is_file() and (is_whole(folder) or not (folder / MARKER).exists())

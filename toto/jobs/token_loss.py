@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,11 @@ from toto.analysis.token_loss import PositionLosses, baseline_positions, mean_by
 from toto.data.loader import evaluation_batches
 from toto.data.stream import SourceStream
 from toto.data.tokens import require_tokenizer
+from toto.errors import RunError
 from toto.files import write_atomic
+from toto.folders import new_folder
 from toto.jobs.console import progress_bar, say, say_table
-from toto.jobs.result_folder import free_folder, named_folder, new_folder
+from toto.jobs.result_folder import free_folder, named_folder
 from toto.jobs.sources import open_dataset
 from toto.jobs.trained import (
     build_target_tokenizer,
@@ -45,7 +46,6 @@ __all__ = ["analyze_token_loss"]
 
 EVALUATION = "token_loss"
 RECORD, TABLE, FIGURE = "token_loss.json", "token_loss.csv", "token_loss.png"
-OURS = re.compile("|".join(map(re.escape, (RECORD, TABLE, FIGURE))))
 """The names that the folder holds."""
 BATCH = 8
 
@@ -84,7 +84,7 @@ def analyze_token_loss(
     Raises:
         UserError: no such run, one that learned classes, or a folder that is taken.
         DataError: data that are missing, too short, broken, or tokens of another tokenizer.
-        RunError: the disk is full or refuses.
+        RunError: a loss that is not finite, or the disk is full or refuses.
     """
     import_all(imports)
     found = resolve_run(run)
@@ -93,16 +93,18 @@ def analyze_token_loss(
     dataset = open_dataset(data)
     if dataset.form == "tokens":
         require_tokenizer(dataset, trained.tokenizer)
-    folder = free_folder(
+    with free_folder(
         _named_folder(trained, dataset, sequences),
         out,
-        mark=RECORD,
-        ours=OURS,
+        record=RECORD,
         overwrite=overwrite,
         command="toto analyze token-loss",
-    )
-    if folder is None:
-        return
+    ) as folder:
+        if folder is not None:
+            _measure_into(folder, trained, dataset, sequences)
+
+
+def _measure_into(folder: Path, trained: Trained, dataset: Dataset, sequences: int | None) -> None:
     measured = _measure(trained, dataset, sequences)
     unit = trained.found.recipe.loss_unit
     with new_folder(folder) as unfinished:
@@ -157,6 +159,10 @@ def _losses(
                 losses_BL = trained.model.losses(frames, batch.is_image_B, wanted)
             visual = frames.shape[1:4]
             losses_BL = losses_BL[:, : visual.numel()]
+            if not bool(losses_BL.isfinite().all()):
+                raise RunError(
+                    f"the loss of {found.checkpoint} is not finite. Name an earlier checkpoint"
+                )
             losses_BL[:, : trained.model.mask.num_given] = math.nan
             if found.recipe.target.output == "codes":
                 codes.append(wanted.to("cpu", torch.int32))

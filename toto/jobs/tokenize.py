@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from toto.data.parts import is_published
 from toto.data.tokens import Rank, tokenize_dataset
+from toto.errors import DataError
+from toto.files import require_writable, sole_writer
 from toto.jobs.console import progress_bar, say
 from toto.jobs.named_tokenizer import require_weights
 from toto.jobs.sources import open_dataset
@@ -48,9 +51,22 @@ def tokenize_shards(
         RecipeError: the recipe's mistakes.
         DataError: the dataset, or a tokenizer without codes.
     """
+    rank = Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if rank.count > 1:  # they share the shards
+        _tokenize(dataset, out, recipe_name, overrides, crops, rank)
+        return
+    if is_published(out):
+        raise DataError(f"{out} exists already. Remove it, or choose another folder")
+    require_writable(out, "Choose another folder")
+    with sole_writer(out):
+        _tokenize(dataset, out, recipe_name, overrides, crops, rank)
+
+
+def _tokenize(
+    dataset: str, out: Path, recipe_name: str, overrides: Sequence[str], crops: int, rank: Rank
+) -> None:
     recipe = read_recipe(recipe_name, overrides)
     require_weights(recipe.tokenizer, recipe_name)
-    rank = Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     tokenizer = recipe.tokenizer.build().eval().to(_device(recipe.training))
     resolution = recipe.clip.resolution
     label = f"tokenizing {dataset}" + (f", rank {rank.number}" if rank.count > 1 else "")

@@ -15,9 +15,10 @@ from toto.evaluation.tracking import FrameFeatures, score_copies, track
 from toto.evaluation.tracking_metrics import SequenceScorer, TrackingScores, scored_frames
 from toto.evaluation.tracking_results import COPY, HEAD, TrackingResults, cells
 from toto.files import disk_errors
+from toto.folders import results_in
 from toto.jobs.console import progress_bar, say, say_table
 from toto.jobs.result_folder import free_folder, named_folder
-from toto.jobs.track_folder import OURS, OVERLAYS, SUMMARY, SequenceScores, TrackFolder
+from toto.jobs.track_folder import OVERLAYS, SUMMARY, SequenceScores, TrackFolder
 from toto.jobs.track_overlay import write_overlay
 from toto.jobs.trained import FoundRun, Trained, import_all, load_trained, resolve_run
 from toto.wording import number_of
@@ -74,22 +75,21 @@ def start_tracking(request: TrackRequest) -> None:
     settings = _settings(trained, sequences, features, request.preset)
     decisive = {key: value for key, value in settings.items() if key != "checkpoint"}
     subject = f"{request.davis.resolve().name}-{request.preset}-{request.resolution}"
-    folder = free_folder(
+    with free_folder(
         named_folder(found.run, EVALUATION, subject, decisive),
         request.out,
-        mark=SUMMARY,
-        ours=OURS,
+        record=SUMMARY,
         overwrite=request.overwrite,
         command="toto track",
-    )
-    if folder is None:
-        return
-    _say_plan(found, sequences, layers)
-    with disk_errors(folder):
-        growing = TrackFolder(folder, settings)
-        results = _track_all(sequences, features, PRESETS[request.preset], growing)
-        _write_overlays(sequences, growing, results.best)
-        growing.complete(results)
+    ) as folder:
+        if folder is None:
+            return
+        _say_plan(found, sequences, layers)
+        with disk_errors(folder):
+            growing = TrackFolder(folder, settings)
+            results = _track_all(sequences, features, PRESETS[request.preset], growing)
+            _write_overlays(sequences, growing, results.best)
+            growing.complete(results)
     say_table(
         ("layer", *HEAD),
         [
@@ -98,7 +98,7 @@ def start_tracking(request: TrackRequest) -> None:
         ],
     )
     say(results.summary())
-    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    say(f"{folder}: {', '.join(results_in(folder))}")
 
 
 def _changed(found: FoundRun, request: TrackRequest) -> FoundRun:

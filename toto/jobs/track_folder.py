@@ -1,14 +1,14 @@
-"""The folder that `toto track` writes: whole or as it was, and gone on with after a kill.
+"""The folder that `toto track` writes: whole or as it was, and resumed after a kill.
 
-Beside it grows `.NAME.unfinished`, a sequence at a time: masks of every layer, and a file of scores
-once all of them are there. The same command finds the sequences that are done, another one begins
-anew. In the end it becomes the folder, with the masks of the best layer alone.
+A hidden working folder grows by one sequence at a time: the masks of every layer, and a file of
+scores once all of them are there. The same command finds the sequences that are done; other
+settings start from the first sequence. In the end it becomes the folder, with the masks of the best
+layer alone.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 
 from toto.analysis.figures import draw_tracking
 from toto.evaluation.tracking_metrics import ObjectScore  # noqa: TC001  # pydantic reads it
-from toto.files import write_atomic
+from toto.files import resumed_folder, write_atomic
+from toto.folders import publish, working_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
 
     from toto.evaluation.tracking_results import TrackingResults
 
-__all__ = ["OURS", "OVERLAYS", "SUMMARY", "SequenceScores", "TrackFolder"]
+__all__ = ["OVERLAYS", "SUMMARY", "SequenceScores", "TrackFolder"]
 
 RESULTS, SUMMARY, CURVE, MASKS, OVERLAYS = (
     "results.jsonl", "summary.json", "curve.png", "masks", "overlays",
 )  # fmt: skip
 SETTINGS, DONE = "settings.json", "done"
-OURS = re.compile("|".join(map(re.escape, (RESULTS, SUMMARY, CURVE, MASKS, OVERLAYS))))
-"""The names that the folder holds."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,15 @@ class TrackFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = settings
-        self.unfinished = folder.with_name(f".{folder.name}.unfinished")
+        self.unfinished = working_place(folder)
         text = json.dumps(settings, indent=2) + "\n"
         mark = self.unfinished / SETTINGS
-        if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-            (self.unfinished / DONE).mkdir(parents=True)
-            write_atomic(mark, text)
+        was_there = resumed_folder(self.unfinished)
+        if was_there and mark.is_file() and mark.read_text(encoding="utf-8") == text:
+            return
+        shutil.rmtree(self.unfinished)
+        (self.unfinished / DONE).mkdir(parents=True)
+        write_atomic(mark, text)
 
     def masks(self, layer: int) -> Path:
         """Where the masks of a layer go, in a folder for each sequence."""
@@ -87,7 +88,7 @@ class TrackFolder:
         write_atomic(path, json.dumps(asdict(scores), allow_nan=False) + "\n")
 
     def complete(self, results: TrackingResults) -> None:
-        """Write results and figure, drop what the work alone needed, and take the folder's place.
+        """Write results and figure, drop what the work alone needed, and publish the folder.
 
         Overlays must be there by now.
 
@@ -96,14 +97,13 @@ class TrackFolder:
         """
         results.write(self.unfinished / RESULTS, self.unfinished / SUMMARY, self.settings)
         draw_tracking(self.unfinished / CURVE, results)
-        # From here on the same command would begin anew.
+        # From here on the same command would start from the first sequence.
         (self.unfinished / SETTINGS).unlink()
         self.masks(results.best).rename(self.unfinished / MASKS)
         for layer in results.layers:
             shutil.rmtree(self.masks(layer), ignore_errors=True)
         shutil.rmtree(self.unfinished / DONE)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.unfinished.rename(self.folder)
+        publish(self.unfinished, self.folder)
 
 
 _SCORES = TypeAdapter(SequenceScores)

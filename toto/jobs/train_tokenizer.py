@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from toto.analysis.records import json_object
 from toto.analysis.tokenizer_runs import BASELINES, CODE_COUNTS
 from toto.data.clips import FrameList, read_clip
 from toto.data.config import TOGETHER, ClipConfig
@@ -137,8 +138,7 @@ def _trained(
 def _evaluation_in(run: RunDirectory) -> dict[str, Values]:
     """Return what the last evaluation of a finished run found; nothing without validation data."""
     path = run.path / EVALUATION_FILE
-    found: dict[str, Values] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
+    return json_object(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def _write_results(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from toto.errors import CheckpointError, UserError
 from toto.jobs.console import say
@@ -212,14 +213,33 @@ def load_trained(found: FoundRun, *, precision: Literal["fp32", "bf16"] | None =
 
 
 def load_model_weights(found: FoundRun, model: AutoregressiveModel) -> None:
-    """Copy a checkpoint's weights of the model, strictly; those of probes beside it stay behind.
+    """Copy a checkpoint's weights of the model, strictly; those of its probes are left out.
 
     Raises:
-        CheckpointError: broken files, or other weights.
+        CheckpointError: broken files, other weights, or values that are NaN or infinite.
     """
     task = found.recipe.task
     assert isinstance(task, ModelTaskConfig)
     load_weights(found.checkpoint, model, beside=task.beside)
+    require_finite(model, str(found.checkpoint))
+
+
+def require_finite(model: nn.Module, origin: str) -> None:
+    """Refuse weights that every result would be NaN with.
+
+    Args:
+        model: with its weights.
+        origin: where they came from, for the message.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite; the message names it.
+    """
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(
+                f"{origin}: {name} holds values that are NaN or infinite. Name an earlier "
+                "checkpoint, or weights of another run"
+            )
 
 
 def names_beside(found: FoundRun) -> list[str]:

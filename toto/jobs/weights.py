@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from toto.data.addresses import is_remote
 from toto.data.config import CacheConfig
 from toto.data.fetch import Remote, TooLongError
 from toto.errors import CheckpointError, DataError, UserError
-from toto.files import disk_errors, no_empty_folder
+from toto.files import disk_errors, require_writable, resumed_folder, sole_writer
 from toto.jobs.console import progress_bar, say
 from toto.jobs.convert import save_converted
 from toto.registry import unknown_name
@@ -28,7 +29,7 @@ from toto.tokenizers.official import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from toto.tokenizers.config import TokenizerConfig
     from toto.tokenizers.convert import Converted
@@ -63,19 +64,17 @@ def get_weights(name: str, *, source: str | None) -> None:
         say(f"{path} is here already. To make it anew, remove it, or give --from")
         return
     before = read_record(name)
-    with no_empty_folder(path.parent):
+    with sole_writer(path):
+        require_writable(path, "Set TOTO_HOME to a folder of yours")
         _bring_all(name, source, path, before)
 
 
 def _bring_all(name: str, source: str | None, path: Path, before: dict[str, Received]) -> None:
     """Bring the files of published weights and convert them into `path`."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = TemporaryDirectory(prefix=".fetching-", dir=path.parent)
-    with scratch as folder:
+    with _scratch_folder(path) as folder:
         files, received = [], {}
         for file in OFFICIAL[name].files:
-            local, origin = _bring(name, file, source, Path(folder))
+            local, origin = _bring(name, file, source, folder)
             received[file.name] = _receive(local, origin)
             _require_same(name, received[file.name], before.get(file.name))
             files.append(local)
@@ -83,6 +82,20 @@ def _bring_all(name: str, source: str | None, path: Path, before: dict[str, Rece
         with disk_errors(path):
             write_record(name, received | before)
         save_converted(converted, path, weights=f"{PREFIX}{name}")
+
+
+@contextmanager
+def _scratch_folder(path: Path) -> Iterator[Path]:
+    """Make the folder that files are fetched into; one that a killed process left is removed."""
+    scratch = path.with_name(f".fetching-{path.stem}")
+    with disk_errors(path):
+        if resumed_folder(scratch):
+            shutil.rmtree(scratch)
+            scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _bring(name: str, file: OfficialFile, source: str | None, folder: Path) -> tuple[Path, str]:

@@ -150,7 +150,7 @@ def read_record(name: str) -> dict[str, Received]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return {file: Received(**received) for file, received in raw.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}. Remove it, and compare the digests of the next "
             f"`toto weights get {name}` with those that you know"

@@ -179,7 +179,7 @@ def _read_made_for(file: Any, path: Path) -> dict[str, Any] | None:
         return None
     try:
         made_for = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         made_for = None
     if isinstance(made_for, dict):
         return made_for

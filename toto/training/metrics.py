@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from toto.errors import DataError
 from toto.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -203,8 +204,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     # bytes.split, as str.splitlines also splits inside strings, at U+2028 and its like.
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield json.loads(line)
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: no JSON ({error}). Restore the file") from error
 
 
 def cut_back(path: Path, step: int) -> bool:

@@ -25,6 +25,7 @@ RANKS = {
     "layers": 1,
     "sequence": 0,
     "registry": -1, "files": -1, "terminal": -1, "processes": -1,
+    "checksums": -1,
     "tensor_names": -2,
     "errors": -2, "wording": -2,
 }  # fmt: skip

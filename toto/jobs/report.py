@@ -31,6 +31,7 @@ from toto.jobs.trained import (
 from toto.recipe.derived import derived_numbers
 from toto.recipe.yaml_reader import dump_yaml
 from toto.tasks.config import ClassifyConfig, TokenizerTaskConfig
+from toto.training.checkpoint import verify_weights
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -63,12 +64,15 @@ def start_report(run: str | None, *, out: Path | None, imports: Sequence[str]) -
 
     Raises:
         UserError: no such run.
+        CheckpointError: the weights are not those that were written.
         DataError: a record of the run that cannot be read.
     """
     import_all(imports)
     found = resolve_any_run(run)
     page = out or found.run / "report.html"
     if isinstance(found, FoundRun):
+        # The page says what this model reached, though it needs none of its weights.
+        verify_weights(found.checkpoint)
         _report_training(found, page)
     else:
         _report_tokenizer(found, page)

@@ -31,7 +31,7 @@ from toto.jobs.trained import build_model, fingerprints_in
 from toto.recipe.derived import derived_numbers
 from toto.recipe.schemas import Recipe, TrainRecipe
 from toto.tasks.config import ModelParts, ModelTaskConfig
-from toto.training.checkpoint import read_meta
+from toto.training.checkpoint import read_meta, verify_weights
 from toto.training.engine_deepspeed import DeepSpeedEngine
 from toto.training.engine_local import LocalEngine
 from toto.training.interrupt import stopped_error
@@ -91,7 +91,7 @@ def run_training(recipe: TrainRecipe, *, resume: bool, asked: Asked | None = Non
 
 def _finished(run: RunDirectory) -> TrainResult:
     assert run.checkpoint is not None
-    meta = read_meta(run.checkpoint)
+    meta = verify_weights(run.checkpoint)
     return TrainResult(meta.step, meta.seconds, run.checkpoint, None)
 
 

@@ -1,11 +1,13 @@
 """Where a tokenizer's weights come from, and the files they are kept in.
 
 A file is safetensors; its metadata holds the config of the tokenizer it belongs to, without the
-`weights` field, as JSON under `tokenizer`.
+`weights` field, as JSON under `tokenizer`, and under `sha256` a checksum of that text and of all
+tensors. Files of other programs and of earlier versions have no checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import contextmanager
 from importlib import resources
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from toto.checksums import verification_skipped
 from toto.errors import CheckpointError
 from toto.files import disk_errors, replacing
 from toto.registry import Difference, differences, unknown_name
@@ -49,6 +52,7 @@ SHIPPED = "toto:"
 
 RANDOM = "random:"
 METADATA_KEY = "tokenizer"
+CHECKSUM_KEY = "sha256"
 LISTED_DIFFERENCES = 3
 
 
@@ -98,7 +102,18 @@ def _write(tokenizer: Tokenizer, path: Path) -> None:
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tokenizer.state_dict().items()
     }
-    path.write_bytes(save(tensors, metadata={METADATA_KEY: _identity(tokenizer)}))
+    identity = _identity(tokenizer)
+    metadata = {METADATA_KEY: identity, CHECKSUM_KEY: _checksum(identity, tensors)}
+    path.write_bytes(save(tensors, metadata=metadata))
+
+
+def _checksum(identity: str, tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256, in hexadecimal, of what a file of weights says and holds."""
+    digest = hashlib.sha256(identity.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_weights(tokenizer: Tokenizer, source: str) -> None:
@@ -110,12 +125,14 @@ def load_weights(tokenizer: Tokenizer, source: str) -> None:
     such as the groups of VQGAN's GroupNorm, are taken as the recipe gives them.
 
     Raises:
-        CheckpointError: there is no such file or name, or it belongs to another tokenizer.
+        CheckpointError: there is no such file or name, it belongs to another tokenizer, or its
+            content has changed since it was written.
     """
     path = _find(source)
     with _opened(path) as file:
         made_for = _read_made_for(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _require_written_content(file.metadata() or {}, tensors, path)
     tensors = without_wrappers(tensors, tokenizer.state_dict())
     _check(tokenizer, path, tensors, made_for)
     tokenizer.load_state_dict(tensors)
@@ -170,6 +187,24 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: {error}. Copy or train it again"
         ) from error
+
+
+def _require_written_content(
+    metadata: dict[str, str], tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Compare the tensors with the file's own checksum, where it has one.
+
+    Raises:
+        CheckpointError: they are not what was written.
+    """
+    written = metadata.get(CHECKSUM_KEY)
+    if written is None or verification_skipped(str(path)):
+        return
+    if _checksum(metadata.get(METADATA_KEY, ""), tensors) != written:
+        raise CheckpointError(
+            f"the content of {path} is not what was written (sha256 differs). Copy it again, or "
+            "train or fetch the tokenizer again"
+        )
 
 
 def _read_made_for(file: Any, path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ replaced after that. Which rank wrote what does not matter for reading.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, m
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from toto.checksums import sha256_of, verification_skipped
 from toto.errors import CheckpointError
 from toto.files import PARTIAL
 from toto.registry import Config
@@ -47,6 +47,7 @@ __all__ = [
     "tensor_names",
     "unshared_tensors",
     "verify",
+    "verify_weights",
 ]
 
 MODEL_FILE = "model.safetensors"
@@ -73,10 +74,12 @@ class FileRecord(Config):
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """The record of a file as it is now."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(size=path.stat().st_size, sha256=digest)
+        """Return the record of a file as it is now.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return cls(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 class CheckpointMeta(Config):
@@ -174,7 +177,10 @@ def read_meta(checkpoint: Path) -> CheckpointMeta:
 
 
 def verify(checkpoint: Path) -> None:
-    """Read every file of a checkpoint and hold it to the checksum it was written with.
+    """Read every file of a checkpoint and compare it with the checksum it was written with.
+
+    Once per process and file; files of format 1 have a size alone. With `TOTO_SKIP_CHECKSUMS` set
+    sizes alone are compared, and a warning says so.
 
     Raises:
         CheckpointError: see `read_meta`; or a file whose content has changed. It names the file
@@ -183,10 +189,21 @@ def verify(checkpoint: Path) -> None:
     _checked(checkpoint, _with_checksums)
 
 
-def load_state(checkpoint: Path) -> EngineState:
-    """Weights and the whole optimizer state, on the CPU, however many ranks wrote them.
+def verify_weights(checkpoint: Path) -> CheckpointMeta:
+    """Return `read_meta` of a checkpoint whose model file is as it was written; see `verify`.
 
-    `verify` it first where it matters: this checks sizes alone.
+    What reads a model but no optimizer state need not hash the latter, which is twice as large.
+
+    Raises:
+        CheckpointError: as `verify`.
+    """
+    return _checked(checkpoint, _with_weights)
+
+
+def load_state(checkpoint: Path) -> EngineState:
+    """Return the weights and the whole optimizer state, on the CPU, whatever ranks wrote them.
+
+    This checks sizes alone: a run of many ranks lets one of them `verify` the files first.
 
     Raises:
         CheckpointError: see `read_meta`; or a file that is no safetensors file.
@@ -203,7 +220,7 @@ def load_state(checkpoint: Path) -> EngineState:
 def load_weights(
     checkpoint: Path, module: nn.Module, *, beside: str | None = None
 ) -> CheckpointMeta:
-    """Copy a checkpoint's weights into `module`, strictly.
+    """Copy a checkpoint's weights into `module`, strictly, after `verify_weights`.
 
     Args:
         checkpoint: whose weights.
@@ -211,9 +228,9 @@ def load_weights(
         beside: what the names of other weights begin with, which are left out.
 
     Raises:
-        CheckpointError: see `read_meta`; or names or shapes differ, each one named.
+        CheckpointError: see `verify`; or names or shapes differ, each one named.
     """
-    meta = read_meta(checkpoint)
+    meta = verify_weights(checkpoint)
     found = _load(checkpoint, MODEL_FILE)
     if beside is not None:
         found = {name: found[name] for name in found if not name.startswith(beside)}
@@ -305,9 +322,23 @@ def _with_sizes(checkpoint: Path) -> CheckpointMeta:
     return meta
 
 
+def _with_weights(checkpoint: Path) -> CheckpointMeta:
+    meta = _with_sizes(checkpoint)
+    model = {name: record for name, record in meta.files.items() if name == MODEL_FILE}
+    _require_written_content(checkpoint, model)
+    return meta
+
+
 def _with_checksums(checkpoint: Path) -> CheckpointMeta:
     meta = _with_sizes(checkpoint)
-    for name, record in meta.files.items():
+    _require_written_content(checkpoint, meta.files)
+    return meta
+
+
+def _require_written_content(checkpoint: Path, records: Mapping[str, FileRecord]) -> None:
+    if verification_skipped(str(checkpoint)):
+        return
+    for name, record in records.items():
         if record.sha256 is None:  # format 1
             continue
         try:
@@ -316,7 +347,6 @@ def _with_checksums(checkpoint: Path) -> CheckpointMeta:
             raise _FaultError(f"{name} cannot be read: {error}") from error
         if found != record:
             raise _FaultError(f"the content of {name} is not what was written (sha256 differs)")
-    return meta
 
 
 def _load(checkpoint: Path, name: str) -> dict[str, Tensor]:

@@ -39,8 +39,8 @@ OLD_NORM = (
     "probes underfit: probe again before you compare."
 )
 NO_NORM = (
-    "Average pooling has no norm over samples in probes that learn next to the model, and underfits: "
-    "compare layers here, and probe the run before you compare poolings."
+    "Average pooling has no norm over samples in probes that learn next to the model, and "
+    "underfits: compare layers here, and probe the run before you compare poolings."
 )
 
 

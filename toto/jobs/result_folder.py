@@ -106,8 +106,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _require_replaceable(folder: Path, ours: re.Pattern[str], command: str) -> None:
     if folder.resolve() == Path.cwd():
         raise UserError(f"{folder} is the current folder. Name another one with --out")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file. Name a folder with --out")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file. Name a folder with --out")
     held = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [path.name for path in held if not ours.fullmatch(path.name)]
     if others:

@@ -185,6 +185,19 @@ def test_of_several_probings_the_one_that_departs_least_is_taken(tmp_path):
     assert (row.ours[0].value, row.departures) == (50, ())
 
 
+def test_probes_that_a_fine_tuning_trained_fill_table_7(tmp_path):
+    """They have no protocol of their own: the recipe of the training names them."""
+    run = tmp_path / "finetune_imagenet_base"
+    write_run(run, 0.5, head="attention")
+    folder = folder_of(run, "finetune")
+    folder_of(run, PROBES).rename(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"evaluation": "finetune", "protocol": {"name": "next_token_probes", "probes": {}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    row = filled(named("Table 7"), tmp_path, small=False)[0]
+    assert (row.ours[0].value, row.departures) == (50, ())
+
+
 def test_average_probes_of_the_old_norm_are_marked(tmp_path):
     """Results in RUN/probe/PROTOCOL of earlier versions, whose norm was over tokens."""
     for protocol, head in (

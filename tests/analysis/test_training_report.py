@@ -128,6 +128,16 @@ def test_a_probing_does_not_replace_what_the_model_itself_tells(tmp_path: Path) 
     assert probe.startswith("The best probe on digits")
 
 
+def test_average_probes_of_a_fine_tuning_say_that_they_have_no_norm(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for head in ("average", "attention"):
+        folder = tmp_path / f"eval/finetune-{head}-0a1b2c3d"
+        rows = [probe_row(1, head, 0.01, 0.9)]
+        write_probing(folder, rows, evaluation="finetune", step=100, source=head)
+    noted = [one.source for one in read_run(tmp_path).probings if one.notes]
+    assert noted == ["average"]
+
+
 def test_average_probes_of_the_old_norm_say_so(tmp_path: Path) -> None:
     write_run(tmp_path)
     rows = [probe_row(layer, "average", 0.01, 0.3) for layer in (0, 1)]

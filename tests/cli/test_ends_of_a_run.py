@@ -70,6 +70,7 @@ main()
 TRIGGERS = {
     "error": "raise ValueError('a bug')",
     "memory": "raise torch.OutOfMemoryError('no memory')",
+    "base": "raise type('Cancelled', (BaseException,), {})",  # as asyncio's and trio's are
     "exit": "sys.exit(0)",
     "worker": "os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)",
 }
@@ -81,6 +82,7 @@ TRIGGERS = {
         ("error", 0, "ValueError: a bug"),
         ("error", 2, "ValueError: a bug"),
         ("memory", 1, "OutOfMemoryError: no memory"),
+        ("base", 0, "Cancelled"),
         ("exit", 2, "something called sys.exit(0) while training"),
         ("worker", 2, "loader process"),
     ],

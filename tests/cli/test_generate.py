@@ -187,6 +187,8 @@ def test_other_files_are_never_replaced(folder):
     assert (folder / "mine/notes.txt").read_text() == "keep"
     done = toto("generate", "--out", "clip.mp4", cwd=folder, code=2)
     assert "clip.mp4 is a file" in done.stderr
+    done = toto("generate", "--out", "clip.mp4/in", cwd=folder, code=2)
+    assert "clip.mp4 is a file" in done.stderr
     (folder / "empty").mkdir()
     done = toto("generate", folder / "runs/tiny", "--out", ".", cwd=folder / "empty", code=2)
     assert "is the current folder" in done.stderr

@@ -47,6 +47,12 @@ def test_what_would_compute_something_else_is_refused_by_name(parent, settings, 
     assert not (parent / "runs/next/checkpoints").exists()
 
 
+def test_it_is_refused_before_the_data_are_opened(parent):
+    """`data.tokens: once` may encode them for hours."""
+    done = start(parent, "backbone.num_heads=4", "data.root=nowhere", code=2)
+    assert "backbone.num_heads: 2 in the parent" in done.stderr
+
+
 def test_the_fix_names_the_parents_values(parent):
     done = start(parent, "backbone.num_heads=4", "backbone.norm_eps=1e-3", code=2)
     message = " ".join(done.stderr.split())

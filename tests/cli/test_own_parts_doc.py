@@ -69,6 +69,10 @@ MISTAKES = {
         "param_roles() gives units.0.weight_ih_l0 the role 'matrix', and no group of the "
         "optimizer would train it. Roles are embed, hidden,",
     ),
+    "a role of probes": (
+        '"hidden" if p.ndim == 2', '"probe" if p.ndim == 2',
+        "param_roles() gives units.0.weight_ih_l0 the role 'probe', which leaves its gradient out",
+    ),
     "no role": (
         "for name, p in self.named_parameters()", "for name, p in self.units.named_parameters()",
         "param_roles() has no role for last_norm.bias, last_norm.weight, norms.0.bias,",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from command_line import toto, write_recipe
 from tiny_runs import tiny_recipe
 
-from toto.jobs.setup import _free_to_change
+from toto.jobs.setup import _free_to_change, _notes_on_ranks
 from toto.recipe.reader import read_recipe
 
 ALWAYS = {"training.log_every", "training.deepspeed.zero_stage", "output"}
@@ -52,3 +54,33 @@ def test_a_refusal_names_the_reason(tmp_path, tiny_datasets):
     message = " ".join(done.stderr.split())
     assert "add --set training.micro_batch=2 or start another run with --output" in message
     assert "training.micro_batch: 2 before, 1 now (task.drop_path draws numbers for" in message
+
+
+def test_another_number_of_ranks_is_said_where_it_changes_more_than_rounding(
+    tmp_path, tiny_datasets
+):
+    assert _notes_on_ranks(read_recipe("quickstart", []), before=1, now=2) == []
+    mixed = read_recipe("finetune_full", [])
+    assert _notes_on_ranks(mixed, before=2, now=2) == []
+    (note,) = _notes_on_ranks(mixed, before=1, now=2)
+    assert "1 rank, and has 2 now" in note
+    assert note.endswith("task.mixup mixes the clips of a micro-batch")
+
+    raw = tiny_recipe(tiny_datasets, steps=1) | {
+        "verb": "tokenizer", "task": {"name": "dvae"}, "clip": {"frames": 1, "resolution": 32},
+    }  # fmt: skip
+    del raw["backbone"]
+    raw["tokenizer"].pop("weights")
+    raw["training"] |= {"batch_tokens": 32, "save_every": 1}
+    raw["schedule"] = {"warmup_steps": 0}
+    recipe = write_recipe(tmp_path, raw)
+    begun = ("tokenizer", "train", recipe, "--output", "run")
+    toto(*begun, cwd=tmp_path)
+    # As if two ranks had trained it, and had been killed before they said that it was done.
+    (tmp_path / "run/history.jsonl").unlink()
+    path = tmp_path / "run/checkpoints/step-00000001/checkpoint.json"
+    meta = json.loads(path.read_text())
+    meta["versions"]["ranks"] = 2
+    path.write_text(json.dumps(meta))
+    done = toto(*begun, "--resume", cwd=tmp_path)
+    assert "note: the run had 2 ranks, and has 1 now" in done.stdout

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toto.backbones.config import BACKBONES, BackboneConfig, Gpt2Config, LlamaConfig
+from toto.backbones.config import BACKBONES, BackboneConfig, Gpt2Config, LlamaConfig, MaskConfig
 from toto.backbones.gpt2 import sine_cosine_positions
 from toto.errors import CheckpointError, UserError
 from toto.export import layout
 from toto.export.hf import RECORD, WEIGHTS, ModelRecord, read_model, write_model
-from toto.jobs.initial import load_initial
+from toto.jobs.initial import find_initial
 from toto.layers.masks import PerImage
 from toto.model import AutoregressiveModel
+from toto.sequence import SequenceLayout
 from toto.tokenizers.config import DvaeConfig, PatchConfig
 
 TOKENIZER = DvaeConfig(num_codes=60)
@@ -381,8 +382,11 @@ def test_training_begins_from_codes_of_the_same_tokenizer(tmp_path):
     def begin(fingerprint):
         fresh = AutoregressiveModel(TOKENIZER, config)
         tokenizer = SimpleNamespace(config=TOKENIZER, has_fingerprint=fingerprint.__eq__)
-        task = SimpleNamespace(model=fresh, tokenizer=tokenizer)
-        load_initial(SimpleNamespace(init_from=f"hf:{out}"), task)
+        recipe = SimpleNamespace(
+            init_from=f"hf:{out}", tokenizer=TOKENIZER, backbone=config, target_tokenizer=None,
+            mask=MaskConfig(), layout=SequenceLayout(2, 4, 4),
+        )  # fmt: skip
+        find_initial(recipe, tokenizer, None).load(fresh)
         return torch.equal(fresh.backbone.norm.weight, model.backbone.norm.weight)
 
     assert begin("f" * 64)

@@ -38,6 +38,10 @@ OLD_NORM = (
     "Average pooling was normalised over tokens here, a rule of earlier versions under which its "
     "probes underfit: probe again before you compare."
 )
+NO_NORM = (
+    "Average pooling has no norm over samples in probes that learn next to the model, and "
+    "underfits: compare layers here, and probe the run before you compare poolings."
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ class Probing:
     @property
     def notes(self) -> list[str]:
         """What a reader must know before comparing the figures."""
-        return [OLD_NORM] if self.old_norm else []
+        if self.old_norm:
+            return [OLD_NORM]
+        averages = any(row.head == "average" for row in self.rows)
+        return [NO_NORM] if self.name == FINETUNED and averages else []
 
 
 @dataclass(frozen=True)

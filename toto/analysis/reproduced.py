@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from toto.analysis.evaluations import CLASSES, PROBES, results_of_kind
+from toto.analysis.evaluations import CLASSES, FINETUNED, PROBES, results_of_kind
 from toto.analysis.plan import table4_macs
 from toto.analysis.records import METRICS, json_object, parse
 from toto.analysis.runs import peaks, read_run
@@ -96,7 +96,7 @@ def recipe_of(row: Row, *, small: bool) -> str | None:
 
 
 def results_of(entry: Entry, row: Row, *, small: bool) -> str | None:
-    """What a row's numbers are read from: a protocol's name, PROBES, `classify` or `track`."""
+    """What a row's numbers are read from: a protocol, PROBES, FINETUNED, CLASSES or `track`."""
     return PROBES if small else row.results or entry.results
 
 
@@ -325,7 +325,7 @@ def _changed_settings(asked: _Asked, probing: Probing) -> Iterator[str]:
     free = FREE_SETTINGS if asked.entry.layer is None else FREE_SETTINGS | {"layers"}
     if asked.small:
         protocol, name = SMALL_PROBE, "`toto ablate`"
-    elif probing.name not in (PROBES, CLASSES):
+    elif probing.name not in (PROBES, CLASSES, FINETUNED):
         name = probing.name
         protocol = read_probe_recipe(name).probes.model_dump(mode="json")
     else:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from toto.errors import CheckpointError
 from toto.export.hf import RECORD, read_model, read_record
-from toto.jobs.trained import load_model_weights, names_beside, require_finite, resolve_run
+from toto.jobs.trained import (
+    build_model,
+    load_model_weights,
+    names_beside,
+    require_finite,
+    resolve_run,
+)
 from toto.registry import differences
 from toto.training.checkpoint import check_tensors
 from toto.wording import number_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from toto.jobs.trained import FoundRun
+    from toto.model import AutoregressiveModel
     from toto.recipe.schemas import TrainRecipe
-    from toto.tasks.next_token import ModelTask
     from toto.tokenizers.base import Tokenizer
 
-__all__ = ["InitialWeights", "load_initial"]
+__all__ = ["InitialWeights", "find_initial"]
 
 HF_PREFIX = "hf:"
 
@@ -32,21 +43,26 @@ class InitialWeights:
     Attributes:
         origin: the checkpoint, or hf:FOLDER.
         notes: what differs on purpose from what the weights were trained for, for the user.
+        load: copies them into a model of the recipe.
     """
 
     origin: str
     notes: list[str]
+    load: Callable[[AutoregressiveModel], None]
 
 
-def load_initial(recipe: TrainRecipe, task: ModelTask) -> InitialWeights:
-    """Load the weights that `init_from` names: of another run, or of hf:FOLDER.
+def find_initial(
+    recipe: TrainRecipe, tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
+) -> InitialWeights:
+    """Find the weights that `init_from` names, of another run or of hf:FOLDER, and check them.
 
     Weights can fit by shape and compute something else: with another number of heads, another norm
     epsilon or another activation. So the parent's settings are compared field by field.
 
     Args:
         recipe: with `init_from`.
-        task: whose model is filled.
+        tokenizer: of the recipe.
+        target_tokenizer: of the recipe; None without one.
 
     Raises:
         CheckpointError: another backbone or tokenizer, or other weights; each difference is named
@@ -55,11 +71,11 @@ def load_initial(recipe: TrainRecipe, task: ModelTask) -> InitialWeights:
     """
     assert recipe.init_from is not None
     if recipe.init_from.startswith(HF_PREFIX):
-        return _from_folder(recipe.init_from, task)
+        return _in_folder(recipe, tokenizer)
     parent = resolve_run(recipe.init_from)
     _require_same_backbone(parent, recipe)
-    _require_same_tokenizers(parent, recipe, task)
-    load_model_weights(parent, task.model)
+    ours = {"tokenizer": tokenizer, "target_tokenizer": target_tokenizer}
+    _require_same_tokenizers(parent, recipe, ours)
     notes = _changed_on_purpose(parent.recipe, recipe)
     beside = names_beside(parent)
     if beside:
@@ -67,27 +83,33 @@ def load_initial(recipe: TrainRecipe, task: ModelTask) -> InitialWeights:
         notes.append(
             f"left out: {number_of(len(beside), 'tensor')} of its task {its} ({beside[0]}, …)"
         )
-    return InitialWeights(str(parent.checkpoint), notes)
+    return InitialWeights(str(parent.checkpoint), notes, partial(load_model_weights, parent))
 
 
-def _from_folder(init_from: str, task: ModelTask) -> InitialWeights:
-    folder = Path(init_from.removeprefix(HF_PREFIX))
+def _in_folder(recipe: TrainRecipe, tokenizer: Tokenizer) -> InitialWeights:
+    assert recipe.init_from is not None
+    folder = Path(recipe.init_from.removeprefix(HF_PREFIX))
     record = read_record(folder)
     if record is None:
         notes = [f"{folder} has no {RECORD}: whether its ids are this tokenizer's codes is unknown"]
-    elif task.tokenizer.has_fingerprint(record.fingerprint):
+    elif tokenizer.has_fingerprint(record.fingerprint):
         notes = []
     else:
         raise CheckpointError(
             f"init_from: {folder} takes the codes of another tokenizer than this recipe's. "
             f"{folder / RECORD} names tokenizer: {json.dumps(record.tokenizer)}, this recipe "
-            f"tokenizer: {task.tokenizer.config.model_dump_json()}"
+            f"tokenizer: {tokenizer.config.model_dump_json()}"
         )
-    there = read_model(folder, task.model)
-    check_tensors(task.model.state_dict(), there.state, f"weights of {folder}")
-    task.model.load_state_dict(there.state)
-    require_finite(task.model, str(folder))
-    return InitialWeights(init_from, [*notes, *there.changed])
+    with torch.device("meta"):  # names and shapes alone
+        model = build_model(recipe)
+    there = read_model(folder, model)
+    check_tensors(model.state_dict(), there.state, f"weights of {folder}")
+
+    def load(model: AutoregressiveModel) -> None:
+        model.load_state_dict(there.state)
+        require_finite(model, str(folder))
+
+    return InitialWeights(recipe.init_from, [*notes, *there.changed], load)
 
 
 def _require_same_backbone(parent: FoundRun, recipe: TrainRecipe) -> None:
@@ -113,11 +135,9 @@ def _require_same_backbone(parent: FoundRun, recipe: TrainRecipe) -> None:
     )
 
 
-def _require_same_tokenizers(parent: FoundRun, recipe: TrainRecipe, task: ModelTask) -> None:
-    ours: dict[str, Tokenizer | None] = {
-        "tokenizer": task.tokenizer,
-        "target_tokenizer": task.target_tokenizer,
-    }
+def _require_same_tokenizers(
+    parent: FoundRun, recipe: TrainRecipe, ours: Mapping[str, Tokenizer | None]
+) -> None:
     recorded = {
         "tokenizer": parent.meta.tokenizer,
         "target_tokenizer": parent.meta.target_tokenizer,

@@ -125,7 +125,7 @@ def begun_run(recipe: R, *, resume: bool) -> Iterator[tuple[R, Ranks, RunDirecto
         ExitStack() as held,
     ):
         ranks.require_same(_facts(recipe))
-        run = ranks.from_first(lambda: _opened(recipe, held, notes, resume=resume))
+        run = ranks.from_first(lambda: _opened(recipe, ranks.world, held, notes, resume=resume))
         if ranks.is_first:
             _introduce(recipe, ranks, run, notes)
         yield recipe, ranks, run
@@ -140,7 +140,9 @@ def _facts(recipe: Recipe) -> dict[str, str]:
     return facts | {"toto's code": code_fingerprint()} | settings
 
 
-def _opened(recipe: Recipe, held: ExitStack, notes: list[str], *, resume: bool) -> RunDirectory:
+def _opened(
+    recipe: Recipe, world: int, held: ExitStack, notes: list[str], *, resume: bool
+) -> RunDirectory:
     """The run directory, which no other process opens until `held` is closed."""
     path = Path(recipe.output)
     held.enter_context(no_empty_folder(path))  # closed last, after the lock file is gone
@@ -153,7 +155,23 @@ def _opened(recipe: Recipe, held: ExitStack, notes: list[str], *, resume: bool) 
         return run
     meta = read_meta(run.checkpoint)
     _refuse_changes(recipe, meta.recipe, run)
+    notes += _notes_on_ranks(recipe, before=int(meta.versions.get("ranks", 1)), now=world)
     return replace(run, finished=meta.step == recipe.training.steps and history.ended_well(path))
+
+
+def _notes_on_ranks(recipe: Recipe, *, before: int, now: int) -> list[str]:
+    """Say that another number of ranks changes more than rounding, where it does.
+
+    It is not refused, as another `training.micro_batch` is: a cluster does not always have the
+    GPUs that a run had before.
+    """
+    effect = recipe.task.micro_batch_effect
+    if effect is None or before == now:
+        return []
+    return [
+        f"the run had {number_of(before, 'rank')}, and has {now} now, which changes its results "
+        f"by more than rounding: each rank has micro-batches of its own, and {effect}"
+    ]
 
 
 def _introduce(recipe: Recipe, ranks: Ranks, run: RunDirectory, notes: Sequence[str]) -> None:

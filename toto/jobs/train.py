@@ -21,7 +21,7 @@ from toto.jobs.held_out import (
     validation_batches,
 )
 from toto.jobs.history import Asked, Origin, note_end, note_failure
-from toto.jobs.initial import load_initial
+from toto.jobs.initial import find_initial
 from toto.jobs.labelled import labels_of
 from toto.jobs.peak import Peak, device_peak
 from toto.jobs.realised import FailureLog, describe_draws, realised_mixture
@@ -100,6 +100,10 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     target_tokenizer = None
     if recipe.target_tokenizer is not None:
         target_tokenizer = recipe.target_tokenizer.build().eval().to(recipe.training.device)
+    initial = None
+    if recipe.init_from is not None and run.checkpoint is None:
+        # Before the data: `data.tokens: once` may encode them for hours.
+        initial = find_initial(recipe, tokenizer, target_tokenizer)
     with root_explained(recipe.data.root, run.path):
         sources = ranks.after_first(lambda: open_sources(recipe, tokenizer))
     torch.manual_seed(recipe.seed)
@@ -112,8 +116,8 @@ def _run(recipe: TrainRecipe, ranks: Ranks, run: RunDirectory, asked: Asked | No
     parts = ModelParts(model, tokenizer, target_tokenizer, len(sources), labels)
     task = recipe.task.build(parts)
     init_from = recipe.init_from
-    if init_from is not None and run.checkpoint is None:
-        initial = load_initial(recipe, task)
+    if initial is not None:
+        initial.load(model)
         init_from = initial.origin
         if ranks.is_first:
             say(f"  weights from {init_from}")

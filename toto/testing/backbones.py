@@ -113,6 +113,11 @@ def _check_roles(backbone: Backbone) -> None:
             f"param_roles() gives {name} the role {role!r}, and no group of the optimizer would "
             f"train it. Roles are {', '.join(PARAM_ROLES)}",
         )
+        expect(
+            role != "probe",
+            f"param_roles() gives {name} the role 'probe', which leaves its gradient out of "
+            "clipping: that is for probes that read a model",
+        )
 
 
 def _check_param_layers(backbone: Backbone) -> None:

@@ -269,11 +269,13 @@ class _Session(Generic[B]):
             error = RunError(f"something called sys.exit({exit_.code!r}) while training")
             self._save_before(error)
             raise error from exit_
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self._save_before(error)
             raise
 
-    def _save_before(self, error: Exception) -> None:
+    def _save_before(self, error: BaseException) -> None:
         by_all = self._ranks.world == 1 or isinstance(error, NonFiniteError)
         if not by_all or not self._engine.is_whole or not self._can_save:
             return

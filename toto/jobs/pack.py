@@ -8,11 +8,13 @@ from toto.data.class_folders import SplitsError
 from toto.data.class_names import name_some, read_class_names
 from toto.data.pack import pack, plan_pack
 from toto.data.samples import make_samples
+from toto.data.tar_plan import TarPlan
 from toto.data.walk import describe_left
 from toto.data.workers import num_cores
 from toto.errors import DataError
 from toto.files import require_writable
 from toto.jobs.console import progress_bar, say
+from toto.terminal import one_line
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def pack_source(
     except SplitsError as error:
         raise error.for_output(out) from None
     for note in plan.notes:
-        say(f"{plan.source}: {note}")
+        say(one_line(f"{plan.source}: {note}"))
     with progress_bar(f"packing {plan.source}", plan.unit) as progress:
         report = pack(
             plan,
@@ -73,23 +75,28 @@ def pack_source(
             progress=progress,
             note=say,
         )
+    samples = number_of(report.num_samples, report.kind.removesuffix("s"))
     say(
-        f"{out}: {report.num_samples:,} {report.kind}, {number_of(report.num_frames, 'frame')}, "
-        f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
-        f"{'shard' if report.num_shards == 1 else 'shards'}, " + _describe_classes(report.classes)
+        f"{out}: {samples}, {number_of(report.num_frames, 'frame')}, "
+        f"{report.num_bytes / 1e6:,.1f} MB in {number_of(report.num_shards, 'shard')}, "
+        + _describe_classes(report.classes)
     )
+    if report.unlabelled:
+        say(f"  without a label: {number_of(report.unlabelled, report.kind.removesuffix('s'))}")
+    if not report.classes and isinstance(plan, TarPlan) and report.left.get(".json"):
+        say("  labels in .json are not read: write them as .cls, or sort the files into folders")
     if report.turned:
         say(f"  {_describe_turned(report)}")
     if report.left:
         say(f"  left alone: {describe_left(report.left)}")
     for file in report.skipped:
-        say(f"  left out {file.path}: {file.reason}")
+        say(f"  left out {one_line(file.path)}: {file.reason}")
 
 
 def _describe_classes(classes: tuple[str, ...]) -> str:
     if not classes:
         return "no labels"
-    return f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'} ({name_some(classes)})"
+    return f"{number_of(len(classes), 'class', 'classes')} ({one_line(name_some(classes))})"
 
 
 def _describe_turned(report: PackReport) -> str:

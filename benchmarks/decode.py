@@ -34,7 +34,7 @@ import torch
 
 from toto.data.config import ClipConfig
 from toto.data.decode import VIDEO_EXTENSIONS, UndecodableError, decode_clip, inspect_media
-from toto.data.transforms import square, square_plainly
+from toto.data.transforms import square, square_cut, square_plainly
 from toto.data.video import decode_clip_plainly
 from toto.data.video_file import Frames
 
@@ -74,8 +74,14 @@ def mapped(path: Path) -> memoryview:
 
 def by_toto(job: Job) -> Frames:
     """Ours."""
-    frames = decode_clip(mapped(job.path), job.start, CLIP.frames, CLIP.stride, total=job.total)
-    return cut(frames, job)
+    return decode_clip(
+        mapped(job.path),
+        job.start,
+        CLIP.frames,
+        CLIP.stride,
+        total=job.total,
+        cut=square_cut(CLIP.resolution, crop_y=job.crop[0], crop_x=job.crop[1]),
+    )
 
 
 def by_decord(job: Job) -> Frames:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "guarded_output",
+    "is_stdout_lost",
     "make_console",
     "one_line",
     "plain",
@@ -121,6 +122,11 @@ def guarded_output() -> Iterator[None]:
             logging.lastResort.setFormatter(formatter)
 
 
+def is_stdout_lost() -> bool:
+    """Return whether nothing reads standard output any more, for commands that do nothing else."""
+    return isinstance(sys.stdout, _Output) and sys.stdout.is_lost
+
+
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
@@ -131,6 +137,7 @@ class _Output:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.is_lost = False
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
@@ -153,6 +160,7 @@ class _Output:
 
     def _lose(self, error: OSError) -> None:
         """Connect the stream's descriptor to nothing: its buffer, and C libraries, write too."""
+        self.is_lost = True
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._stream.fileno())
         os.close(nothing)

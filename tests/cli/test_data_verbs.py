@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from command_line import toto, write_recipe
@@ -143,6 +145,15 @@ def test_stream_prints_the_same_units_at_any_world_size(tmp_path, data):
     drawn = next(stream.units([first]))
     assert (str(drawn.sample), str(drawn.start)) == (sample, one[0][6])
     toto("stream", recipe, "--world", "5", cwd=tmp_path, code=2)
+
+
+def test_stream_ends_when_nothing_reads_it(tmp_path, data):
+    recipe = write_recipe(tmp_path, tiny_recipe(data))
+    command = [sys.executable, "-m", "toto.cli", "stream", recipe, "--steps", str(10**9)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"step\trank")
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
 
 
 def test_what_was_drawn_is_said_and_reported(tmp_path, data):

@@ -195,7 +195,7 @@ def test_files_that_are_no_tars_are_refused(tmp_path):
 )
 def test_splits_are_refused_with_the_commands_to_type(tmp_path, names, commands):
     source = write(tmp_path / "src", *names)
-    with pytest.raises(DataError, match="which would be packed together as classes") as caught:
+    with pytest.raises(DataError, match=r"which would (be|become)") as caught:
         plan_pack(source)
     lines = str(caught.value).split("\n")[1:-1]
     assert lines == [
@@ -296,3 +296,72 @@ def test_a_class_list_is_a_text_file_or_a_dataset_with_labels(tmp_path):
 def test_the_difference_of_two_class_lists_is_named():
     assert differing_classes(("a", "c"), ("a", "b")) == "has the classes c and lacks b"
     assert differing_classes(("b", "a"), ("a", "b")) == "has the same classes in another order"
+
+
+def test_a_tar_that_another_follows_is_refused_and_left_out_by_name(tmp_path):
+    first = make_tar(tmp_path / "x.tar", [("1.jpg", ONE)])
+    second = make_tar(tmp_path / "y.tar", [("2.jpg", TWO)])
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(DataError, match=r"more follows the mark of its end, as after `cat a.tar"):
+        pack(plan_pack(first), tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", ["cut", "joined"])
+def test_a_tar_of_a_synset_must_end_where_its_members_do(tmp_path, fault):
+    tar = make_tar(tmp_path / "n01440764.tar", [("1.JPEG", ONE), ("2.JPEG", TWO)])
+    whole = tar.read_bytes()
+    tar.write_bytes(
+        whole + whole if fault == "joined" else whole[: 2 * 512 + len(ONE) // 512 * 512]
+    )
+    with pytest.raises(DataError, match=r"n01440764\.tar: .*(cut short|more follows)"):
+        plan_pack(tmp_path, "imagenet21k")
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["trainA/1.jpg", "trainB/2.jpg", "testA/3.jpg"], "trainA and trainB and testA"),
+        (["box_train/1.jpg", "box_test/2.jpg", "query/3.jpg"], "box_train and box_test"),
+        (["TrainImages/1.jpg", "ValImages/2.jpg"], "TrainImages and ValImages"),
+    ],
+)
+def test_names_that_differ_in_the_split_alone_are_splits(tmp_path, names, splits):
+    write(tmp_path, *names)
+    with pytest.raises(DataError, match=f"holds the splits {splits}, which would be packed"):
+        plan_pack(tmp_path)
+
+
+def test_names_that_differ_in_more_than_the_split_are_classes(tmp_path):
+    write(tmp_path, "crash_test/1.jpg", "train_station/2.jpg")
+    assert plan_pack(tmp_path).classes == ("crash_test", "train_station")
+
+
+def test_splits_inside_of_classes_are_refused_for_all_of_them(tmp_path):
+    write(tmp_path, *(f"{c}/{s}/{c}{s}.jpg" for c in ("cat", "dog") for s in ("train", "test")))
+    with pytest.raises(DataError, match=r"several folders hold splits \(cat, dog; train and test"):
+        plan_pack(tmp_path)
+
+
+def test_choices_between_classes_are_printed_before_the_work(tmp_path):
+    write(tmp_path / "a", "train/cat/1.jpg", "misc/cat/2.jpg")
+    assert (
+        "train is taken for a class; if it is a split, give --split train"
+        in plan_pack(tmp_path / "a").notes
+    )
+    write(tmp_path / "b", "all/cat/1.jpg", "all/dog/2.jpg")
+    (note,) = plan_pack(tmp_path / "b").notes
+    assert note.startswith("all is the only class; to take its folders (cat, dog) as classes, give")
+    assert plan_pack(tmp_path / "b" / "all").classes == ("cat", "dog")
+
+
+def test_samples_without_a_label_are_counted(tmp_path):
+    report = pack_tar(tmp_path, [("1.jpg", ONE), ("1.cls", b"0"), ("2.jpg", TWO)])
+    assert (report.num_samples, report.unlabelled) == (2, 1)
+
+
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_nothing_is_left_of_a_packing_without_one_usable_file(tmp_path, skip_broken):
+    write(tmp_path / "source", "1.jpg", content=b"no image")
+    with pytest.raises(DataError, match="nothing to pack: 1 file cannot be decoded"):
+        pack(plan_pack(tmp_path / "source"), tmp_path / "out", skip_broken=skip_broken)
+    assert not list(tmp_path.glob(".out.p*"))

@@ -54,10 +54,11 @@ class SplitsError(DataError):
             + (shared if number else "")
             for number, split in enumerate(splits)
         ]
-        what = "the split" if len(splits) == 1 else "the splits"
+        fate = "the split {}, which would become a class"
+        if len(splits) > 1:
+            fate = "the splits {}, which would be packed together as classes"
         lines = [
-            f"{folder} holds {what} {' and '.join(splits)}, which would be packed together as "
-            "classes. Type",
+            f"{folder} holds {fate.format(' and '.join(splits))}. Type",
             *(f"  {command}" for command in commands),
             "or name the classes with --classes FILE; --classes none packs all without labels",
         ]
@@ -77,8 +78,9 @@ def _without_split(out: str) -> str:
 def require_no_splits(source: Path, origins: Iterable[str]) -> None:
     """Refuse folders that are splits: they would become classes, or be mixed in one class.
 
-    A folder holds splits if its sub-folders have the names of two of them; the source also if all
-    its sub-folders have such names, even if there is one alone.
+    A folder holds splits if the names of two of its sub-folders differ in the split alone
+    (`train`, `val`; `box_train`, `box_test`); the source also if all its sub-folders are named
+    after splits, even if there is one alone.
 
     Args:
         source: the folder.
@@ -86,6 +88,7 @@ def require_no_splits(source: Path, origins: Iterable[str]) -> None:
 
     Raises:
         SplitsError: there are splits.
+        DataError: there are splits in several folders, such as those of classes.
     """
     children: dict[PurePosixPath, set[str]] = defaultdict(set)
     for place in {origin.rpartition("/")[0] for origin in origins}:
@@ -93,14 +96,43 @@ def require_no_splits(source: Path, origins: Iterable[str]) -> None:
         while path.name:
             children[path.parent].add(path.name)
             path = path.parent
-    for folder in sorted(children, key=lambda path: (len(path.parts), path)):
-        names = children[folder]
-        roles = {name: role for name in names if (role := split_of(name)) is not None}
-        splits = sorted(roles, key=lambda name: (ORDER.index(roles[name]), name))
-        alone = not folder.parts and len(splits) == len(names)
-        if splits and (len(set(roles.values())) > 1 or alone):
-            has_classes = all(children.get(folder / name) for name in splits)
-            raise SplitsError(source / folder, tuple(splits), labelled=has_classes)
+    found = {folder: splits for folder, names in children.items() if (splits := _splits(names))}
+    top = children[PurePosixPath()]
+    if top and all(split_of(name) for name in top):
+        found[PurePosixPath()] = _in_order(top)
+    if not found:
+        return
+    folder = min(found, key=lambda path: (len(path.parts), path))
+    if folder.parts and len(found) > 1:
+        raise DataError(
+            f"{source}: several folders hold splits ({name_some(sorted(map(str, found)))}; "
+            f"{' and '.join(found[folder])} in the first), which would be packed together. Move "
+            "the splits above these folders and pack each with --split, or pack the folders one by "
+            "one; --classes none packs all without labels"
+        )
+    has_classes = all(children.get(folder / name) for name in found[folder])
+    raise SplitsError(source / folder, found[folder], labelled=has_classes)
+
+
+def _splits(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that differ in the split alone, training first; none without two splits."""
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        role, rest = _role_and_rest(name)
+        if role is not None:
+            groups[rest].append(name)
+    for _, group in sorted(groups.items()):
+        if len({_role_and_rest(name)[0] for name in group}) > 1:
+            return _in_order(group)
+    return ()
+
+
+def _in_order(splits: Iterable[str]) -> tuple[str, ...]:
+    def place(name: str) -> tuple[int, str]:
+        role, _ = _role_and_rest(name)
+        return ORDER.index(role or "train"), name
+
+    return tuple(sorted(splits, key=place))
 
 
 def roles_of_tars(stems: Iterable[str]) -> dict[str, str]:
@@ -118,12 +150,21 @@ def roles_of_tars(stems: Iterable[str]) -> dict[str, str]:
 
 def split_of(name: str) -> str | None:
     """Return the split that a folder is named after, as `train2017` and `val_images` are."""
-    words = [word for word in _words(name) if word not in FILLERS]
-    return ROLES.get(words[0]) if len(words) == 1 else None
+    role, rest = _role_and_rest(name)
+    return None if rest else role
+
+
+def _role_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the split of a name and its other words: `bounding_box_test` → test, bounding, box."""
+    words = _words(name)
+    roles = [ROLES[word] for word in words if word in ROLES]
+    rest = tuple(w for w in words if w not in ROLES and w not in FILLERS and len(w) > 1)
+    return (roles[0], rest) if len(roles) == 1 else (None, tuple(words))
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
+    """Return the words of a name in lower case: `trainA_2017` has train and a."""
+    return [word.lower() for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name) if word]
 
 
 def label_by_folders(listing: Listing) -> Listing:
@@ -159,6 +200,18 @@ def _notes_on_names(listing: Listing, folders: tuple[str, ...]) -> list[str]:
                 "Unicode forms and would become two classes. Move their files into one of them"
             )
         notes.append(f"{one} and {other} are two classes; their names differ in case alone")
+    notes += [
+        f"{name} is taken for a class; if it is a split, give --split {shlex.quote(name)}"
+        for name in folders
+        if split_of(name)
+    ]
+    if len(folders) == 1:
+        below = {file.origin.split("/")[1] for file in listing.files if file.origin.count("/") > 1}
+        if len(below) > 1:
+            notes.append(
+                f"{folders[0]} is the only class; to take its folders ({name_some(sorted(below))}) "
+                f"as classes, give {listing.source / folders[0]} as SRC"
+            )
     # `shown`, as a name that is not UTF-8 differs from the text that stands for it.
     empty = [name for name in map(shown, folders_in(listing.source)) if name not in folders]
     if empty:

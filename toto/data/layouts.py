@@ -32,6 +32,7 @@ from toto.data.listing import (
     shown,
     split_folder,
 )
+from toto.data.tar import require_tar_end
 from toto.data.walk import is_hidden
 from toto.errors import DataError
 
@@ -170,6 +171,7 @@ def _members(folder: Path, tars: list[Path]) -> Listing:
                             status.st_mtime_ns,
                         )
                     )
+            require_tar_end(path, archive.offset)
         except tarfile.TarError as error:
             raise DataError(f"{path}: {error}. Copy it again") from error
     if not files:

@@ -76,8 +76,9 @@ def find_files(folder: Path, kind: Kind | None = None) -> Listing:
     found = walk(folder)
     if found.images and found.videos and kind is None:
         raise DataError(
-            f"{folder} holds {len(found.images):,} images (such as "
-            f"{relative(folder, min(found.images))}) and {len(found.videos):,} videos (such as "
+            f"{folder} holds {number_of(len(found.images), 'image')} (such as "
+            f"{relative(folder, min(found.images))}) and "
+            f"{number_of(len(found.videos), 'video')} (such as "
             f"{relative(folder, min(found.videos))}). Choose one: --kind images or --kind videos"
         )
     chosen = kind or ("images" if found.images else "videos")

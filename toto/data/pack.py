@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from toto.data.check import SourceFile, check_file
 from toto.data.decode import MediaInfo, UndecodableError
+from toto.data.index import NO_LABEL, Dataset
 from toto.data.layouts import list_source
 from toto.data.listing import split_folder
 from toto.data.manifest import Kind, Orientation, SkippedFile
@@ -16,8 +17,10 @@ from toto.data.parts import Description, LeftAlone, Parts, Sample, Totals
 from toto.data.plan import Entry, FilePlan, Item, Plan
 from toto.data.progress import Note, Progress, silent, unsaid
 from toto.data.tar_plan import TarPlan, find_tars
+from toto.data.walk import describe_left
 from toto.data.workers import Crash, map_in_workers
 from toto.errors import DataError
+from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -47,6 +50,7 @@ class PackReport:
         left: what was neither packed nor broken, counted by kind, such as `.txt`.
         orientation: whether readers apply EXIF orientation and display matrices.
         turned: samples that have one which asks for a turn or a reflection.
+        unlabelled: samples without a label in a dataset with classes.
     """
 
     path: Path
@@ -60,6 +64,7 @@ class PackReport:
     left: Mapping[str, int]
     orientation: Orientation
     turned: int
+    unlabelled: int
 
 
 def plan_pack(
@@ -115,7 +120,7 @@ def pack(
         orientation: whether readers apply EXIF orientation and display matrices; the files are
             copied as they are.
         progress: called after each file.
-        note: told of a packing that is gone on with.
+        note: told what is left of a stopped packing.
 
     Raises:
         DataError: `out` exists, or files cannot be decoded; nothing is at `out` then.
@@ -136,6 +141,9 @@ def pack(
     finally:
         checked.close()
     totals = parts.totals()
+    if not totals.samples:
+        parts.discard()
+        raise DataError(_unusable_message(plan, totals))
     if totals.skipped and not skip_broken:
         raise DataError(_broken_message(plan.source, totals.skipped))
     classes = plan.classes
@@ -263,18 +271,41 @@ def _report(
         left=totals.left + Counter(plan.left),
         orientation=orientation,
         turned=totals.turned,
+        unlabelled=_count_unlabelled(Dataset.open(out)) if classes else 0,
     )
+
+
+def _count_unlabelled(dataset: Dataset) -> int:
+    return int((dataset.labels(0, dataset.num_samples) == NO_LABEL).sum())
 
 
 def _broken_message(source: Path, broken: list[SkippedFile]) -> str:
+    return "\n".join(
+        [
+            f"{source}: {number_of(len(broken), 'file')} cannot be decoded or chosen. Correct "
+            "them, or leave them out with --skip-broken, which resumes after the shards that are "
+            "finished",
+            *_listed(broken),
+        ]
+    )
+
+
+def _unusable_message(plan: Plan, totals: Totals) -> str:
+    left = totals.left + Counter(plan.left)
+    there = f" (left alone: {describe_left(left)})" if left else ""
+    if not totals.skipped:
+        return f"{plan.source} holds no {plan.kind} to pack{there}"
+    return "\n".join(
+        [
+            f"{plan.source}: there is nothing to pack: {number_of(len(totals.skipped), 'file')} "
+            f"cannot be decoded or chosen{there}. Correct them",
+            *_listed(totals.skipped),
+        ]
+    )
+
+
+def _listed(broken: list[SkippedFile]) -> list[str]:
     lines = [f"  {file.path}: {file.reason}" for file in broken[:LISTED_FILES]]
     if len(broken) > LISTED_FILES:
         lines.append(f"  and {len(broken) - LISTED_FILES:,} more")
-    noun = "file" if len(broken) == 1 else "files"
-    return "\n".join(
-        [
-            f"{source}: {len(broken):,} {noun} cannot be decoded or chosen. Correct them, or leave "
-            "them out with --skip-broken, which resumes after the shards that are finished",
-            *lines,
-        ]
-    )
+    return lines

@@ -312,6 +312,11 @@ class Parts:
                 writer.add(item)
             return writer.finish()
 
+    def discard(self) -> None:
+        """Remove what was written of the parts, of which nothing is of use."""
+        with disk_errors(self._out), locked(_lock_of(self._out)):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def publish(self, description: Description) -> bool:
         """Give the dataset its name, if every part is finished and nobody else did.
 

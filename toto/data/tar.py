@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["TarFileWriter", "tar_size"]
+__all__ = ["TarFileWriter", "require_tar_end", "tar_size"]
 
 BLOCK = tarfile.BLOCKSIZE
 END = 2 * BLOCK
@@ -61,6 +61,28 @@ class TarFileWriter:
         self._digest.update(data)
         self.size += len(data)
         self._file.write(data)
+
+
+def require_tar_end(path: Path, end: int) -> None:
+    """Refuse a tar that does not end where its members do, which `tarfile` takes for a whole one.
+
+    Args:
+        path: of the tar.
+        end: behind its last member.
+
+    Raises:
+        tarfile.ReadError: it was cut between two members or in a header, or more follows its end.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError("it is cut short, or the mark of its end is missing")
+        while rest := file.read(BUFFER):
+            if any(rest):
+                raise tarfile.ReadError(
+                    "more follows the mark of its end, as after `cat a.tar b.tar`; use "
+                    "tar --concatenate, or keep the tars apart"
+                )
 
 
 def tar_size(size: int) -> int:

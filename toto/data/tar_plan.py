@@ -23,6 +23,7 @@ from toto.data.listing import relative, shown
 from toto.data.manifest import Kind, SkippedFile
 from toto.data.parts import LeftAlone
 from toto.data.plan import PLAN_VERSION, Entry, Item, make_key
+from toto.data.tar import require_tar_end
 from toto.data.walk import extensions_of, is_hidden, visible_entries, walk
 from toto.errors import DataError
 
@@ -273,11 +274,7 @@ def _samples(path: Path, left: Counter[str]) -> Iterator[tuple[str, list[_Member
         end = archive.offset
     if members:
         yield last, members
-    # tarfile takes a tar that was cut between two members, or in a header, for a whole one.
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it is cut short, or the mark of its end is missing")
+    require_tar_end(path, end)
 
 
 def _fault(
@@ -288,7 +285,8 @@ def _fault(
     if again:
         return f"{names}: the key was there before; the files of a key must follow each other"
     if not media:
-        reason = f"no {kind} in this sample, only {' '.join(sorted(m.extension for m in members))}"
+        extensions = sorted(m.extension or "a file without extension" for m in members)
+        reason = f"no {kind} in this sample, only {' '.join(extensions)}"
         endings = {member.extension.rpartition(".")[2] for member in members}
         if endings & extensions_of(kind):
             reason += " (the first dot of a name ends its key; unpack the tar and pack the folder)"

@@ -171,7 +171,7 @@ def inspect_video(payload: Payload) -> MediaInfo:
                 to_rgb.check(frame)
                 shown.append(frame.pts)
         if len(shown) == 1 and container.streams.audio:
-            raise UndecodableError("a sound with a single image and no video: a cover. Remove it")
+            raise UndecodableError("a sound with a single image, such as a cover, and no video")
         listed = sum(entry.size > 0 for entry in stream.index_entries)
         if INDEXED in container.format.name.split(",") and packets < listed:
             raise UndecodableError(

@@ -9,11 +9,13 @@ from toto.data.class_names import name_some, read_class_names
 from toto.data.pack import pack, plan_pack
 from toto.data.parts import is_published
 from toto.data.samples import make_samples
+from toto.data.tar_plan import TarPlan
 from toto.data.walk import describe_left
 from toto.data.workers import num_cores
 from toto.errors import DataError
 from toto.files import require_writable, sole_writer
 from toto.jobs.console import progress_bar, say
+from toto.terminal import one_line
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from toto.data.manifest import Kind, Orientation
     from toto.data.pack import PackReport
+    from toto.data.plan import Plan
 
 __all__ = ["make_sample_datasets", "pack_source"]
 
@@ -57,42 +60,15 @@ def pack_source(
     if is_published(out):
         raise DataError(f"{out} exists already. Remove it, or choose another folder")
     require_writable(out, "Choose another folder")
-    with sole_writer(out):
-        report = _pack(
-            source,
-            out,
-            layout=layout,
-            split=split,
-            kind=kind,
-            class_list=class_list,
-            workers=workers,
-            skip_broken=skip_broken,
-            orientation=orientation,
-        )
-    _say_report(out, report)
-
-
-def _pack(
-    source: Path,
-    out: Path,
-    *,
-    layout: str,
-    split: str | None,
-    kind: Kind | None,
-    class_list: str | None,
-    workers: int | None,
-    skip_broken: bool,
-    orientation: Orientation,
-) -> PackReport:
     classes = None if class_list is None else read_class_names(class_list)
     try:
         plan = plan_pack(source, layout, split, kind=kind, classes=classes)
     except SplitsError as error:
         raise error.for_output(out) from None
     for note in plan.notes:
-        say(f"{plan.source}: {note}")
-    with progress_bar(f"packing {plan.source}", plan.unit) as progress:
-        return pack(
+        say(one_line(f"{plan.source}: {note}"))
+    with sole_writer(out), progress_bar(f"packing {plan.source}", plan.unit) as progress:
+        report = pack(
             plan,
             out,
             workers=num_cores() if workers is None else workers,
@@ -101,26 +77,32 @@ def _pack(
             progress=progress,
             note=say,
         )
+    _say_report(plan, report)
 
 
-def _say_report(out: Path, report: PackReport) -> None:
+def _say_report(plan: Plan, report: PackReport) -> None:
+    samples = number_of(report.num_samples, report.kind.removesuffix("s"))
     say(
-        f"{out}: {report.num_samples:,} {report.kind}, {number_of(report.num_frames, 'frame')}, "
-        f"{report.num_bytes / 1e6:,.1f} MB in {report.num_shards:,} "
-        f"{'shard' if report.num_shards == 1 else 'shards'}, " + _describe_classes(report.classes)
+        f"{report.path}: {samples}, {number_of(report.num_frames, 'frame')}, "
+        f"{report.num_bytes / 1e6:,.1f} MB in {number_of(report.num_shards, 'shard')}, "
+        + _describe_classes(report.classes)
     )
+    if report.unlabelled:
+        say(f"  without a label: {number_of(report.unlabelled, report.kind.removesuffix('s'))}")
+    if not report.classes and isinstance(plan, TarPlan) and report.left.get(".json"):
+        say("  labels in .json are not read: write them as .cls, or sort the files into folders")
     if report.turned:
         say(f"  {_describe_turned(report)}")
     if report.left:
         say(f"  left alone: {describe_left(report.left)}")
     for file in report.skipped:
-        say(f"  left out {file.path}: {file.reason}")
+        say(f"  left out {one_line(file.path)}: {file.reason}")
 
 
 def _describe_classes(classes: tuple[str, ...]) -> str:
     if not classes:
         return "no labels"
-    return f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'} ({name_some(classes)})"
+    return f"{number_of(len(classes), 'class', 'classes')} ({one_line(name_some(classes))})"
 
 
 def _describe_turned(report: PackReport) -> str:

@@ -8,7 +8,7 @@ from toto.data.ranks import share
 from toto.errors import UserError
 from toto.jobs.sources import named_stream
 from toto.recipe.reader import read_recipe
-from toto.terminal import one_line
+from toto.terminal import is_stdout_lost, one_line
 from toto.wording import number_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def print_stream(
     stream = named_stream(recipe)
     print("\t".join(HEAD))  # rich would expand the tabs
     for step in range(first_step, first_step + steps):
+        if is_stdout_lost():  # `toto stream ... | head`
+            return
         for rank in range(world):
             positions = share(step, recipe.batch_sequences, rank=rank, world=world)
             for unit in stream.units(positions):

@@ -47,7 +47,7 @@ def test_every_command_works(folder):
         assert command[0] == "toto"
         small = [part for value in SMALL.get(command[1], []) for part in ("--set", value)]
         printed += toto(*command[1:], *small, cwd=folder).stdout
-    assert (folder / "runs/gru/generated/sample-0.png").is_file()
+    assert list((folder / "runs/gru/eval").glob("generate-*/sample-0.png"))
     for line in re.findall(r"^  (?:holds|optional): .*", DOC, re.MULTILINE):
         assert line in printed
 

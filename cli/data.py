@@ -38,7 +38,7 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="a folder of pictures, of videos or of WebDataset tars; or one tar"
+            metavar="SRC", help="a folder of images, of videos or of WebDataset tars; or one tar"
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the dataset's folder, made here")],
@@ -106,13 +106,14 @@ def tokenize(
         str, typer.Option(help="the recipe whose tokenizer and resolution are taken")
     ],
     crops: Annotated[
-        int, typer.Option(min=1, help="crops of each picture: the centre, then random ones")
+        int, typer.Option(min=1, help="crops of each image: the centre, then random ones")
     ] = 1,
     overrides: SetOption = None,
 ) -> None:
-    """Tokenize a dataset once, so that runs read codes instead of pictures.
+    """Tokenize a dataset once, so that runs read codes instead of pixels.
 
-    Under torchrun the ranks share the work. Stopped, it goes on from the shards that are finished.
+    Under torchrun the ranks share the work. If it was stopped, the same command resumes after
+    the shards that are finished.
     """
     from toto.jobs.tokenize import tokenize_shards
 

@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_(family: Annotated[Family, typer.Argument()], imports: ImportOption = None) -> None:
-    """List the components or recipes that there are, plug-ins included."""
+    """List the available components or recipes, plug-ins included."""
     from toto.jobs.inspect import list_family
 
     list_family(family.value, imports=imports or [])
@@ -104,7 +104,7 @@ def runs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="all that is known, as JSON")] = False,
 ) -> None:
-    """List runs: running, done, stopped, failed or killed; how far, how fast, and what goes on."""
+    """List runs: running, done, stopped, failed or killed; step, speed, and how to resume."""
     from toto.jobs.runs import list_runs
 
     list_runs(folder, as_json=as_json)
@@ -121,7 +121,7 @@ def check(
     imports: ImportOption = None,
     resolution: Annotated[
         int | None,
-        typer.Option(min=1, help="side in pixels of a tokenizer's test pictures; 64 unless given"),
+        typer.Option(min=1, help="side in pixels of a tokenizer's test images; default: 64"),
     ] = None,
 ) -> None:
     """Run the contract on a component, yours or toto's."""

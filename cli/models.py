@@ -74,10 +74,10 @@ def finetune(
     gpus: GpusOption = None,
     imports: ImportOption = None,
 ) -> None:
-    """Go on training a model, at another resolution or RoPE base, or to tell classes apart.
+    """Continue training a model: at another resolution or RoPE base, or to classify.
 
-    The next-token loss goes on, and where the run's data have labels, probes learn at every layer
-    beside it. With --resume and no RUN, the newest fine-tuning goes on.
+    The next-token loss continues, and where the run's data have labels, probes are trained at every
+    layer in the same run. --resume without RUN resumes the newest fine-tuning.
     """
     from toto.jobs.launcher import launched
 
@@ -165,7 +165,7 @@ def ablate(
 ) -> None:
     """Train and probe what one of the paper's tables needs, and print it: paper, ours, gap, cost.
 
-    What is done already is left alone, and what was begun goes on.
+    Finished runs are left alone, and interrupted ones are resumed.
     """
     from toto.jobs.ablate import ablate as run_ablation
 
@@ -177,7 +177,7 @@ def features(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="a packed dataset, or a folder or a file of pictures and videos"
+            metavar="DATA", help="a packed dataset, or a folder or a file of images and videos"
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
@@ -207,9 +207,9 @@ def features(
     ] = "fp32",
     imports: ImportOption = None,
 ) -> None:
-    """Write the features of your own videos and pictures, [T, H, W, D] per sample and layer.
+    """Write the features of your own videos and images, [T, H, W, D] per sample and layer.
 
-    OUT gets safetensors files and index.json. A writing that was interrupted goes on.
+    OUT gets safetensors files and index.json. The same command resumes after an interruption.
     """
     from toto.jobs.features import FeaturesRequest, start_features
     from toto.jobs.seen_as import Seen
@@ -229,8 +229,8 @@ def generate(
         typer.Option(
             "--prompt",
             metavar="FILE",
-            help="begin with the first frames of this video, or with this picture, instead of "
-            "held-out videos; repeatable",
+            help="begin with the first frames of this video, or with this image, instead of "
+            "validation videos; repeatable",
         ),
     ] = None,
     sequences: Annotated[
@@ -238,7 +238,7 @@ def generate(
         typer.Option(
             "--sequence",
             metavar="FILE,FILE,...",
-            help="begin with these pictures as the frames of one prompt, in order; repeatable",
+            help="begin with these images as the frames of one prompt, in order; repeatable",
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="frames to generate, any number")] = 8,
@@ -252,23 +252,32 @@ def generate(
     ] = None,
     start: Annotated[
         Literal["video", "image"],
-        typer.Option(help="what begins each sequence: frames of a video, or separate pictures"),
+        typer.Option(help="what begins each sequence: frames of a video, or separate images"),
     ] = "video",
     samples: Annotated[
         int,
         typer.Option(
             min=1,
-            help="how many held-out videos to continue; sequences of each --prompt, of each "
+            help="how many validation videos to continue; sequences of each --prompt, of each "
             "--sequence and of the start alone",
         ),
     ] = 3,
     source: Annotated[
         str | None,
-        typer.Option(help="which source of the run's recipe the held-out videos come from"),
+        typer.Option(help="which source of the run's recipe the validation videos come from"),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="keep the k likeliest; 0 keeps all")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="keep this much mass")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the most likely token")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="sample among the k most likely; 0: all")] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="sample among the most likely tokens that sum to this probability",
+        ),
+    ] = 1.0,
     seed: Annotated[
         int,
         typer.Option(
@@ -284,9 +293,9 @@ def generate(
     overwrite: OverwriteOption = False,
     imports: ImportOption = None,
 ) -> None:
-    """Continue videos or pictures, or generate from the start alone; real beside generated.
+    """Continue videos or images, or generate without a prompt; real next to generated frames.
 
-    Without --prompt, --sequence and --prompt-frames 0, held-out videos of the run's data are taken.
+    Without --prompt, --sequence or --prompt-frames 0, validation videos of the run are continued.
     Writes RUN/eval/generate-SOURCE-DIGEST.
     """
     from toto.jobs.generate import GenerateRequest, start_generating

@@ -58,7 +58,7 @@ OutputOption = Annotated[
     str | None, typer.Option("--output", help="the run directory, instead of the recipe's")
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="go on from the newest checkpoint, exactly")
+    bool, typer.Option("--resume", help="resume from the newest checkpoint, exactly")
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="replace an earlier result in the same folder")

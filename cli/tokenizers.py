@@ -38,7 +38,7 @@ def train(
     resume: ResumeOption = False,
     gpus: GpusOption = None,
 ) -> None:
-    """Train the tokenizer of a recipe, and report PSNR and codebook use on held-out pictures."""
+    """Train the tokenizer of a recipe, and report PSNR and codebook use on validation images."""
     from toto.jobs.launcher import launched
 
     if launched(gpus):
@@ -67,7 +67,7 @@ def convert(
 
 def eval_(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="packed pictures or videos, held out")
+        str, typer.Argument(metavar="DATASET", help="packed validation images or videos")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the results' folder, made here")],
     tokenizers: Annotated[
@@ -84,12 +84,12 @@ def eval_(
         typer.Option(min=1, help="side of the crops in pixels, for all; else that of each recipe"),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="pictures or frames, spread over the dataset")
+        int, typer.Option(min=1, help="images or frames, spread over the dataset")
     ] = 1000,
     labels: LabelOption = None,
     imports: ImportOption = None,
 ) -> None:
-    """Measure reconstructions and codebook use on the same pictures, tokenizers side by side.
+    """Measure reconstructions and codebook use on the same images, tokenizers side by side.
 
     Writes OUT/evaluation.json (PSNR, SSIM, codes used, perplexity) and OUT/reconstructions.png.
     """

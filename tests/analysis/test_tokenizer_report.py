@@ -85,7 +85,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     page = render(content(tmp_path), tmp_path)
     assert page.tags.count("img") == 0
     assert "No evaluation stands yet." in page.text
-    assert "Not made: no source has held-out pictures." in page.text
+    assert "Not made: no source has validation images." in page.text
     assert page.text.count("Not run: toto tokenizer train mine.yaml") == 3
     assert "Not counted: there is no code_counts.json, which a run writes at its end." in page.text
 

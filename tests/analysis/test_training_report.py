@@ -249,12 +249,17 @@ def test_an_older_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> 
     ("prompts", "start", "summed_up", "caption"),
     [
         ("files", "video", "generated after prompts from files.", "after prompts from files"),
-        ("start", "video", "generated from the video start alone.", "the start of a video alone"),
+        (
+            "start",
+            "video",
+            "generated without a prompt, from the video start.",
+            "the start of a video; there",
+        ),
         (
             "start",
             "image",
-            "generated from the image start alone.",
-            "the start of separate pictures alone: nothing was given, nothing real is beside",
+            "generated without a prompt, from the image start.",
+            "the start of separate images; there is nothing to compare with",
         ),
     ],
 )
@@ -280,7 +285,8 @@ def test_summary_and_tables(tmp_path: Path) -> None:
         ", 0.25 below copying the last frame (3.00) and 2.25 below unigram (5.00).",
         "The best probe on digits reads the label from layer 2 with attention pooling: 39.9% "
         "correct (95% interval 34.9% to 44.9%), 4.0 times chance (10.0%).",
-        "1 sequence of 2 frames was generated after the first frames of held-out videos of digits.",
+        "1 sequence of 2 frames was generated after the first frames of validation videos of "
+        "digits.",
     ]
     later = replace(record, train=[*record.train, replace(record.train[-1], step=110)])
     assert [sentence.partition(" This is ")[2] for sentence in summary(later, "nats/token")] == [

@@ -26,10 +26,10 @@ def test_the_best_layer_is_that_of_j_and_f_and_the_first_of_equals():
     assert "best at layer 1: J&F 45.0% (J 50.0%, F 40.0%); copy first mask: 30.0%" in (
         RESULTS.summary()
     )
-    assert "2 objects of 1 sequences" in RESULTS.summary()
+    assert "2 objects of 1 sequence." in RESULTS.summary()
     assert "best of 3 on the very sequences it is scored" in RESULTS.summary()
     alone = TrackingResults({4: scores_of(0.5, 0.4)}, scores_of(0.3, 0.3))
-    assert "leans high" not in alone.summary()
+    assert "optimistic" not in alone.summary()
 
 
 def test_the_figures_are_those_of_the_official_table():

@@ -21,7 +21,7 @@ POSITIONS_CAPTION = (
     "these very sequences, which favours them."
 )
 TRACKING_CAPTION = (
-    "Masks carried through videos by the features of each layer, beside copying the first mask: "
+    "Masks propagated through videos by the features of each layer, and by copying the first mask: "
     "J is the overlap of regions, F that of borders."
 )
 

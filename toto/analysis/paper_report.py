@@ -23,11 +23,11 @@ State = Literal[
 COUNTED: set[Measure] = {"parameters", "compute"}
 MAX_PICTURES = 3
 LEAD = (
-    "An Empirical Study of Autoregressive Pre-training from Videos (arXiv 2501.05453). Ours are "
-    "the numbers of the runs under {runs}; what was not run says by which command it would be. The "
-    "gap is ours less the paper's. Reproduced: every number of ours is of a run of the paper's "
-    "recipe. Counted, not trained: parameters and arithmetic of the architecture, which need no "
-    "run. Ours, at another scale: tables of small runs, and figures of whichever runs there are; "
+    'An Empirical Study of Autoregressive Pre-training from Videos (arXiv 2501.05453). "Ours" '
+    "are the numbers of the runs under {runs}; where there is no run, the page shows the command "
+    "for it. The gap is ours minus the paper's. Reproduced: every number of ours is from a run of "
+    "the paper's recipe. Counted, not trained: parameters and arithmetic of the architecture, "
+    "which need no run. Ours, at another scale: tables of small runs, and figures of any runs; "
     "they cannot be compared with the paper's numbers."
 )
 

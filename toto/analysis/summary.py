@@ -124,7 +124,7 @@ def _probe_sentences(record: RunRecord) -> list[str]:
 def _probe_sentence(record: RunRecord, probing: Probing) -> str:
     best = peaks(probing.rows)[0]
     reader = (
-        f"The model tells the classes of all held-out samples of {probing.source}"
+        f"The model classifies all validation samples of {probing.source}"
         if probing.name == CLASSES
         else f"The best probe on {probing.source} reads the label from layer {best.layer} with "
         f"{best.head} pooling"
@@ -144,9 +144,9 @@ def _generation_sentence(record: RunRecord) -> str:
     count = len(generated.samples)
     shape = f"{number_of(count, 'sequence')} of {number_of(generated.frames, 'frame')}"
     origin = {
-        "held-out": f"after the first frames of held-out videos of {generated.source}",
+        "held-out": f"after the first frames of validation videos of {generated.source}",
         "files": "after prompts from files",
-        "start": f"from the {generated.start} start alone",
+        "start": f"without a prompt, from the {generated.start} start",
     }
     return (
         f"{shape} {'was' if count == 1 else 'were'} generated {origin[generated.prompts]}."

@@ -33,10 +33,10 @@ __all__ = ["TrainingReport", "write_training_report"]
 
 CSS_DPI = 96
 PROBE_CAPTION = (
-    "How well a probe, of which the model learns nothing, reads the label from each layer, at its "
-    "best learning rate and decay: the band is the 95% interval that the number of samples leaves, "
-    "bars that of the mean over seeds, the ring the best layer. Layer, rate and decay were chosen "
-    "on the very split that is shown, so the best value leans high."
+    "Accuracy of a probe on the features of each layer, at its best learning rate and decay; the "
+    "model does not learn from probes. The band is the 95% interval for the number of samples, "
+    "bars are that of the mean over seeds, the ring is the best layer. Layer, rate and decay were "
+    "chosen on the split that is shown, so the best value is optimistic."
 )
 PROBE_CAPTIONS = {
     CLASSES: "One pooling head and a linear classifier, trained through the whole model.",
@@ -48,7 +48,7 @@ PROBE_TITLES = {
 }
 UTILISATION = (
     " Utilisation (MFU) is the model's own arithmetic, forward and backward, as a share of the "
-    "device's peak; that of the last start stands under Machine."
+    "device's peak; that of the last start is under Machine."
 )
 
 
@@ -212,15 +212,17 @@ def _generation_caption(generated: Generated | None) -> str:
         return ""
     new = f"{generated.frames} {'frame' if generated.frames == 1 else 'frames'}"
     if generated.prompts == "start":
-        what = "a video" if generated.start == "video" else "separate pictures"
-        return f"{new} from the start of {what} alone: nothing was given, nothing real is beside."
+        what = "a video" if generated.start == "video" else "separate images"
+        return (
+            f"{new} without a prompt, from the start of {what}; there is nothing to compare with."
+        )
     prompts = {
-        "held-out": f"the first frames of held-out videos of {generated.source}",
+        "held-out": f"the first frames of validation videos of {generated.source}",
         "files": "prompts from files",
     }
     return (
-        f"{new} after {prompts[generated.prompts]}. The framed part is the prompt, which the model "
-        "was given; where something real follows it, it stands beside what is generated."
+        f"{new} after {prompts[generated.prompts]}. The frames of the prompt have a border. The "
+        "real continuation, where there is one, is shown next to the generated one."
     )
 
 

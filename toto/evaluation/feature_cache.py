@@ -205,7 +205,12 @@ def plan_cache(
             raise UserError(f"{more}, and cache: {settings.cache} is asked for. {mend}")
         return CachePlan("none", f"{more}: {anew}. {mend}", size)
     if settings.cache != "disk":
-        return CachePlan("read", f"{what}: cached (cache_gb {settings.cache_gb:g})", size)
+        return CachePlan(
+            "read",
+            f"{what}: cached (cache_gb {settings.cache_gb:g}); "
+            "the time left falls after the first epoch",
+            size,
+        )
     return _plan_store(what, needed, store, source, samples, size)
 
 

@@ -136,8 +136,8 @@ class ProbeResults:
         if compared > 1:
             lines.append(
                 f"Layer, learning rate and weight decay are the best of {compared} on the "
-                "validation samples themselves, as in the paper: the figure leans high, and the "
-                "interval, which holds for one probe, does not cover the choice."
+                "validation samples themselves, as in the paper: the figure is optimistic, and the "
+                "interval, which is that of a single probe, does not account for the choice."
             )
         if any(score.seeds > 1 for score in self.scores()):
             lines.append(

@@ -41,12 +41,12 @@ class TrackingResults:
             f"{best.f.mean:.1%}); {COPY}: {self.copies.j_and_f:.1%} (J {self.copies.j.mean:.1%}, "
             f"F {self.copies.f.mean:.1%})",
             f"{number_of(len(best.objects), 'object')} of "
-            f"{len({one.sequence for one in best.objects})} sequences.",
+            f"{number_of(len({one.sequence for one in best.objects}), 'sequence')}.",
         ]
         if len(self.layers) > 1:
             lines.append(
                 f"The layer is the best of {len(self.layers)} on the very sequences it is scored "
-                "on, as in the paper: the figure leans high."
+                "on, as in the paper: the figure is optimistic."
             )
         return "\n".join(lines)
 

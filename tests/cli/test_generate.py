@@ -175,7 +175,7 @@ def test_other_files_are_never_replaced(folder):
     toto("generate", "--frames", "1", "--samples", "2", "--out", "mine", cwd=folder)
     one = ("generate", "--frames", "1", "--samples", "1", "--out", "mine")
     refused = toto(*one, cwd=folder, code=2).stderr
-    assert "mine holds an earlier result of toto generate" in refused
+    assert "mine exists already, with a result of toto generate" in refused
     assert len(generated(folder, "mine")["samples"]) == 2
     toto(*one, "--overwrite", cwd=folder)
     assert len(generated(folder, "mine")["samples"]) == 1

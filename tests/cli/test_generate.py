@@ -15,6 +15,7 @@ from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
 from toto.errors import UserError
+from toto.folders import MARKER
 from toto.jobs import generated_folder
 from toto.jobs.prompts import PromptRequest, find_prompts
 from toto.model import AutoregressiveModel
@@ -51,7 +52,7 @@ def generated(folder, out=None):
     record = json.loads((place / "generated.json").read_text())
     kinds = ("gif", "mp4", "png")
     files = {f"sample-{n}.{kind}" for n in range(len(record["samples"])) for kind in kinds}
-    assert {path.name for path in place.iterdir()} == files | {"generated.json"}
+    assert {path.name for path in place.iterdir()} == files | {"generated.json", MARKER}
     return record
 
 

@@ -24,7 +24,7 @@ RANKS = {
     "tokenizers": 2, "backbones": 2, "heads": 2,
     "layers": 1,
     "sequence": 0,
-    "registry": -1, "files": -1, "terminal": -1, "processes": -1,
+    "folders": 0, "registry": -1, "files": -1, "terminal": -1, "processes": -1,
     "tensor_names": -2,
     "errors": -2, "wording": -2,
 }  # fmt: skip

@@ -23,7 +23,7 @@ RANKS = {
     "model": 3, "model_size": 3,
     "tokenizers": 2, "backbones": 2, "heads": 2,
     "layers": 1,
-    "sequence": 0,
+    "sequence": 0, "folders": 0,
     "registry": -1, "files": -1, "terminal": -1, "processes": -1,
     "checksums": -1,
     "tensor_names": -2,

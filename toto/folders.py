@@ -202,9 +202,9 @@ def _remove(folder: Path, name: str) -> None:
 
 def _require_replaceable(folder: Path, command: str) -> None:
     if folder.resolve() == Path.cwd():
-        raise UserError(f"{folder} is the current folder. Name another one with --out")
+        raise UserError(f"{folder} is the current folder. Name another folder")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file. Name a folder with --out")
+        raise UserError(f"{folder} is a file. Name a folder")
     if not folder.is_dir():
         return
     marker = Marker.read(folder)
@@ -212,8 +212,7 @@ def _require_replaceable(folder: Path, command: str) -> None:
     others = [name for name in _names(folder) if name not in listed]
     if others:
         raise UserError(
-            f"{folder} holds {others[0]}, which {command} did not write. Name another folder with "
-            "--out"
+            f"{folder} holds {others[0]}, which {command} did not write. Name another folder"
         )
 
 

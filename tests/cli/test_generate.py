@@ -17,6 +17,7 @@ from toto.data.decode import iterate_video
 from toto.data.encode import encode_h264
 from toto.data.index import Dataset
 from toto.errors import UserError
+from toto.folders import MARKER
 from toto.jobs import generated_folder
 from toto.jobs.prompts import PromptRequest, find_prompts
 from toto.model import AutoregressiveModel
@@ -53,7 +54,7 @@ def generated(folder, out=None):
     record = json.loads((place / "generated.json").read_text())
     kinds = ("gif", "mp4", "png")
     files = {f"sample-{n}.{kind}" for n in range(len(record["samples"])) for kind in kinds}
-    assert {path.name for path in place.iterdir()} == files | {"generated.json"}
+    assert {path.name for path in place.iterdir()} == files | {"generated.json", MARKER}
     return record
 
 
@@ -177,7 +178,7 @@ def test_other_files_are_never_replaced(folder):
     toto("generate", "--frames", "1", "--samples", "2", "--out", "mine", cwd=folder)
     one = ("generate", "--frames", "1", "--samples", "1", "--out", "mine")
     refused = toto(*one, cwd=folder, code=2).stderr
-    assert "mine holds an earlier result of toto generate" in refused
+    assert "mine exists already, with a result of toto generate" in refused
     assert len(generated(folder, "mine")["samples"]) == 2
     toto(*one, "--overwrite", cwd=folder)
     assert len(generated(folder, "mine")["samples"]) == 1

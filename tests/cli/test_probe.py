@@ -64,7 +64,7 @@ def test_what_was_measured_is_neither_replaced_nor_measured_again_unasked(traine
     assert (folder / "curve.png").read_bytes() != b"an old curve"
     toto(*command, "--out", "mine", cwd=trained)
     refused = toto(*command, "--out", "mine", cwd=trained, code=2).stderr
-    assert "mine holds an earlier result of toto probe" in refused
+    assert "mine exists already, with a result of toto probe" in refused
     toto(*command, "--out", "mine", "--overwrite", cwd=trained)
     (trained / "mine/notes.txt").write_text("mine")
     refused = toto(*command, "--out", "mine", "--overwrite", cwd=trained, code=2).stderr

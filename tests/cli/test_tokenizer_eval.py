@@ -177,8 +177,9 @@ def test_mistakes_are_found_before_anything_is_measured(tmp_path, tiny_datasets,
     assert "Did you mean quickstart?" in done.stderr
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
+    (tmp_path / "out/evaluation.json").write_text("mine")
     done = evaluate(tmp_path, pictures, "--tokenizer", recipe, code=2)
-    assert "out exists. Remove it, or name another folder" in done.stderr
+    assert "out holds evaluation.json, which toto tokenizer eval did not write" in done.stderr
 
 
 def test_tokens_cannot_be_compared_with_originals(tmp_path, tiny_datasets, recipe):

@@ -17,6 +17,7 @@ from toy_davis import FRAMES, HEIGHT, WIDTH, make_davis
 
 from toto.data.davis import ANNOTATIONS, read_mask, write_mask
 from toto.errors import RunError
+from toto.folders import results_in
 from toto.jobs import track as job
 
 HERE = ("--davis", "davis", "--resolution", "64")
@@ -69,7 +70,7 @@ def test_the_summary_says_what_the_masks_were_made_with(home, tracked):
 
 def test_masks_and_overlays_of_the_best_layer_stay(home, tracked):
     folder = newest(home / "run", "track")
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert results_in(folder) == [
         "curve.png", "masks", "overlays", "results.jsonl", "summary.json",
     ]  # fmt: skip
     masks = sorted((folder / "masks/two").iterdir())
@@ -140,7 +141,7 @@ def test_a_killed_one_goes_on_to_the_same_bytes(home, tracked, monkeypatch):
 
     monkeypatch.setattr(job, "write_mask", fills)
     assert "killed cannot be written" in toto(*command, cwd=home, code=1).stderr
-    assert [path.name for path in (home / "killed").iterdir()] == ["masks"]
+    assert results_in(home / "killed") == ["masks"]
     monkeypatch.undo()
     written.clear()
 
@@ -152,7 +153,7 @@ def test_a_killed_one_goes_on_to_the_same_bytes(home, tracked, monkeypatch):
     assert "going on: 1 of 2 sequences are done" in toto(*command, cwd=home).stdout
     assert set(written) == {"two"}
     assert content(home / "killed") == content(newest(home / "run", "track"))
-    assert not (home / ".killed.unfinished").exists()
+    assert not (home / "killed/.unfinished").exists()
 
 
 def test_what_was_made_with_other_settings_is_not_gone_on_with(home, tracked, monkeypatch):
@@ -200,7 +201,7 @@ def test_another_rope_base_changes_the_features(home, tracked):
         (("run", "--layers", "x"), "--layers x: write all, or numbers such as 0,3,6"),
         (("run", "--sequences", "three"), "sequence three: no frames in"),
         (("patches", "--rope-base", "50000"), "--rope-base: backbone gpt2 has no RoPE"),
-        (("run", "--out", "davis"), "which toto track did not write, and the whole folder would"),
+        (("run", "--out", "davis"), "which toto track did not write. Name another"),
     ],
 )
 def test_mistakes_are_refused(home, arguments, text):

@@ -155,8 +155,8 @@ def _members(folder: Path, tars: list[Path]) -> Listing:
                     if is_hidden(name) or extension not in IMAGE_EXTENSIONS:
                         left["hidden file" if is_hidden(name) else f".{extension}"] += 1
                         continue
-                    if member.name in seen or not member.isfile():
-                        what = "there twice" if member.isfile() else "a link, not a file"
+                    if member.name in seen or not member.isfile() or member.issparse():
+                        what = "there twice" if member.name in seen else "a link or a sparse file"
                         raise DataError(
                             f"{path}: {shown(member.name)} is {what}. Unpack the tar into a folder "
                             f"{path.stem} and move it away"

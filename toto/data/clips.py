@@ -54,14 +54,14 @@ def read_clip(
     Raises:
         DataError: the sample cannot be decoded.
     """
-    if dataset.form == "tokens":
-        return dataset.read_codes(sample, start, clip.frames, clip.stride)
     try:
+        if dataset.form == "tokens":
+            return dataset.read_codes(sample, start, clip.frames, clip.stride)
         frames = decode_sample(dataset, sample, start, clip.frames, clip.stride)
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
-            "the file and pack its folder again"
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.name_of(sample)}): {error}. "
+            "Remove the file and pack its folder again"
         ) from error
     return views.cut(frames, clip.resolution, sample, draw)
 

@@ -15,6 +15,7 @@ number of processes nor their deaths show in the result.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, NonNegativeInt, ValidationError
 
-from toto.data.index import COLUMNS, NO_LABEL, ORIGINS_FILE, column_file
+from toto.data.columns import COLUMNS, column_checksum, column_file
+from toto.data.index import NO_LABEL, ORIGINS_FILE
 from toto.data.manifest import (
     MANIFEST_FILE,
     Form,
@@ -36,6 +38,7 @@ from toto.data.manifest import (
     ShardEntry,
     SkippedFile,
     TokenInfo,
+    manifest_json,
 )
 from toto.data.tar import TarFileWriter
 from toto.errors import DataError
@@ -177,6 +180,7 @@ class PartWriter:
             samples=max(len(rows), 1),
             bytes=self._tar.size,
             sha256=digest,
+            columns={name: column_checksum(rows[name]) for name in COLUMNS},
         )
         part = Part(
             shard=entry if len(rows) else None,
@@ -335,12 +339,15 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
     if not parts:
         raise DataError(f"{out}: there is no sample to pack")
     columns = {name: (dataset / column_file(name)).open("wb") for name in COLUMNS}
+    digest = hashlib.sha256()
     with (dataset / ORIGINS_FILE).open("wb") as origins:
         for number, _ in parts:
             rows = np.fromfile(_part_file(folder, number, "rows"), ROW)
             for name, file in columns.items():
                 rows[name].tofile(file)
-            origins.write(_part_file(folder, number, "origins").read_bytes())
+            lines = _part_file(folder, number, "origins").read_bytes()
+            digest.update(lines)
+            origins.write(lines)
     for file in columns.values():
         file.close()
     manifest = Manifest(
@@ -353,11 +360,12 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
         made_from=description.made_from,
         orientation=description.orientation,
         turned=description.turned,
+        origins_sha256=digest.hexdigest(),
         skipped=tuple(file for n in range(count) for file in _read_part(folder, n).skipped),
     )
     for path in (dataset / ORIGINS_FILE, *(dataset / column_file(name) for name in COLUMNS)):
         sync(path)
-    write_atomic(dataset / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    write_atomic(dataset / MANIFEST_FILE, manifest_json(manifest))
     dataset.rename(out)
     sync(out.parent)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from toto.data.columns import COLUMNS, Column, Columns, column_file
 from toto.data.manifest import Manifest, TokenInfo, read_manifest
 from toto.errors import DataError
 from toto.wording import number_of
@@ -21,33 +23,21 @@ if TYPE_CHECKING:
     from toto.data.manifest import Orientation, ShardEntry
 
 __all__ = [
-    "COLUMNS",
     "EXCLUDED_FILE",
     "ORIGINS_FILE",
     "JoinedStore",
     "LocalStore",
     "Store",
-    "column_file",
     "excluded_lines",
     "map_shard",
     "parse_excluded",
-    "read_column",
     "read_origins",
 ]
 
-COLUMNS: dict[str, str] = {"offset": "<u8", "size": "<u8", "frames": "<u4", "label": "<i4"}
-"""Name and dtype. `offset` is that of the payload in its tar, just behind the member's header."""
 ORIGINS_FILE = "files.jsonl"
 EXCLUDED_FILE = "excluded.jsonl"
 
-Column = npt.NDArray[np.integer[Any]]
 Ints = npt.NDArray[np.int64]
-
-
-def column_file(name: str) -> str:
-    """The file of a column, such as `offset.u64`."""
-    kind, size = COLUMNS[name][1], int(COLUMNS[name][2])
-    return f"{name}.{kind}{size * 8}"
 
 
 class Store(ABC):
@@ -69,7 +59,11 @@ class Store(ABC):
 
     @abstractmethod
     def column(self, name: str, first: int, last: int) -> Column:
-        """A column's values for the samples first to last-1."""
+        """Return a column's values for the samples first to last-1.
+
+        Raises:
+            DataError: it is missing, or its values are not those that were packed.
+        """
 
     @abstractmethod
     def map_shard(self, shard: int) -> memoryview:
@@ -84,7 +78,7 @@ class Store(ABC):
         """The path of each sample's original.
 
         Raises:
-            DataError: the list is missing.
+            DataError: the list is missing, or at its end that it is not the one that was packed.
         """
 
     @abstractmethod
@@ -124,6 +118,9 @@ class LocalStore(Store):
                     f"{file} does not hold the {samples} samples of the manifest. "
                     "Pack the dataset again"
                 )
+        fix = "Copy the whole dataset again, or pack it again"
+        self._columns = Columns(folder, self.manifest, fix)
+        self._columns.verify_small()
         path = folder / EXCLUDED_FILE
         self.excluded = parse_excluded(
             path.read_bytes() if path.is_file() else b"", str(path), samples
@@ -134,7 +131,7 @@ class LocalStore(Store):
 
     def column(self, name: str, first: int, last: int) -> Column:
         """Read from the column's file."""
-        return read_column(self.folder / column_file(name), name, first, last)
+        return self._columns.read(name, first, last)
 
     def map_shard(self, shard: int) -> memoryview:
         """The file, mapped."""
@@ -151,7 +148,8 @@ class LocalStore(Store):
 
     def origins(self) -> Iterator[str]:
         """Read from the list beside the shards."""
-        return read_origins(self.folder / ORIGINS_FILE, self.address)
+        path = self.folder / ORIGINS_FILE
+        return read_origins(path, self.address, self.manifest.origins_sha256)
 
 
 class JoinedStore(Store):
@@ -175,6 +173,8 @@ class JoinedStore(Store):
         self.manifest = first.manifest.model_copy(
             update={
                 "made_from": first.manifest.made_from if len(parts) == 1 else "",
+                "checksum": None,
+                "origins_sha256": None,
                 "format_version": min(manifest.format_version for manifest in manifests),
                 "turned": sum(m.turned for m in manifests if m.orientation == "upright"),
                 "orientation": "upright"
@@ -257,23 +257,30 @@ def map_shard(file: BinaryIO, entry: ShardEntry, path: str) -> memoryview:
     return mapped
 
 
-def read_column(path: Path, name: str, first: int, last: int) -> Column:
-    """The values first to last-1 of a column's file."""
-    dtype: np.dtype[np.integer[Any]] = np.dtype(COLUMNS[name])
-    return np.fromfile(path, dtype, count=last - first, offset=first * dtype.itemsize)
+def read_origins(path: Path, address: str, sha256: str | None) -> Iterator[str]:
+    """Yield the lines of a list of originals.
 
-
-def read_origins(path: Path, address: str) -> Iterator[str]:
-    """The lines of a list of originals.
+    Args:
+        path: of the list.
+        address: of the dataset, for messages.
+        sha256: of the list when it was packed, compared at its end; None where it is not known.
 
     Raises:
-        DataError: it is missing from the dataset at `address`.
+        DataError: it is missing, or not what was packed.
     """
     if not path.is_file():
         raise DataError(f"{address}: {ORIGINS_FILE} is missing. Pack the dataset again")
-    with path.open(encoding="utf-8") as lines:
+    digest = hashlib.sha256()
+    fix = "Copy the whole dataset again, or pack it again"
+    with path.open("rb") as lines:
         for line in lines:
-            yield json.loads(line)
+            digest.update(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path} is damaged: {error}. {fix}") from error
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise DataError(f"{path} is not what was packed (its checksum differs). {fix}")
 
 
 def excluded_lines(content: bytes) -> list[str]:

@@ -267,9 +267,9 @@ def _token_info(dataset: Dataset, tokenizer: Tokenizer, resolution: int, crops: 
 
 def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
     """As many frames of one sample as its index says."""
-    payload, orientation = dataset.read(sample), dataset.orientation(sample)
     count = dataset.frames(sample)
     try:
+        payload, orientation = dataset.read(sample), dataset.orientation(sample)
         decoded = 0
         frames = (
             iter([decode_image(payload, orientation)])
@@ -283,7 +283,7 @@ def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
             raise UndecodableError(f"{decoded} of its {count} frames can be decoded")
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Let "
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.name_of(sample)}): {error}. Let "
             f"streams leave it out: toto doctor {dataset.path} --fix"
         ) from error
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -126,11 +126,19 @@ class CachedStore(Store):
     def map_shard(self, shard: int) -> memoryview:
         """Map from the cache; fetched and verified where it is not there, or was changed there."""
         entry = self.manifest.shards[shard]
-        path = self._entry / entry.name
-        download = self._download(shard)
-        with self._cache.open(path, entry.bytes, download, sha256=entry.sha256) as file:
+        with self.open_shard(shard) as file:
             self._mapped[shard] = os.fstat(file.fileno()).st_ino
-            return map_shard(file, entry, str(path))
+            return map_shard(file, entry, str(self._entry / entry.name))
+
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the cache's copy, fetched and verified where it is not there."""
+        entry = self.manifest.shards[shard]
+        path, download = self._entry / entry.name, self._download(shard)
+        return self._cache.open(path, entry.bytes, download, sha256=entry.sha256)
+
+    def unverified_shards(self) -> list[int]:
+        """None: they are verified as they are fetched, and when they have changed since."""
+        return []
 
     def origins(self) -> Iterator[str]:
         """From the cache's copy."""

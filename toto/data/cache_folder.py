@@ -27,13 +27,14 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from toto.errors import DataError
 from toto.files import PARTIAL, sync, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
 __all__ = ["CacheFolder", "cache_errors"]
 
@@ -272,7 +273,7 @@ def _stamp(sha256: str) -> int:
 def _is_unchanged(file: BinaryIO, sha256: str | None) -> bool:
     if sha256 is None or os.fstat(file.fileno()).st_mtime_ns == _stamp(sha256):
         return True
-    return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return hashlib.file_digest(cast("BufferedReader", file), "sha256").hexdigest() == sha256
 
 
 def _set_stamp(file: BinaryIO, sha256: str | None) -> None:

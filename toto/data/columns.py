@@ -50,7 +50,7 @@ def column_file(name: str) -> str:
 
 def column_checksum(values: Column) -> str:
     """Return 64 bits of BLAKE2b of a shard's part of a column, in hexadecimal."""
-    return hashlib.blake2b(np.ascontiguousarray(values), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=8).hexdigest()
 
 
 class Columns:
@@ -156,10 +156,10 @@ def _possible(manifest: Manifest, name: str, shard: int, values: Column) -> npt.
     size = manifest.shards[shard].bytes
     if name == "offset":
         block = tarfile.BLOCKSIZE
-        return (values >= block) & (values <= size) & (values % block == 0)
+        return np.asarray((values >= block) & (values <= size) & (values % block == 0))
     if name == "size":
-        return values <= size
+        return np.asarray(values <= size)
     if name == "frames":
-        return values >= 1
+        return np.asarray(values >= 1)
     # Without names the numbers of classes are not known.
-    return (values >= -1) & (values < (len(manifest.classes) or np.inf))
+    return np.asarray((values >= -1) & (values < (len(manifest.classes) or np.inf)))

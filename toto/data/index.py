@@ -37,7 +37,7 @@ from toto.tokenizers.config import TOKENIZERS
 from toto.wording import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from toto.data.manifest import Form, Kind, Manifest, Orientation, TokenInfo
 
@@ -351,7 +351,7 @@ class Dataset:
             DataError: a sample ends behind the shard, codes are more than their file, or the last
                 sample is not where the index says, which shows a mix-up of two packings.
         """
-        bytes_of_codes = 0
+        bytes_of_codes = np.zeros(1, np.uint64)
         if self.form == "tokens":
             height, width = self.tokens.grid
             bytes_of_codes = shard.frames.astype(np.uint64) * (2 * height * width)
@@ -375,6 +375,19 @@ class Dataset:
             del self._shards[number]
         while len(self._shards) > KEPT_SHARDS:
             del self._shards[next(iter(self._shards))]
+
+    def unverified_shards(self) -> list[int]:
+        """The shards whose content nothing has compared with their checksums: of this machine."""
+        return self._store.unverified_shards()
+
+    def shard_fault(self, shard: int, *, stop: Callable[[], bool] = lambda: False) -> str | None:
+        """Read a whole shard, and say how it differs from the one that was packed, or None.
+
+        Args:
+            shard: its number.
+            stop: asked every 4 MB whether to give up, with None for a result.
+        """
+        return self._store.shard_fault(shard, stop=stop)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Say which shards will be read soon, in this order: remote ones are fetched meanwhile."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -41,7 +42,7 @@ from toto.data.manifest import (
     manifest_json,
 )
 from toto.data.tar import TarFileWriter
-from toto.errors import DataError
+from toto.errors import DataError, RunError
 from toto.files import PARTIAL, disk_errors, locked, sync, write_atomic
 from toto.registry import Config
 
@@ -193,6 +194,8 @@ class PartWriter:
         )
         (self._work / "json").write_text(part.model_dump_json() + "\n", encoding="utf-8")
         if part.shard is not None:
+            sync(self._work / "tar")
+            _require_written(self._work / "tar", digest)
             self._move("tar", self._folder / DATASET / part.shard.name)
         for name in ("rows", "origins"):
             self._move(name, _part_file(self._folder, self._number, name))
@@ -369,6 +372,22 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
     dataset.rename(out)
     sync(out.parent)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_written(path: Path, sha256: str) -> None:
+    """Read a file that was just written, from the disk where the system lets us.
+
+    Raises:
+        RunError: it is not what was written.
+    """
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise RunError(
+                f"{path} holds other bytes than were written to it: the memory or the disk of this "
+                "machine is faulty. Check them, then run the command again on a sound disk"
+            )
 
 
 def _part_file(folder: Path, number: int, kind: str) -> Path:

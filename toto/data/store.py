@@ -17,7 +17,7 @@ from toto.errors import DataError
 from toto.wording import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from toto.data.manifest import Orientation, ShardEntry
@@ -36,6 +36,7 @@ __all__ = [
 
 ORIGINS_FILE = "files.jsonl"
 EXCLUDED_FILE = "excluded.jsonl"
+READ_BYTES = 2**22
 
 Ints = npt.NDArray[np.int64]
 
@@ -72,6 +73,46 @@ class Store(ABC):
         Raises:
             DataError: it is missing, or not as the manifest says.
         """
+
+    @abstractmethod
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the file of a shard.
+
+        Raises:
+            DataError: it is missing.
+        """
+
+    def unverified_shards(self) -> list[int]:
+        """The shards whose content nothing has compared with their checksums."""
+        return list(range(len(self.manifest.shards)))
+
+    def shard_fault(self, shard: int, *, stop: Callable[[], bool]) -> str | None:
+        """Read a whole shard, and say how it differs from the one that was packed.
+
+        Args:
+            shard: its number.
+            stop: asked every 4 MB whether to give up, with None for a result.
+        """
+        entry = self.manifest.shards[shard]
+        digest, size = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(READ_BYTES))
+        try:
+            with self.open_shard(shard) as file:
+                while read := file.readinto(buffer):  # type: ignore[attr-defined]
+                    if stop():
+                        return None
+                    digest.update(buffer[:read])
+                    size += read
+        except (OSError, DataError) as error:
+            return str(error)
+        if digest.hexdigest() == entry.sha256:
+            return None
+        what = (
+            "its checksum differs"
+            if size == entry.bytes
+            else f"{size:,} bytes, and the manifest says {entry.bytes:,}"
+        )
+        return f"{self.address}: {entry.name} is not what was packed ({what})"
 
     @abstractmethod
     def origins(self) -> Iterator[str]:
@@ -134,12 +175,16 @@ class LocalStore(Store):
         return self._columns.read(name, first, last)
 
     def map_shard(self, shard: int) -> memoryview:
-        """The file, mapped."""
+        """Map the file."""
         entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
+        with self.open_shard(shard) as file:
+            return map_shard(file, entry, str(self.folder / entry.name))
+
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the file in the folder."""
+        path = self.folder / self.manifest.shards[shard].name
         try:
-            with path.open("rb") as file:
-                return map_shard(file, entry, str(path))
+            return path.open("rb")
         except OSError as error:
             raise DataError(f"{path}: {error}. Pack the dataset again") from error
 
@@ -210,6 +255,20 @@ class JoinedStore(Store):
         part, place = self._locate(shard)
         return self.parts[part].map_shard(place)
 
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open that of the part that holds it."""
+        part, place = self._locate(shard)
+        return self.parts[part].open_shard(place)
+
+    def unverified_shards(self) -> list[int]:
+        """Those of all parts."""
+        first = [0, *self._shard_ends[:-1].tolist()]
+        return [
+            start + shard
+            for part, start in zip(self.parts, first, strict=True)
+            for shard in part.unverified_shards()
+        ]
+
     def origins(self) -> Iterator[str]:
         """Those of one part after the other."""
         for part in self.parts:
@@ -247,7 +306,7 @@ def map_shard(file: BinaryIO, entry: ShardEntry, path: str) -> memoryview:
     """
     try:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}. Pack the dataset again") from error
     if len(mapped) != entry.bytes:
         raise DataError(

@@ -143,7 +143,17 @@ class ShardCoder:
         return frames * height * width * self._info.crops
 
     def samples(self, shard: int, advance: Callable[[int], None]) -> Iterator[Sample]:
-        """The token samples of a raw shard, in order; `advance` is told the tokens of each."""
+        """Yield the token samples of a raw shard, in order; `advance` is told the tokens of each.
+
+        The shard is verified first: tokens of damaged data would be stored under the fingerprint
+        of the intact dataset.
+
+        Raises:
+            DataError: the shard is not what was packed, or a sample cannot be decoded.
+        """
+        fault = self._dataset.shard_fault(shard)
+        if fault is not None:
+            raise DataError(f"{fault}. Copy it again, or pack the dataset again")
         kept = self._kept(shard)
         frames = itertools.chain.from_iterable(self._crops_of(sample) for sample in kept)
         codes = _encode(frames, self._tokenizer, self._batch)

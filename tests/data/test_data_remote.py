@@ -519,3 +519,16 @@ def test_a_fetch_ahead_that_fails_is_left_to_the_read(server, tmp_path):
     wait_until(lambda: cached_shards(cache(tmp_path)) == ["shard-00001.tar"])
     with pytest.raises(DataError, match="cannot be fetched"):
         dataset.read(0)
+
+
+def test_a_shard_that_was_changed_in_the_cache_is_fetched_again(server, tmp_path, caplog):
+    wanted = bytes(open_remote(server, cache(tmp_path)).read(0))
+    (path,) = (tmp_path / "cache").glob("*/shard-00000.tar")
+    open_remote(server, cache(tmp_path)).read(0)
+    assert server.served[SHARD] == 1
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    assert bytes(open_remote(server, cache(tmp_path)).read(0)) == wanted
+    assert server.served[SHARD] == 2
+    assert "was changed after it was fetched; fetching it again" in caplog.text

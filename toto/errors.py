@@ -14,6 +14,7 @@ __all__ = [
     "RunError",
     "StoppedError",
     "TotoError",
+    "UndecodableError",
     "UserError",
     "error_of_code",
     "raised_by_all",
@@ -48,6 +49,14 @@ class UserError(TotoError):
 
 class DataError(UserError):
     """A dataset, shard or file that is missing, broken or does not fit the recipe."""
+
+
+class UndecodableError(DataError):
+    """One sample that is damaged, above a limit, or not of the format that its name says.
+
+    A training stream counts it, names it and draws another in its place; all else that is wrong
+    with a dataset is a DataError, and stops the run.
+    """
 
 
 class CheckpointError(UserError):

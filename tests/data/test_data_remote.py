@@ -16,6 +16,7 @@ from toto.data import fetch
 from toto.data.config import CacheConfig, ClipConfig
 from toto.data.index import Dataset
 from toto.data.loader import training_batches
+from toto.data.manifest import manifest_json, parse_manifest
 from toto.data.stream import Stream, StreamSource
 from toto.errors import DataError
 
@@ -115,8 +116,11 @@ def test_a_pickled_dataset_asks_no_server_to_open(server, tmp_path):
 
 def test_a_changed_dataset_is_another_entry(server, root, tmp_path):
     open_remote(server, cache(tmp_path)).read(0)
-    changed = (root / "tokens" / "manifest.json").read_bytes().replace(b'"toy"', b'"joy"')
-    server.content["manifest.json"] = changed
+    changed = parse_manifest((root / "tokens" / "manifest.json").read_bytes(), "manifest")
+    changed = changed.model_copy(
+        update={"tokens": changed.tokens.model_copy(update={"tokenizer": {"name": "joy"}})}
+    )
+    server.content["manifest.json"] = manifest_json(changed).encode()
     assert open_remote(server, cache(tmp_path)).tokens.tokenizer == {"name": "joy"}
     entries = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     assert len(entries) == 2
@@ -357,7 +361,7 @@ def test_a_column_of_another_length_is_named(server, tmp_path):
 def test_an_index_of_another_packing_is_named(server, root, tmp_path):
     offsets = np.frombuffer((root / "tokens" / "offset.u64").read_bytes(), "<u8") + 512
     server.content["offset.u64"] = offsets.tobytes()
-    with pytest.raises(DataError, match=r"shard-00000\.tar and the index beside it are of diff"):
+    with pytest.raises(DataError, match=r"offset\.u64 the part of shard-00000\.tar is not what"):
         open_remote(server, cache(tmp_path)).read(0)
 
 
@@ -515,3 +519,16 @@ def test_a_fetch_ahead_that_fails_is_left_to_the_read(server, tmp_path):
     wait_until(lambda: cached_shards(cache(tmp_path)) == ["shard-00001.tar"])
     with pytest.raises(DataError, match="cannot be fetched"):
         dataset.read(0)
+
+
+def test_a_shard_that_was_changed_in_the_cache_is_fetched_again(server, tmp_path, caplog):
+    wanted = bytes(open_remote(server, cache(tmp_path)).read(0))
+    (path,) = (tmp_path / "cache").glob("*/shard-00000.tar")
+    open_remote(server, cache(tmp_path)).read(0)
+    assert server.served[SHARD] == 1
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    assert bytes(open_remote(server, cache(tmp_path)).read(0)) == wanted
+    assert server.served[SHARD] == 2
+    assert "was changed after it was fetched; fetching it again" in caplog.text

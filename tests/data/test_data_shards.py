@@ -1,11 +1,17 @@
-import json
 import pickle
 import shutil
 
 import numpy as np
 import pytest
 import webdataset
-from toy_data import picture_dataset, png, random_picture, token_dataset, write_dataset
+from toy_data import (
+    edit_manifest,
+    picture_dataset,
+    png,
+    random_picture,
+    token_dataset,
+    write_dataset,
+)
 
 from toto.data.index import Dataset
 from toto.data.shards import DatasetWriter
@@ -132,11 +138,6 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
         Dataset.open(tmp_path / "d")
 
 
-def _edit_manifest(folder, **changes):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -147,7 +148,7 @@ def _edit_manifest(folder, **changes):
 )
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path, changes, message):
     picture_dataset(tmp_path / "d", 2)
-    _edit_manifest(tmp_path / "d", **changes)
+    edit_manifest(tmp_path / "d", **changes)
     with pytest.raises(DataError, match=message):
         Dataset.open(tmp_path / "d")
 

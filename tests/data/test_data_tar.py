@@ -47,7 +47,8 @@ def test_a_file_as_large_as_no_header_can_say_is_read(tmp_path, size):
     np.array([size], "<u8").tofile(tmp_path / "d/size.u64")
     path = tmp_path / "d/manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["shards"][0]["bytes"] = len(head) + size
+    manifest["shards"][0] |= {"bytes": len(head) + size, "columns": None}
+    manifest["checksum"] = None
     path.write_text(json.dumps(manifest))
     dataset = Dataset.open(tmp_path / "d")
     assert len(dataset.read(0)) == size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -62,6 +63,21 @@ def encode(frames, codec):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def edit_manifest(folder, **changes):
+    """Write a manifest with these fields and no checksum."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": None} | changes))
+
+
+def without_checksums(dataset):
+    """Return the dataset as an older toto packed it: checksums of the shards alone."""
+    path = dataset.folder / "manifest.json"
+    shards = json.loads(path.read_text())["shards"]
+    shards = [{key: shard[key] for key in shard if key != "columns"} for shard in shards]
+    edit_manifest(dataset.folder, origins_sha256=None, shards=shards)
+    return Dataset.open(dataset.folder)
 
 
 def write_dataset(out, samples, *, kind, extension, shard_samples=10_000):

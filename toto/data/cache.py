@@ -11,26 +11,23 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from toto.data.cache_folder import CacheFolder
+from toto.data.columns import COLUMNS, Column, Columns, column_file, verify_column_file
 from toto.data.fetch import Remote, TooLongError
 from toto.data.manifest import MANIFEST_FILE, parse_manifest
 from toto.data.order import WINDOW_SHARDS
 from toto.data.readahead import ReadAhead
 from toto.data.store import (
-    COLUMNS,
     EXCLUDED_FILE,
     ORIGINS_FILE,
-    Column,
     Ints,
     Store,
-    column_file,
     map_shard,
     parse_excluded,
-    read_column,
     read_origins,
 )
 from toto.errors import DataError
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from toto.data.config import CacheConfig
+    from toto.data.manifest import Manifest
 
 __all__ = ["CachedStore"]
 
@@ -106,10 +104,11 @@ class CachedStore(Store):
     ) -> None:
         self.address = remote.address
         self.name = re.sub(r"[^\w.-]", "_", remote.address.rsplit("/", 1)[-1])
-        self.manifest = parse_manifest((entry / MANIFEST_FILE).read_bytes(), str(entry))
+        self.manifest = _cached_manifest(entry)
         self.excluded = excluded
         self._remote, self._cache, self._config, self._entry = remote, cache, config, entry
-        self._columns: set[str] = set()
+        self._fetched: set[str] = set()
+        self._columns = Columns(entry, self.manifest, f"Remove {entry}; it is fetched again then")
         self._mapped: dict[int, int] = {}
         self._ahead = ReadAhead(self._bring, config.ahead)
 
@@ -118,21 +117,28 @@ class CachedStore(Store):
         return _reopen, (self._remote, self._cache, self._config, self._entry, self.excluded)
 
     def column(self, name: str, first: int, last: int) -> Column:
-        """From the cache's copy; the whole column is fetched when it is first read."""
-        file = column_file(name)
-        if name not in self._columns:
-            size = self.manifest.num_samples * np.dtype(COLUMNS[name]).itemsize
-            self._keep(file, size)
-            self._columns.add(name)
-        return read_column(self._entry / file, name, first, last)
+        """Read from the cache's copy; the whole column is fetched when it is first read."""
+        if name not in self._fetched:
+            self._keep_column(name)
+            self._fetched.add(name)
+        return self._columns.read(name, first, last)
 
     def map_shard(self, shard: int) -> memoryview:
-        """From the cache; fetched and verified where it is not there."""
+        """Map from the cache; fetched and verified where it is not there, or was changed there."""
         entry = self.manifest.shards[shard]
-        path = self._entry / entry.name
-        with self._cache.open(path, entry.bytes, self._download(shard)) as file:
+        with self.open_shard(shard) as file:
             self._mapped[shard] = os.fstat(file.fileno()).st_ino
-            return map_shard(file, entry, str(path))
+            return map_shard(file, entry, str(self._entry / entry.name))
+
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the cache's copy, fetched and verified where it is not there."""
+        entry = self.manifest.shards[shard]
+        path, download = self._entry / entry.name, self._download(shard)
+        return self._cache.open(path, entry.bytes, download, sha256=entry.sha256)
+
+    def unverified_shards(self) -> list[int]:
+        """None: they are verified as they are fetched, and when they have changed since."""
+        return []
 
     def origins(self) -> Iterator[str]:
         """From the cache's copy."""
@@ -141,7 +147,7 @@ class CachedStore(Store):
             content = _fetch_small(self._remote, self._cache, ORIGINS_FILE)
             if content is not None:
                 self._cache.put(path, content)
-        return read_origins(path, self.address)
+        return read_origins(path, self.address, self.manifest.origins_sha256)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Fetch these in the background, in place of those asked for before."""
@@ -166,16 +172,21 @@ class CachedStore(Store):
 
     def _bring(self, shard: int) -> None:
         entry = self.manifest.shards[shard]
-        self._cache.add(self._entry / entry.name, entry.bytes, self._download(shard))
+        path, download = self._entry / entry.name, self._download(shard)
+        self._cache.add(path, entry.bytes, download, sha256=entry.sha256)
 
-    def _keep(self, file: str, size: int) -> None:
-        """A file whose size the manifest decides, but not its content."""
+    def _keep_column(self, name: str) -> None:
+        file = column_file(name)
+        size = self.manifest.num_samples * np.dtype(COLUMNS[name]).itemsize
 
         def download(path: Path) -> None:
             self._fetch(file, path, size)
             found = path.stat().st_size
             if found != size:
                 raise DataError(self._changed(file, f"has {found} bytes instead of {size}"))
+            fault = verify_column_file(path, name, self.manifest)
+            if fault is not None:
+                raise DataError(self._changed(file, fault))
 
         self._cache.open(self._entry / file, size, download).close()
 
@@ -222,6 +233,21 @@ def _reopen(
     store = CachedStore.__new__(CachedStore)
     store._set(remote, cache, config, entry, excluded)
     return store
+
+
+def _cached_manifest(entry: Path) -> Manifest:
+    """Return the manifest that a folder of the cache is named by.
+
+    Raises:
+        DataError: it was changed there.
+    """
+    path = entry / MANIFEST_FILE
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest()[:32] != entry.name:
+        raise DataError(
+            f"{path} was changed after it was fetched. Remove {entry}; it is fetched again then"
+        )
+    return parse_manifest(content, str(path))
 
 
 def _fetch_excluded(remote: Remote, cache: CacheFolder) -> bytes:

@@ -5,6 +5,10 @@
     folder/<entry>/shard-00000.tar …   evicted when not used for longest
     folder/<entry>/…                   other files, kept
 
+A verified file has a time of last change that follows from its checksum (`_stamp`), which any
+later change replaces: a process that opens a file without its stamp hashes it again. The order of
+use is therefore that of the times of access, which are set at each opening.
+
 An unfinished file is its own lock and holds its size in its name, so that space is taken before it
 is used and what a killed process left is seen as such.
 
@@ -15,6 +19,8 @@ removed file until it is unmapped; its space comes back when that process next m
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import logging
 import os
 import re
 import shutil
@@ -22,15 +28,18 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from toto.errors import DataError
 from toto.files import PARTIAL, sync, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
 __all__ = ["CacheFolder", "cache_errors"]
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 UNFINISHED = re.compile(rf"\.(?P<name>.+)\.(?P<size>\d+){re.escape(PARTIAL)}")
@@ -53,8 +62,15 @@ class CacheFolder:
     folder: Path
     max_bytes: int
 
-    def open(self, path: Path, size: int, download: Callable[[Path], None]) -> BinaryIO:
-        """The file `path`, open; downloaded where it is not there.
+    def open(
+        self,
+        path: Path,
+        size: int,
+        download: Callable[[Path], None],
+        *,
+        sha256: str | None = None,
+    ) -> BinaryIO:
+        """Open the file `path`; it is downloaded where it is not there, or was changed there.
 
         While another process or thread downloads it, this waits.
 
@@ -62,29 +78,30 @@ class CacheFolder:
             path: in a sub-folder.
             size: in bytes.
             download: writes the file to the path that it is given, verified.
+            sha256: of its content; None where the caller verifies what it reads.
 
         Raises:
             DataError: the folder is too small for the file or cannot be written, or as `download`.
         """
         with cache_errors(path):
             while True:
-                file = self._open_whole(path, size)
+                file = self._open_whole(path, size, sha256)
                 if file is not None:
                     return file
                 claim = self._claim(path, size)
                 if claim is None:
                     time.sleep(POLL_SECONDS)
                     continue
-                return self._fill(claim, path, download)
+                return self._fill(claim, path, download, sha256)
 
-    def add(self, path: Path, size: int, download: Callable[[Path], None]) -> None:
+    def add(self, path: Path, size: int, download: Callable[[Path], None], *, sha256: str) -> None:
         """Download `path` where it is not there and nobody else does so now; as `open`."""
         with cache_errors(path):
             if path.exists():
                 return
             claim = self._claim(path, size)
             if claim is not None:
-                self._fill(claim, path, download).close()
+                self._fill(claim, path, download, sha256).close()
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
@@ -124,18 +141,17 @@ class CacheFolder:
                     self._evict(missing, path, in_use)
                 write_atomic(path, content.decode())
 
-    def _open_whole(self, path: Path, size: int) -> BinaryIO | None:
+    def _open_whole(self, path: Path, size: int, sha256: str | None) -> BinaryIO | None:
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return None
-        if os.fstat(file.fileno()).st_size != size:
+        if os.fstat(file.fileno()).st_size != size or not _is_unchanged(file, sha256):
+            logger.warning("%s was changed after it was fetched; fetching it again", path)
             file.close()
             path.unlink(missing_ok=True)
             return None
-        # The order of use is the order of these times; reading alone need not leave one.
-        with suppress(PermissionError):  # another user's, in a folder that users share
-            os.utime(file.fileno())
+        _set_stamp(file, sha256)
         return file
 
     def _claim(self, path: Path, size: int) -> _Claim | None:
@@ -152,7 +168,9 @@ class CacheFolder:
                 return None
             return _Claim.make(unfinished)
 
-    def _fill(self, claim: _Claim, path: Path, download: Callable[[Path], None]) -> BinaryIO:
+    def _fill(
+        self, claim: _Claim, path: Path, download: Callable[[Path], None], sha256: str | None
+    ) -> BinaryIO:
         """Download into a claim; the file gets its name when it is whole and on the disk."""
         content = claim.path.with_name(f"{claim.path.name}.content")
         try:
@@ -160,6 +178,7 @@ class CacheFolder:
             sync(content)
             # Opened before anybody else can see, and so evict, it.
             file = content.open("rb")
+            _set_stamp(file, sha256)
             content.replace(path)
             return file
         finally:
@@ -200,7 +219,7 @@ class CacheFolder:
     def _evict(self, missing: int, path: Path, in_use: list[Path]) -> bool:
         """Remove the shards not used for longest; False where others must finish first."""
         shards = [entry for entry in self._files() if EVICTABLE.fullmatch(entry.name)]
-        for entry in sorted(shards, key=lambda shard: shard.stat().st_mtime_ns):
+        for entry in sorted(shards, key=lambda shard: shard.stat().st_atime_ns):
             if missing <= 0:
                 break
             missing -= entry.stat().st_size
@@ -248,6 +267,24 @@ class _Claim:
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
         _unlock(self.descriptor)
+
+
+def _stamp(sha256: str) -> int:
+    """Return a time before 2004, in nanoseconds, that no file gets by being written."""
+    return int(sha256[:7], 16) * 4 * 10**9
+
+
+def _is_unchanged(file: BinaryIO, sha256: str | None) -> bool:
+    if sha256 is None or os.fstat(file.fileno()).st_mtime_ns == _stamp(sha256):
+        return True
+    return hashlib.file_digest(cast("BufferedReader", file), "sha256").hexdigest() == sha256
+
+
+def _set_stamp(file: BinaryIO, sha256: str | None) -> None:
+    """Note that a file is used now, and that it was verified if `sha256` is given."""
+    changed = os.fstat(file.fileno()).st_mtime_ns if sha256 is None else _stamp(sha256)
+    with suppress(PermissionError):  # another user's, in a folder that users share
+        os.utime(file.fileno(), ns=(time.time_ns(), changed))
 
 
 def _unlock(descriptor: int) -> None:

@@ -55,18 +55,18 @@ def read_clip(
     Raises:
         DataError: the sample cannot be decoded.
     """
-    if dataset.form == "tokens":
-        return dataset.read_codes(sample, start, clip.frames, clip.stride)
 
     def cut(frames_THWC: Frames) -> Frames:
         return views.cut(frames_THWC, clip.resolution, sample, draw)
 
     try:
+        if dataset.form == "tokens":
+            return dataset.read_codes(sample, start, clip.frames, clip.stride)
         return decode_sample(dataset, sample, start, clip.frames, clip.stride, cut=cut)
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Remove "
-            "the file and pack its folder again"
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.name_of(sample)}): {error}. "
+            "Remove the file and pack its folder again"
         ) from error
 
 

@@ -98,6 +98,11 @@ class DataConfig(Config):
     decoder: Decoder = Field(
         "pyav", description="of the training clips; `torchcodec` has to be installed"
     )
+    verify: Literal["background", "off"] = Field(
+        "background",
+        description="compare the shards with their checksums: 256 MB before the first step, the "
+        "rest while training",
+    )
     max_broken: NonNegativeFloat = Field(
         0.01, le=1.0, description="share of undecodable units that stops the run"
     )

@@ -1,12 +1,13 @@
-"""What is wrong with a dataset: every shard read, every sample decoded, found out before a run."""
+"""What is wrong with a dataset: every shard is compared with the index, every sample decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import tarfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toto.data.decode import UndecodableError, inspect_media
-from toto.data.index import EXCLUDED_FILE, NO_LABEL
+from toto.data.index import EXCLUDED_FILE, NO_LABEL, TarRow
 from toto.data.progress import Progress, silent
 from toto.data.store import excluded_lines
 from toto.data.workers import Crash, map_in_workers
@@ -24,6 +25,7 @@ from toto.wording import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from toto.data.config import ClipConfig
     from toto.data.index import Dataset
@@ -39,8 +41,7 @@ __all__ = [
     "unlike_paper",
 ]
 
-Ailment = Literal["missing", "undecodable", "short", "duplicate", "unlabelled"]
-HASH_CHUNK = 2**24
+Ailment = Literal["missing", "index", "undecodable", "short", "duplicate", "unlabelled"]
 CHUNK = 16  # samples that a worker takes at once
 
 
@@ -51,7 +52,8 @@ class Finding:
     Attributes:
         sample: its number in the dataset.
         file: its original.
-        ailment: `missing` where its shard is gone or changed.
+        ailment: `missing` where its shard is gone or changed, `index` where the index says
+            something else of it than its tar.
         detail: in words.
     """
 
@@ -151,6 +153,9 @@ def examine(
         )
     ]
     there = kept[~is_missing]
+    wrong = _unlike_tar(dataset, sorted(set(shard_of[~is_missing].tolist())))
+    ailments += [(sample, "index", wrong[sample]) for sample in there.tolist() if sample in wrong]
+    there = np.setdiff1d(there, list(wrong), assume_unique=True)
     hashes = np.zeros(dataset.num_samples, dtype=np.uint64)
     examined = map_in_workers(
         partial(_examine_sample, dataset, clip.span if dataset.kind == "videos" else 1),
@@ -171,6 +176,58 @@ def examine(
         progress(done, len(there))
     passed_over = {sample for sample, _, _ in ailments} | set(dataset.excluded.tolist())
     return _findings(dataset, ailments, _duplicates(hashes, passed_over))
+
+
+def _unlike_tar(dataset: Dataset, shards: Iterable[int]) -> dict[int, str]:
+    """Compare the index with the members of the tars; sample → what differs."""
+    wrong: dict[int, str] = {}
+    for shard in shards:
+        first, last = dataset.shard_starts[shard : shard + 2].tolist()
+        found = _tar_rows(dataset.folder / dataset.manifest.shards[shard].name)
+        if isinstance(found, str):
+            wrong |= dict.fromkeys(range(first, last), found)
+            continue
+        said = dataset.rows(first, last)
+        for place in range(last - first):
+            here = found[place] if place < len(found) else None
+            if here != said[place]:
+                wrong[first + place] = _difference(said[place], here)
+    return wrong
+
+
+def _tar_rows(path: Path) -> list[TarRow] | str:
+    """Return what the index should say of each sample of a tar, or why it cannot be read."""
+    rows: list[TarRow] = []
+    labels: dict[str, str] = {}
+    keys: list[str] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if extension == "cls":
+                    content = tar.extractfile(member)
+                    labels[key] = "" if content is None else content.read(32).decode("ascii")
+                    continue
+                keys.append(key)
+                rows.append(TarRow(member.offset_data, member.size, NO_LABEL))
+        if len(set(keys)) < len(keys):
+            return f"{path.name} has several samples of one key"
+        return [
+            replace(row, label=int(labels.get(key, NO_LABEL)))
+            for key, row in zip(keys, rows, strict=True)
+        ]
+    except (tarfile.TarError, ValueError, OSError) as error:
+        return f"{path.name} is no sound tar ({error})"
+
+
+def _difference(said: TarRow, found: TarRow | None) -> str:
+    if found is None:
+        return "the index has more samples than the tar"
+    return "; ".join(
+        f"{name} {ours} in the index, {theirs} in the tar"
+        for (name, ours), theirs in zip(asdict(said).items(), asdict(found).values(), strict=True)
+        if ours != theirs
+    )
 
 
 def exclude(dataset: Dataset, findings: Iterable[Finding]) -> int:
@@ -210,6 +267,8 @@ def unlike_paper(dataset: Dataset, name: str) -> str | None:
 def _examine_sample(dataset: Dataset, span: int, sample: int) -> _Report | DataError:
     try:
         payload = dataset.read(sample)
+    except UndecodableError as error:
+        return _Report(0, ("undecodable", str(error)))
     except DataError as error:  # what a worker raises would pass for a crash
         return error
     digest = hashlib.blake2b(payload, digest_size=8).digest()
@@ -223,11 +282,9 @@ def _changed(dataset: Dataset, shard: int) -> str | None:
         return f"{entry.name} is missing"
     if path.stat().st_size != entry.bytes:
         return f"{entry.name} has {path.stat().st_size} bytes instead of {entry.bytes}"
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return None if digest.hexdigest() == entry.sha256 else f"{entry.name} has another checksum"
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if digest == entry.sha256 else f"{entry.name} has another checksum"
 
 
 def _ailment(

@@ -1,17 +1,18 @@
-"""The manifest of a packed dataset: what its shards hold, and of which making they are.
+"""The manifest of a packed dataset: what its shards hold, and the checksums of all its files.
 
-It is written last, and the folder gets its name after that: where a manifest stands, the dataset is
-whole.
+It is written last, and the folder gets its name after that: where there is a manifest, the dataset
+is whole. `excluded.jsonl` alone, which users edit, has no checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from toto.data.columns import COLUMNS, column_file
 from toto.errors import DataError
 from toto.registry import Config
 
@@ -27,6 +28,7 @@ __all__ = [
     "ShardEntry",
     "SkippedFile",
     "TokenInfo",
+    "manifest_json",
     "parse_manifest",
     "read_manifest",
 ]
@@ -49,6 +51,15 @@ class ShardEntry(Config):
     samples: PositiveInt
     bytes: PositiveInt
     sha256: str
+    columns: dict[str, str] | None = Field(
+        None, description="checksum of this shard's part of each column; see toto.data.columns"
+    )
+
+    @model_validator(mode="after")
+    def _of_all_columns(self) -> Self:
+        if self.columns is not None and self.columns.keys() != COLUMNS.keys():
+            raise ValueError(f"checksums of {', '.join(self.columns)} instead of {list(COLUMNS)}")
+        return self
 
 
 class TokenInfo(Config):
@@ -92,6 +103,20 @@ class Manifest(Config):
     made_from: str = Field(
         "", description="for token shards: a hash of all that decides their bytes"
     )
+    origins_sha256: str | None = Field(None, description="of files.jsonl")
+    checksum: str | None = Field(
+        None, description="SHA-256 of all other fields; see `manifest_json`"
+    )
+
+    @property
+    def unprotected(self) -> tuple[str, ...]:
+        """The files whose damage would not be noticed, as of datasets packed by an older toto."""
+        columns = any(shard.columns is None for shard in self.shards)
+        return (
+            *((MANIFEST_FILE,) if self.checksum is None else ()),
+            *((column_file(name) for name in COLUMNS) if columns else ()),
+            *(("files.jsonl",) if self.origins_sha256 is None else ()),
+        )
 
     @property
     def num_samples(self) -> int:
@@ -129,8 +154,20 @@ def read_manifest(folder: Path) -> Manifest:
     return parse_manifest(path.read_bytes(), str(path))
 
 
+def manifest_json(manifest: Manifest) -> str:
+    """Return the text of a manifest with its checksum, which ignores order and white space."""
+    content = json.loads(manifest.model_dump_json(exclude={"checksum"}))
+    whole = manifest.model_copy(update={"checksum": _checksum(content)})
+    return whole.model_dump_json(indent=1) + "\n"
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    others = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
 def parse_manifest(content: bytes, path: str) -> Manifest:
-    """The manifest in these bytes; `path` names them in messages.
+    """Return the manifest in these bytes; `path` names them in messages.
 
     Raises:
         DataError: they are of another version, or damaged.
@@ -145,6 +182,12 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
             f"{path} is of format version {version}, and this toto reads "
             f"{' and '.join(str(known) for known in READABLE_VERSIONS)}. "
             "Update toto, or pack the dataset again"
+        )
+    written = data.get("checksum")
+    if written is not None and written != _checksum(data):
+        raise DataError(
+            f"{path} is not what was packed (its checksum differs). Copy the whole dataset again, "
+            "or pack it again"
         )
     try:
         return Manifest.model_validate(data)

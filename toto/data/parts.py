@@ -15,6 +15,7 @@ number of processes nor their deaths show in the result.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, NonNegativeInt, ValidationError
 
-from toto.data.index import COLUMNS, NO_LABEL, ORIGINS_FILE, column_file
+from toto.data.columns import COLUMNS, column_checksum, column_file
+from toto.data.index import NO_LABEL, ORIGINS_FILE
 from toto.data.manifest import (
     MANIFEST_FILE,
     Form,
@@ -37,9 +39,10 @@ from toto.data.manifest import (
     ShardEntry,
     SkippedFile,
     TokenInfo,
+    manifest_json,
 )
 from toto.data.tar import TarFileWriter
-from toto.errors import DataError, UserError
+from toto.errors import DataError, RunError, UserError
 from toto.files import (
     PARTIAL,
     disk_errors,
@@ -188,6 +191,7 @@ class PartWriter:
             samples=max(len(rows), 1),
             bytes=self._tar.size,
             sha256=digest,
+            columns={name: column_checksum(rows[name]) for name in COLUMNS},
         )
         part = Part(
             shard=entry if len(rows) else None,
@@ -200,6 +204,8 @@ class PartWriter:
         )
         (self._work / "json").write_text(part.model_dump_json() + "\n", encoding="utf-8")
         if part.shard is not None:
+            sync(self._work / "tar")
+            _require_written(self._work / "tar", digest)
             self._move("tar", self._folder / DATASET / part.shard.name)
         for name in ("rows", "origins"):
             self._move(name, _part_file(self._folder, self._number, name))
@@ -382,12 +388,15 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
     if not parts:
         raise DataError(f"{out}: there is no sample to pack")
     columns = {name: (dataset / column_file(name)).open("wb") for name in COLUMNS}
+    digest = hashlib.sha256()
     with (dataset / ORIGINS_FILE).open("wb") as origins:
         for number, _ in parts:
             rows = np.fromfile(_part_file(folder, number, "rows"), ROW)
             for name, file in columns.items():
                 rows[name].tofile(file)
-            origins.write(_part_file(folder, number, "origins").read_bytes())
+            lines = _part_file(folder, number, "origins").read_bytes()
+            digest.update(lines)
+            origins.write(lines)
     for file in columns.values():
         file.close()
     manifest = Manifest(
@@ -400,14 +409,31 @@ def publish(folder: Path, count: int, out: Path, description: Description) -> No
         made_from=description.made_from,
         orientation=description.orientation,
         turned=description.turned,
+        origins_sha256=digest.hexdigest(),
         skipped=tuple(file for n in range(count) for file in _read_part(folder, n).skipped),
     )
     for path in (dataset / ORIGINS_FILE, *(dataset / column_file(name) for name in COLUMNS)):
         sync(path)
-    write_atomic(dataset / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    write_atomic(dataset / MANIFEST_FILE, manifest_json(manifest))
     dataset.rename(out)
     sync(out.parent)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_written(path: Path, sha256: str) -> None:
+    """Read a file that was just written, from the disk where the system lets us.
+
+    Raises:
+        RunError: it is not what was written.
+    """
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise RunError(
+                f"{path} holds other bytes than were written to it: the memory or the disk of this "
+                "machine is faulty. Check them, then run the command again on a sound disk"
+            )
 
 
 def _part_file(folder: Path, number: int, kind: str) -> Path:

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from toto.data.columns import COLUMNS, Column, Columns, column_file
 from toto.data.manifest import Manifest, TokenInfo, read_manifest
 from toto.errors import DataError
 from toto.wording import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from toto.data.manifest import Orientation, ShardEntry
 
 __all__ = [
-    "COLUMNS",
     "EXCLUDED_FILE",
     "ORIGINS_FILE",
     "JoinedStore",
     "LocalStore",
     "Store",
-    "column_file",
     "excluded_lines",
     "map_shard",
     "parse_excluded",
-    "read_column",
     "read_origins",
 ]
 
-COLUMNS: dict[str, str] = {"offset": "<u8", "size": "<u8", "frames": "<u4", "label": "<i4"}
-"""Name and dtype. `offset` is that of the payload in its tar, just behind the member's header."""
 ORIGINS_FILE = "files.jsonl"
 EXCLUDED_FILE = "excluded.jsonl"
+READ_BYTES = 2**22
 
-Column = npt.NDArray[np.integer[Any]]
 Ints = npt.NDArray[np.int64]
-
-
-def column_file(name: str) -> str:
-    """The file of a column, such as `offset.u64`."""
-    kind, size = COLUMNS[name][1], int(COLUMNS[name][2])
-    return f"{name}.{kind}{size * 8}"
 
 
 class Store(ABC):
@@ -69,7 +60,11 @@ class Store(ABC):
 
     @abstractmethod
     def column(self, name: str, first: int, last: int) -> Column:
-        """A column's values for the samples first to last-1."""
+        """Return a column's values for the samples first to last-1.
+
+        Raises:
+            DataError: it is missing, or its values are not those that were packed.
+        """
 
     @abstractmethod
     def map_shard(self, shard: int) -> memoryview:
@@ -80,11 +75,51 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the file of a shard.
+
+        Raises:
+            DataError: it is missing.
+        """
+
+    def unverified_shards(self) -> list[int]:
+        """The shards whose content nothing has compared with their checksums."""
+        return list(range(len(self.manifest.shards)))
+
+    def shard_fault(self, shard: int, *, stop: Callable[[], bool]) -> str | None:
+        """Read a whole shard, and say how it differs from the one that was packed.
+
+        Args:
+            shard: its number.
+            stop: asked every 4 MB whether to give up, with None for a result.
+        """
+        entry = self.manifest.shards[shard]
+        digest, size = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(READ_BYTES))
+        try:
+            with self.open_shard(shard) as file:
+                while read := file.readinto(buffer):  # type: ignore[attr-defined]
+                    if stop():
+                        return None
+                    digest.update(buffer[:read])
+                    size += read
+        except (OSError, DataError) as error:
+            return str(error)
+        if digest.hexdigest() == entry.sha256:
+            return None
+        what = (
+            "its checksum differs"
+            if size == entry.bytes
+            else f"{size:,} bytes, and the manifest says {entry.bytes:,}"
+        )
+        return f"{self.address}: {entry.name} is not what was packed ({what})"
+
+    @abstractmethod
     def origins(self) -> Iterator[str]:
         """The path of each sample's original.
 
         Raises:
-            DataError: the list is missing.
+            DataError: the list is missing, or at its end that it is not the one that was packed.
         """
 
     @abstractmethod
@@ -124,6 +159,9 @@ class LocalStore(Store):
                     f"{file} does not hold the {samples} samples of the manifest. "
                     "Pack the dataset again"
                 )
+        fix = "Copy the whole dataset again, or pack it again"
+        self._columns = Columns(folder, self.manifest, fix)
+        self._columns.verify_small()
         path = folder / EXCLUDED_FILE
         self.excluded = parse_excluded(
             path.read_bytes() if path.is_file() else b"", str(path), samples
@@ -134,15 +172,19 @@ class LocalStore(Store):
 
     def column(self, name: str, first: int, last: int) -> Column:
         """Read from the column's file."""
-        return read_column(self.folder / column_file(name), name, first, last)
+        return self._columns.read(name, first, last)
 
     def map_shard(self, shard: int) -> memoryview:
-        """The file, mapped."""
+        """Map the file."""
         entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
+        with self.open_shard(shard) as file:
+            return map_shard(file, entry, str(self.folder / entry.name))
+
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open the file in the folder."""
+        path = self.folder / self.manifest.shards[shard].name
         try:
-            with path.open("rb") as file:
-                return map_shard(file, entry, str(path))
+            return path.open("rb")
         except OSError as error:
             raise DataError(f"{path}: {error}. Pack the dataset again") from error
 
@@ -151,7 +193,8 @@ class LocalStore(Store):
 
     def origins(self) -> Iterator[str]:
         """Read from the list beside the shards."""
-        return read_origins(self.folder / ORIGINS_FILE, self.address)
+        path = self.folder / ORIGINS_FILE
+        return read_origins(path, self.address, self.manifest.origins_sha256)
 
 
 class JoinedStore(Store):
@@ -175,6 +218,8 @@ class JoinedStore(Store):
         self.manifest = first.manifest.model_copy(
             update={
                 "made_from": first.manifest.made_from if len(parts) == 1 else "",
+                "checksum": None,
+                "origins_sha256": None,
                 "format_version": min(manifest.format_version for manifest in manifests),
                 "turned": sum(m.turned for m in manifests if m.orientation == "upright"),
                 "orientation": "upright"
@@ -209,6 +254,20 @@ class JoinedStore(Store):
         """Of the part that holds it."""
         part, place = self._locate(shard)
         return self.parts[part].map_shard(place)
+
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open that of the part that holds it."""
+        part, place = self._locate(shard)
+        return self.parts[part].open_shard(place)
+
+    def unverified_shards(self) -> list[int]:
+        """Those of all parts."""
+        first = [0, *self._shard_ends[:-1].tolist()]
+        return [
+            start + shard
+            for part, start in zip(self.parts, first, strict=True)
+            for shard in part.unverified_shards()
+        ]
 
     def origins(self) -> Iterator[str]:
         """Those of one part after the other."""
@@ -247,7 +306,7 @@ def map_shard(file: BinaryIO, entry: ShardEntry, path: str) -> memoryview:
     """
     try:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}. Pack the dataset again") from error
     if len(mapped) != entry.bytes:
         raise DataError(
@@ -257,29 +316,30 @@ def map_shard(file: BinaryIO, entry: ShardEntry, path: str) -> memoryview:
     return mapped
 
 
-def read_column(path: Path, name: str, first: int, last: int) -> Column:
-    """The values first to last-1 of a column's file."""
-    dtype: np.dtype[np.integer[Any]] = np.dtype(COLUMNS[name])
-    return np.fromfile(path, dtype, count=last - first, offset=first * dtype.itemsize)
+def read_origins(path: Path, address: str, sha256: str | None) -> Iterator[str]:
+    """Yield the lines of a list of originals.
 
-
-def read_origins(path: Path, address: str) -> Iterator[str]:
-    """The lines of a list of originals.
+    Args:
+        path: of the list.
+        address: of the dataset, for messages.
+        sha256: of the list when it was packed, compared at its end; None where it is not known.
 
     Raises:
-        DataError: it is missing from the dataset at `address`.
+        DataError: it is missing, or not what was packed.
     """
     if not path.is_file():
         raise DataError(f"{address}: {ORIGINS_FILE} is missing. Pack the dataset again")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    digest = hashlib.sha256()
+    fix = "Copy the whole dataset again, or pack it again"
+    with path.open("rb") as lines:
+        for line in lines:
+            digest.update(line)
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{address}: line {number} of {ORIGINS_FILE} is damaged: {error}. Copy it "
-                    "again, or pack the dataset again"
-                ) from error
+                raise DataError(f"{path} is damaged: {error}. {fix}") from error
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise DataError(f"{path} is not what was packed (its checksum differs). {fix}")
 
 
 def excluded_lines(content: bytes) -> list[str]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from toto.data.decode import UndecodableError, clip_decoder, decode_sample
+from toto.data.decode import clip_decoder, decode_sample
 from toto.data.mixture import Mixture
 from toto.data.order import InOrder, Sampler, Shuffled
 from toto.data.transforms import square_cut
 from toto.data.units import Units
-from toto.errors import DataError
+from toto.errors import DataError, UndecodableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -236,7 +236,7 @@ class SourceStream:
             try:
                 frames = self._read(sample, drawn, place)
             except UndecodableError as error:
-                failures.append(f"{self.dataset.name}/{self.dataset.key(sample)}: {error}")
+                failures.append(f"{self.dataset.name}/{self.dataset.name_of(sample)}: {error}")
             else:
                 return _ReadUnit(frames, self.dataset.label(sample), tuple(failures))
         raise DataError(

@@ -143,7 +143,17 @@ class ShardCoder:
         return frames * height * width * self._info.crops
 
     def samples(self, shard: int, advance: Callable[[int], None]) -> Iterator[Sample]:
-        """The token samples of a raw shard, in order; `advance` is told the tokens of each."""
+        """Yield the token samples of a raw shard, in order; `advance` is told the tokens of each.
+
+        The shard is verified first: tokens of damaged data would be stored under the fingerprint
+        of the intact dataset.
+
+        Raises:
+            DataError: the shard is not what was packed, or a sample cannot be decoded.
+        """
+        fault = self._dataset.shard_fault(shard)
+        if fault is not None:
+            raise DataError(f"{fault}. Copy it again, or pack the dataset again")
         kept = self._kept(shard)
         frames = itertools.chain.from_iterable(self._crops_of(sample) for sample in kept)
         codes = _encode(frames, self._tokenizer, self._batch)
@@ -267,9 +277,9 @@ def _token_info(dataset: Dataset, tokenizer: Tokenizer, resolution: int, crops: 
 
 def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
     """As many frames of one sample as its index says."""
-    payload, orientation = dataset.read(sample), dataset.orientation(sample)
     count = dataset.frames(sample)
     try:
+        payload, orientation = dataset.read(sample), dataset.orientation(sample)
         decoded = 0
         frames = (
             iter([decode_image(payload, orientation)])
@@ -283,7 +293,7 @@ def _decode(dataset: Dataset, sample: int) -> Iterator[Frame]:
             raise UndecodableError(f"{decoded} of its {count} frames can be decoded")
     except UndecodableError as error:
         raise DataError(
-            f"{dataset.path}: {dataset.origin(sample)} ({dataset.key(sample)}): {error}. Let "
+            f"{dataset.path}: {dataset.origin(sample)} ({dataset.name_of(sample)}): {error}. Let "
             f"streams leave it out: toto doctor {dataset.path} --fix"
         ) from error
 

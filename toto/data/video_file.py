@@ -20,7 +20,7 @@ from av.container import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from toto.errors import DataError
+from toto.errors import DataError, UndecodableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,10 +83,6 @@ SCRIPTS = {
     b"RTSPtext": "a redirection to RTSP",
     b"rtsp:": "a redirection to RTSP",
 }
-
-
-class UndecodableError(DataError):
-    """A file that is damaged, above a limit, or not of the format that its name says."""
 
 
 @dataclass(frozen=True, slots=True)

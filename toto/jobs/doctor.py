@@ -31,6 +31,7 @@ __all__ = ["examine_dataset"]
 SHOWN = 5
 EXPLANATIONS = {
     "missing": "the shard is gone or changed",
+    "index": "the index and the tar disagree",
     "undecodable": "cannot be decoded whole",
     "short": "fewer frames than a clip",
     "duplicate": "the same bytes as an earlier sample",
@@ -109,6 +110,12 @@ def _say_summary(dataset: Dataset, findings: list[Finding]) -> None:
         say(
             "  packed by an older toto: orientation is ignored, and frames of videos were counted "
             "by packets. Pack the originals again to apply today's rules"
+        )
+    unprotected = dataset.manifest.unprotected
+    if unprotected:
+        say(
+            f"  packed by an older toto: {', '.join(unprotected)} have no checksum, so that damage "
+            "to them is found only where they contradict the shards. Pack the originals again"
         )
     counts = count_by_ailment(findings)
     for ailment, explanation in EXPLANATIONS.items():

@@ -55,6 +55,7 @@ FREE_TO_CHANGE = {
     "data.cache.retries",
     "data.cache.stall_seconds",
     "data.workers",
+    "data.verify",
     "data.max_broken",
     "training.log_every",
     "training.eval_every",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 
 from toto.data.loader import training_batches
 from toto.data.stream import Stream
+from toto.data.verification import ShardVerification
 from toto.errors import CheckpointError, DataError, raised_by_all
 from toto.jobs.accuracy import HeldOut, evaluation_values, write_accuracies
 from toto.jobs.console import console, say
@@ -243,8 +244,11 @@ def train_task(
     stream.require_one_form()
     data = {source.name: source.train.fingerprint() for source in sources}
     _require_same_inputs(data, fingerprints, ranks, run)
-    seconds_at_peak = ranks.from_first(lambda: _begun(recipe, ranks, run, origin, files))
-    with note_failure(run.path) if ranks.is_first else nullcontext():
+    with ExitStack() as held:
+        verification = held.enter_context(_verification(recipe, sources, ranks))
+        _require_undamaged(verification, ranks)
+        seconds_at_peak = ranks.from_first(lambda: _begun(recipe, ranks, run, origin, files))
+        held.enter_context(note_failure(run.path) if ranks.is_first else nullcontext())
         result = train(
             engine,
             recipe.training,
@@ -263,15 +267,45 @@ def train_task(
             display=make_display(ranks, console),
             sources=stream.names,
             seconds_at_peak=seconds_at_peak,
+            damage=lambda: verification.fault,
         )
         if not result.interrupted:
             finish()
     if ranks.is_first:
         note_end(run.path, step=result.step, interrupted=result.interrupted)
+        if verification.done < verification.total:
+            done = f"{verification.done:,} of {verification.total:,}"
+            say(f"  shards compared with their checksums so far: {done}")
         _say_how_it_ended(recipe, run, stream, result)
     if result.stopped_by is not None:
         raise raised_by_all(stopped_error(result.stopped_by))
     return result
+
+
+def _verification(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> ShardVerification:
+    """This rank's part of the verification of all datasets that the run reads."""
+    datasets = [
+        dataset
+        for source in sources
+        for dataset in (source.train, source.validation)
+        if dataset is not None
+    ]
+    if recipe.data.verify == "off":
+        if ranks.is_first:
+            say("  data.verify is off: shards are not compared with their checksums")
+        datasets = []
+    return ShardVerification(datasets, rank=ranks.rank, world=ranks.world)
+
+
+def _require_undamaged(verification: ShardVerification, ranks: Ranks) -> None:
+    """Refuse to begin or resume on damage that is found before the first step.
+
+    Raises:
+        DataError: names the shard.
+    """
+    fault = next(filter(None, ranks.gather(verification.fault)), None)
+    if fault is not None:
+        raise raised_by_all(DataError(f"{fault}. Copy it again, or pack the dataset again"))
 
 
 def _batches(

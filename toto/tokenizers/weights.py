@@ -112,7 +112,7 @@ def _checksum(identity: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(identity.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

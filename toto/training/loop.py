@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from toto.errors import RunError, UserError
+from toto.errors import DataError, RunError, UserError, raised_by_all
 from toto.training.checkpoint import CheckpointMeta, load_state, read_meta, verify
 from toto.training.checkpoint_background import open_writer
 from toto.training.engine import B, Engine, StepResult
@@ -103,6 +103,7 @@ def train(
     display: Display,
     sources: Sequence[str] = (),
     seconds_at_peak: float | None = None,
+    damage: Callable[[], str | None] = lambda: None,
 ) -> TrainResult:
     """Train until `settings.steps`, from the beginning or from `run.checkpoint`.
 
@@ -121,8 +122,10 @@ def train(
         display: what the user sees.
         sources: names of what the metric "source_loss" has an entry for.
         seconds_at_peak: what a step would take at the device's peak; None: not known.
+        damage: → what is wrong with the data that this rank verifies, asked after each step.
 
     Raises:
+        DataError: `damage` said something on a rank; the steps that were done are saved.
         RunError: a loss or gradient that is not finite; a disk that is full; ranks that are lost.
         UserError: the checkpoint is beyond `settings.steps`.
         CheckpointError: the checkpoint is broken or of another model.
@@ -150,6 +153,7 @@ def train(
             spent=spent,
             sources=sources,
             seconds_at_peak=seconds_at_peak,
+            damage=damage,
         )
         display.begin(first, steps)
         with session.saved_on_error(), closing(batches(first, steps)) as found:
@@ -159,6 +163,15 @@ def train(
         checkpoint = session.save()
         checkpoints.drain()
         stopped_by = _agreed(interrupt, ranks) if stopped else None
+        fault = next(filter(None, ranks.gather(damage())), None)
+        if fault is not None:
+            raise raised_by_all(
+                DataError(
+                    f"{fault}: steps may have read it. The run stopped after step "
+                    f"{engine.steps_done}, saved in {checkpoint}. Put the packed file back and "
+                    "resume from a checkpoint before the damage, or begin another run"
+                )
+            )
     return TrainResult(engine.steps_done, session.seconds(), checkpoint, stopped_by)
 
 
@@ -187,6 +200,7 @@ class _Session(Generic[B]):
         spent: float,
         sources: Sequence[str],
         seconds_at_peak: float | None,
+        damage: Callable[[], str | None],
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -200,6 +214,7 @@ class _Session(Generic[B]):
         self._checkpoints = checkpoints
         self._sources = sources
         self._seconds_at_peak = seconds_at_peak
+        self._damage = damage
         self._begun = time.perf_counter() - spent
         self._can_save = True
         self._saved: tuple[int, Path] | None = None
@@ -221,14 +236,16 @@ class _Session(Generic[B]):
         """The steps that are left, each with what is due after it.
 
         Returns:
-            Whether a signal, or a checkpoint that could not be saved, stopped them before the end.
+            Whether a signal, a checkpoint that could not be saved, or damaged data stopped them.
         """
         steps = range(self._engine.steps_done, self._settings.steps)
         for step, micro_batches in zip(steps, self._timed(batches), strict=True):
             torch.manual_seed(step_seed(seed, step, self._ranks.rank))
             self._record(self._step(micro_batches))
-            # What stops one rank stops all: a signal, or a checkpoint that could not be saved.
-            if self._ranks.any(interrupt.heard is not None or self._checkpoints.failed):
+            # What stops one rank stops all: a signal, a checkpoint that could not be saved, or a
+            # damaged shard.
+            stops = interrupt.heard is not None or self._checkpoints.failed
+            if self._ranks.any(stops or self._damage() is not None):
                 return True
             # Saved first: an evaluation that is cut short is made by the resumed run.
             if self.due(self._settings.save_every):

@@ -100,9 +100,9 @@ def held_folder(folder: Path, command: str) -> Iterator[Path]:
     """
     if folder.is_symlink():
         folder = folder.resolve()
+    require_writable(folder, "Choose another folder", folder=True)
     with sole_writer(folder):
         _require_replaceable(folder, command)
-        require_writable(folder, "Choose another folder", folder=True)
         yield folder
 
 

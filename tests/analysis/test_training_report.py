@@ -124,7 +124,7 @@ def test_a_probing_does_not_replace_what_the_model_itself_tells(tmp_path: Path) 
         )  # fmt: skip
         os.utime(folder / "results.jsonl", (age, age))
     _, own, probe = summary(read_run(tmp_path), "nats", can_generate=False)
-    assert own.startswith("The model tells the classes of all held-out samples of digits: 90.0%")
+    assert own.startswith("The model classifies all validation samples of digits: 90.0%")
     assert probe.startswith("The best probe on digits")
 
 

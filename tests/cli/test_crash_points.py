@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import random
 import re
-import shlex
 import shutil
 from collections import OrderedDict
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 import torch
 from command_line import toto, write_recipe
-from crash_points import command, fresh, run_in_fork, snapshot
+from crash_points import VQGAN, forks, fresh, snapshot
 from tiny_runs import tiny_recipe
 from toy_davis import make_davis
 
-from toto.data import moving_digits
 from toto.tokenizers.config import VqganConfig
-from toto.tokenizers.official import OFFICIAL
 
 SAMPLED = 2
 """Points of each command in the default suite; with the slow marker, all of them."""
@@ -29,9 +25,6 @@ EVENTS = r".*/events\.out\.tfevents.*"
 """TensorBoard begins a file at each start, named by the time and the process."""
 
 DONE = "exists already"
-
-VQGAN = {"num_codes": 16, "code_dim": 8, "latent_dim": 8, "width": 32, "blocks_per_level": 1}
-VQGAN |= {"width_multipliers": [1, 1, 1, 1], "attention_levels": [3]}
 
 
 @dataclass(frozen=True)
@@ -105,20 +98,10 @@ def world(tiny_folders, tiny_datasets, tmp_path_factory):
     return world
 
 
-@pytest.fixture(autouse=True)
-def small_publications(tmp_path, monkeypatch):
-    """The published weights, the digits and the home folder are those of this test."""
-    official = OFFICIAL["vqgan-1024"]
-    monkeypatch.setitem(OFFICIAL, "vqgan-1024", replace(official, sizes=VQGAN))
-    monkeypatch.setenv("TOTO_HOME", str(tmp_path / "w" / "home"))
-    monkeypatch.setattr(moving_digits, "VIDEOS", {"train": 2, "val": 1})
-
-
-def work_of(words):
-    """The command; the digits are made by a function of Python."""
-    if words == "moving digits":
-        return lambda: moving_digits.make_moving_digits(Path("digits")) or 0
-    return command(shlex.split(words))
+@pytest.fixture(scope="module")
+def clean():
+    with forks() as process:
+        yield process
 
 
 def contents(folder):
@@ -126,25 +109,24 @@ def contents(folder):
     return {name: content for name, content in found.items() if not re.fullmatch(EVENTS, name)}
 
 
-def check(verb, world, tmp_path, points):
+def check(verb, clean, world, tmp_path, points):
     """The same bytes as without a kill, at each of the points that `points` picks of so many."""
-    torch.set_num_threads(1)
     folder, log = tmp_path / "w", tmp_path / "log"
     fresh(world, folder)
-    code, operations = run_in_fork(work_of(verb.words), folder, log)
+    code, operations = clean.run(verb.words, folder, log)
     assert code == 0, log.read_text()
     expected = contents(folder)
     assert operations > 0
     faults = []
     for point in points(operations):
         fresh(world, folder)
-        code, _ = run_in_fork(work_of(verb.words), folder, log, kill_before=point)
+        code, _ = clean.run(verb.words, folder, log, kill_before=point)
         if code == 0:  # a thread did fewer operations this time
             continue
         assert code == -9, log.read_text()
-        code, _ = run_in_fork(work_of(verb.words), folder, log)
+        code, _ = clean.run(verb.words, folder, log)
         if code and verb.again:
-            code, _ = run_in_fork(work_of(verb.again), folder, log)
+            code, _ = clean.run(verb.again, folder, log)
         found = contents(folder)
         # Killed after the last rename the result is there, and the command says so.
         if (code and DONE not in log.read_text()) or found != expected:
@@ -155,13 +137,14 @@ def check(verb, world, tmp_path, points):
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_killed_before_some_operation_and_given_again(name, world, tmp_path):
+def test_killed_before_some_operation_and_given_again(name, clean, world, tmp_path):
     chosen = random.Random(name)
-    check(VERBS[name], world, tmp_path, lambda n: sorted(chosen.sample(range(n), min(n, SAMPLED))))
+    points = lambda n: sorted(chosen.sample(range(n), min(n, SAMPLED)))  # noqa: E731
+    check(VERBS[name], clean, world, tmp_path, points)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", VERBS)
-def test_killed_before_each_operation_and_given_again(name, world, tmp_path):
-    check(VERBS[name], world, tmp_path, range)
+def test_killed_before_each_operation_and_given_again(name, clean, world, tmp_path):
+    check(VERBS[name], clean, world, tmp_path, range)

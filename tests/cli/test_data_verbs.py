@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from command_line import toto, write_recipe
@@ -82,9 +84,14 @@ def test_pack_prints_what_it_left_and_refuses_what_it_cannot_write_or_choose(
 
 
 def test_doctor_does_not_offer_to_leave_out_what_is_only_unlabelled(tmp_path, tiny_folders):
-    shutil.copytree(tiny_folders / "pictures", tmp_path / "pictures/a")
-    toto("pack", "pictures", "data", cwd=tmp_path)
-    (tmp_path / "data/label.i32").open("r+b").write((-1).to_bytes(4, "little", signed=True))
+    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+        for number, path in enumerate(sorted((tiny_folders / "pictures").iterdir())):
+            tar.add(path, f"{number}.png")
+            if number > 0:
+                label = tarfile.TarInfo(f"{number}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(b"0"))
+    toto("pack", "pictures.tar", "data", cwd=tmp_path)
     done = toto("doctor", "data", cwd=tmp_path, code=1)
     assert "unlabelled samples stay" in done.stdout
     assert "--fix" not in done.stdout

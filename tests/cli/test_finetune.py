@@ -181,7 +181,7 @@ def test_classes_are_learned_through_the_whole_model(trained):
     toto("report", "runs/tiny-classify", cwd=trained)
     page = (run / "report.html").read_text()
     assert "of classes are right" not in page, "all held-out samples are scored: one accuracy"
-    assert "tells the classes of all held-out samples of videos: " in page
+    assert "The model classifies all validation samples of videos: " in page
     assert "this model learned classes, and no longer predicts tokens" in page
     assert "toto generate" not in page
     assert "No video has been generated" not in page

@@ -189,7 +189,7 @@ def test_other_files_are_never_replaced(folder):
     done = toto("generate", "--out", "clip.mp4", cwd=folder, code=2)
     assert "clip.mp4 is a file" in done.stderr
     done = toto("generate", "--out", "clip.mp4/in", cwd=folder, code=2)
-    assert "clip.mp4 is a file" in done.stderr
+    assert "clip.mp4/in cannot be written: Not a directory" in done.stderr
     (folder / "empty").mkdir()
     done = toto("generate", folder / "runs/tiny", "--out", ".", cwd=folder / "empty", code=2)
     assert "is the current folder" in done.stderr

@@ -147,5 +147,5 @@ def test_the_package_of_the_example_is_found_by_its_entry_point(tmp_path, tiny_d
     command = ("tokenize", tiny_datasets / "pictures", "tokens", "--recipe", recipe)
     made = toto_process(*command, cwd=tmp_path, env=environment)
     assert "tokenizer mosaic" in made.stdout
-    missing = toto(*command, cwd=tmp_path, code=2)
+    missing = toto("show", recipe, cwd=tmp_path, code=2)
     assert "unknown tokenizer 'mosaic'" in missing.stderr

@@ -323,7 +323,7 @@ def test_a_run_is_exported_and_taken_in_again(trained, tmp_path, tiny_datasets):
     assert (tmp_path / "exported/model.safetensors").is_file()
     assert (tmp_path / "exported/README.md").is_file()
     done = toto("export", "hf", str(trained / "runs/tiny"), "exported", cwd=tmp_path, code=2)
-    assert "not empty" in done.stderr
+    assert "exported exists already" in done.stderr
 
 
 def test_recomputed_activations_train_the_same(trained, tmp_path, tiny_datasets):

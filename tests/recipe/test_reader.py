@@ -78,7 +78,7 @@ ERRORS = [
     ({"backbone": {"preset": "lage"}}, "backbone", "unknown preset 'lage'", ""),
     ({"backbone": {"num_heads": 5}}, "backbone", "does not divide by num_heads 5", ""),
     ({"trainig": {}}, "trainig", "unknown key", "Did you mean training?"),
-    ({"training": {"batch_tokens": 30}}, "training.batch_tokens", "no multiple of", "Take 32"),
+    ({"training": {"batch_tokens": 30}}, "training.batch_tokens", "not a multiple of", "Take 32"),
     ({"training": {"micro_batch": 5}}, "training.micro_batch", "a step has 4", "Take 4"),
     ({"training": {"precision": "fp16"}}, "training.precision", "does not fit", "Change"),
     ({"schedule": {"warmup_steps": 9}}, "schedule.warmup_steps", "run of 4", "fewer"),

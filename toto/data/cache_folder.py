@@ -23,6 +23,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 UNFINISHED = re.compile(rf"\.(?P<name>.+)\.(?P<size>\d+){re.escape(PARTIAL)}")
-SCRATCH = re.compile(rf"\..+\.\d+-\d+{re.escape(PARTIAL)}(\.content.*)?")
+SCRATCH = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}(\.content.*)?")
 # Only these sub-folders are the cache's: a folder of datasets given by mistake loses nothing.
 ENTRY = re.compile(r"[0-9a-f]{32}")
 EVICTABLE = re.compile(r"shard-\d+\.tar")
@@ -116,9 +117,9 @@ class CacheFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 self._survey()
-                unique = f"{os.getpid()}-{time.monotonic_ns()}"
+                unique = secrets.token_hex(8)
                 claim = _Claim.make(self.folder / f".{name}.{unique}{PARTIAL}")
-            content = claim.path.with_name(f"{claim.path.name}.content")
+            content = claim.content
             try:
                 yield content
             finally:
@@ -172,7 +173,7 @@ class CacheFolder:
         self, claim: _Claim, path: Path, download: Callable[[Path], None], sha256: str | None
     ) -> BinaryIO:
         """Download into a claim; the file gets its name when it is whole and on the disk."""
-        content = claim.path.with_name(f"{claim.path.name}.content")
+        content = claim.content
         try:
             download(content)
             sync(content)
@@ -243,7 +244,8 @@ class CacheFolder:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(self.folder / LOCK_FILE, flags)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -253,16 +255,25 @@ class CacheFolder:
 
 @dataclass(frozen=True)
 class _Claim:
-    """An unfinished file, locked. Made and released under the folder's lock."""
+    """An unfinished file, locked. Made and released under the folder's lock.
+
+    Attributes:
+        path: of the lock.
+        descriptor: that holds it.
+        content: where the file itself is fetched to. Users may share the folder, so its name
+            cannot be guessed: a link that another user planted would be written through.
+    """
 
     path: Path
     descriptor: int
+    content: Path
 
     @classmethod
     def make(cls, path: Path) -> _Claim:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return cls(path, descriptor)
+        content = path.with_name(f"{path.name}.content-{secrets.token_hex(8)}")
+        return cls(path, descriptor, content)
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import os
 import random
+import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,6 @@ class Remote:
         self.address = address.rstrip("/")
         self._config = config
         self._mend = mend
-        self._attempts = itertools.count()
         self._opened: tuple[int, Any, str] | None = None
 
     def fetch(
@@ -87,7 +86,7 @@ class Remote:
         """
         tries = self._config.retries + 1
         for number in range(tries):
-            part = to.with_name(f"{to.name}.{os.getpid()}-{next(self._attempts)}")
+            part = to.with_name(f"{to.name}.{secrets.token_hex(8)}")
             try:
                 self._fetch_watched(name, part, limit, progress)
                 _require_size(part, size)

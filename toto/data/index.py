@@ -315,7 +315,8 @@ class Dataset:
         largest = np.maximum.reduce(codes_THW, axis=None)
         if largest >= self._codebook_size:
             raise UndecodableError(
-                f"code {largest} of a tokenizer that has {self._codebook_size:,}"
+                f"it holds the code {largest}, and its tokenizer has codes from 0 to "
+                f"{self._codebook_size - 1}. Tokenize it again"
             )
         return codes_THW
 

@@ -21,7 +21,7 @@ from toto.analysis.ngrams import (
     statistics,
 )
 from toto.data.clips import FrameList
-from toto.errors import DataError
+from toto.errors import DataError, UndecodableError
 from toto.files import write_atomic
 from toto.folders import held_folder, new_folder
 from toto.jobs.component import described_component
@@ -138,14 +138,11 @@ def _chunks(tokens: _Tokens) -> Iterator[Codes]:
     height, width = dataset.tokens.grid
     places = tokens.frames.spread(tokens.images)
     while chunk := list(itertools.islice(places, -(-CHUNK_TOKENS // (height * width)))):
-        frames = [dataset.read_codes(sample, frame, 1, 1) for sample, frame in chunk]
-        codes_BL = np.concatenate(frames).reshape(len(chunk), height * width)
-        if (largest := int(codes_BL.max())) >= tokens.codebook_size:
-            raise DataError(
-                f"{dataset.path} holds the code {largest}, and its tokenizer has codes from 0 to "
-                f"{tokens.codebook_size - 1}. Tokenize it again"
-            )
-        yield codes_BL
+        try:
+            frames = [dataset.read_codes(sample, frame, 1, 1) for sample, frame in chunk]
+        except UndecodableError as error:
+            raise DataError(f"{dataset.path}: {error}") from error
+        yield np.concatenate(frames).reshape(len(chunk), height * width)
 
 
 def _record(tokens: Sequence[_Tokens], results: dict[str, list[NgramStatistics]]) -> dict[str, Any]:

@@ -102,14 +102,15 @@ def _write(tokenizer: Tokenizer, path: Path) -> None:
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tokenizer.state_dict().items()
     }
-    identity = _identity(tokenizer)
-    metadata = {METADATA_KEY: identity, CHECKSUM_KEY: _checksum(identity, tensors)}
-    path.write_bytes(save(tensors, metadata=metadata))
+    made_for = json.loads(_identity(tokenizer))
+    # One entry: safetensors writes several in a random order, and equal weights are equal bytes.
+    text = json.dumps(made_for | {CHECKSUM_KEY: _checksum(made_for, tensors)})
+    path.write_bytes(save(tensors, metadata={METADATA_KEY: text}))
 
 
-def _checksum(identity: str, tensors: dict[str, Tensor]) -> str:
+def _checksum(made_for: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return the SHA-256, in hexadecimal, of what a file of weights says and holds."""
-    digest = hashlib.sha256(identity.encode())
+    digest = hashlib.sha256(json.dumps(made_for, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -130,9 +131,10 @@ def load_weights(tokenizer: Tokenizer, source: str) -> None:
     """
     path = _find(source)
     with _opened(path) as file:
-        made_for = _read_made_for(file, path)
+        made_for, checksum = _read_made_for(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _require_written_content(file.metadata() or {}, tensors, path)
+    if checksum is not None and not verification_skipped(str(path)):
+        _require_written_content(made_for or {}, tensors, checksum, path)
     tensors = without_wrappers(tensors, tokenizer.state_dict())
     _check(tokenizer, path, tensors, made_for)
     tokenizer.load_state_dict(tensors)
@@ -149,7 +151,7 @@ def read_identity(source: str) -> dict[str, Any]:
     """
     path = _find(source)
     with _opened(path) as file:
-        identity = _read_made_for(file, path)
+        identity, _ = _read_made_for(file, path)
     if identity is None:
         raise CheckpointError(
             f"{path} does not say which tokenizer it belongs to. Name a recipe whose tokenizer "
@@ -190,34 +192,32 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _require_written_content(
-    metadata: dict[str, str], tensors: dict[str, Tensor], path: Path
+    made_for: dict[str, Any], tensors: dict[str, Tensor], checksum: str, path: Path
 ) -> None:
-    """Compare the tensors with the file's own checksum, where it has one.
+    """Compare the tensors, and what the file says of them, with the file's own checksum.
 
     Raises:
         CheckpointError: they are not what was written.
     """
-    written = metadata.get(CHECKSUM_KEY)
-    if written is None or verification_skipped(str(path)):
-        return
-    if _checksum(metadata.get(METADATA_KEY, ""), tensors) != written:
+    if _checksum(made_for, tensors) != checksum:
         raise CheckpointError(
             f"the content of {path} is not what was written (sha256 differs). Copy it again, or "
             "train or fetch the tokenizer again"
         )
 
 
-def _read_made_for(file: Any, path: Path) -> dict[str, Any] | None:
-    """What an open file says of the tokenizer it belongs to, or None."""
+def _read_made_for(file: Any, path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what an open file says of its tokenizer, and its checksum; None where it has none."""
     text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
-        return None
+        return None, None
     try:
         made_for = json.loads(text)
     except (ValueError, RecursionError):
         made_for = None
     if isinstance(made_for, dict):
-        return made_for
+        checksum = made_for.pop(CHECKSUM_KEY, None)
+        return made_for, None if checksum is None else str(checksum)
     raise CheckpointError(
         f"{path} says {text!r} of its tokenizer, which is no config as toto writes it. Give a file "
         "that toto wrote, or save the tensors again without metadata"

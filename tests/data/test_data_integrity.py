@@ -175,7 +175,7 @@ def test_a_code_that_the_tokenizer_lacks_is_replaced(tmp_path):
     tokenizer = {"name": "dvae", "num_codes": 1100, "weights": None}
     edit_manifest(tmp_path / "d", tokens=info | {"tokenizer": tokenizer})
     dataset = Dataset.open(tmp_path / "d")
-    with pytest.raises(UndecodableError, match="code 2003 of a tokenizer that has 1,100"):
+    with pytest.raises(UndecodableError, match="it holds the code 2003, and its tokenizer has codes from 0 to 1099"):
         dataset.read_codes(2, 0, 1, 1)
     stream = SourceStream.shuffled(dataset, CLIP, seed=0, name="s")
     drawn = stream.sequences(range(6), source=0, positions=range(6))

@@ -175,13 +175,13 @@ def test_a_code_that_the_tokenizer_lacks_is_replaced(tmp_path):
     tokenizer = {"name": "dvae", "num_codes": 1100, "weights": None}
     edit_manifest(tmp_path / "d", tokens=info | {"tokenizer": tokenizer})
     dataset = Dataset.open(tmp_path / "d")
-    with pytest.raises(UndecodableError, match="it holds the code 2003, and its tokenizer has codes from 0 to 1099"):
+    with pytest.raises(UndecodableError, match=r"code 2003, .* codes from 0 to 1099"):
         dataset.read_codes(2, 0, 1, 1)
     stream = SourceStream.shuffled(dataset, CLIP, seed=0, name="s")
     drawn = stream.sequences(range(6), source=0, positions=range(6))
     broken = [what for sequence in drawn for what in sequence.broken]
     assert broken
-    assert all("d/000002: code 20" in what for what in broken)
+    assert all("d/000002: it holds the code 20" in what for what in broken)
 
 
 def test_a_missing_column_is_a_named_error(dataset, monkeypatch):
